@@ -1,0 +1,106 @@
+//! The hooks where traffic enters and leaves the node: the WireGuard device and the uplinks.
+
+use super::{Judge, Outcome, State};
+use crate::packet::{Packet, protocol};
+use crate::{AddressEntry, DropReason, Setting, identity};
+
+impl<S: State> Judge<'_, S> {
+    /// Out of the tunnel: another node's source, for somebody here.
+    #[inline(always)]
+    pub(super) fn wireguard_receives(&mut self, packet: &Packet) -> Outcome {
+        let source = self.resolve(&packet.source);
+        self.event.remote = source.identity;
+        self.event.node = source.node;
+        self.event.encrypted = 1;
+        if source.node == 0 || source.is_cluster_range() {
+            return self.refuse(DropReason::UnknownSource);
+        }
+        if let Some(endpoint) = self.state.endpoint(&packet.destination) {
+            self.event.local = endpoint.identity;
+            return Ok(());
+        }
+        self.event.local = identity::HOST;
+        if self.is_host(&packet.destination) { Ok(()) } else { self.refuse(DropReason::NoEndpoint) }
+    }
+
+    /// Into the tunnel: a pod's packet from that pod's interface, or the host's own.
+    #[inline(always)]
+    pub(super) fn wireguard_sends(&mut self, packet: &Packet) -> Outcome {
+        let ingress = self.context.ingress_ifindex;
+        // The kernel solicits routers on every device; no peer is there to hear it.
+        if ingress == 0 && (packet.is_neighbour_discovery() || packet.is_multicast_listener()) {
+            return Ok(());
+        }
+        let destination = self.resolve(&packet.destination);
+        self.event.remote = destination.identity;
+        self.event.node = destination.node;
+        self.event.encrypted = 1;
+        if let Some(endpoint) = self.state.endpoint(&packet.source) {
+            self.event.local = endpoint.identity;
+            return if endpoint.ifindex == ingress { Ok(()) } else { self.refuse(DropReason::Spoofed) };
+        }
+        if !self.is_host(&packet.source) {
+            return self.refuse(DropReason::Spoofed);
+        }
+        self.event.local = identity::HOST;
+        if ingress == 0 { Ok(()) } else { self.refuse(DropReason::Masqueraded) }
+    }
+
+    /// In by an uplink: nothing that says it comes from within the cluster.
+    #[inline(always)]
+    pub(super) fn uplink_receives(&mut self, packet: &Packet) -> Outcome {
+        if packet.is_neighbour_discovery() {
+            return Ok(());
+        }
+        let source = self.resolve(&packet.source);
+        self.event.remote = source.identity;
+        self.event.node = source.node;
+        let is_endpoint = self.state.endpoint(&packet.source).is_some();
+        if !is_endpoint && !source.is_mesh() {
+            return Ok(());
+        }
+        let bootstrap =
+            source.is_of_remote_node() && self.is_host(&packet.destination) && self.is_bootstrap(packet);
+        if bootstrap { Ok(()) } else { self.refuse(DropReason::Unencrypted) }
+    }
+
+    /// Out by an uplink: nothing for somebody within the cluster, whatever the routing table says.
+    #[inline(always)]
+    pub(super) fn uplink_sends(&mut self, packet: &Packet) -> Outcome {
+        if packet.is_neighbour_discovery() {
+            return Ok(());
+        }
+        let destination = self.resolve(&packet.destination);
+        self.event.remote = destination.identity;
+        self.event.node = destination.node;
+        if !destination.is_mesh() {
+            return Ok(());
+        }
+        let bootstrap = destination.is_of_remote_node()
+            && self.context.ingress_ifindex == 0
+            && self.is_host(&packet.source)
+            && self.is_bootstrap(packet);
+        if bootstrap { Ok(()) } else { self.refuse(DropReason::Unencrypted) }
+    }
+
+    /// WireGuard itself and the handshakes, from which tunnels come: they cannot run in one.
+    #[inline(always)]
+    fn is_bootstrap(&self, packet: &Packet) -> bool {
+        let setting = match packet.protocol {
+            protocol::UDP => Setting::WireguardPort,
+            protocol::TCP => Setting::HandshakePort,
+            _ => return false,
+        };
+        let port = self.state.setting(setting);
+        let is = |bytes| u64::from(u16::from_be_bytes(bytes)) == port;
+        port != 0 && !packet.fragment && (is(packet.source_port) || is(packet.destination_port))
+    }
+}
+
+impl AddressEntry {
+    /// Whether this address belongs to the cluster, but isn't this host's own.
+    #[inline(always)]
+    const fn is_mesh(&self) -> bool {
+        self.node != 0 || self.is_cluster_range() || self.is_of_pod()
+    }
+}

@@ -1,0 +1,250 @@
+//! Keys and values of the maps.
+
+use core::net::{IpAddr, Ipv6Addr};
+
+use crate::layout::plain;
+
+/// Number of a security identity, the same in the whole cluster. Reserved ones are in [`identity`].
+pub type IdentityNumber = u32;
+/// Number of a node, the same in the whole cluster and never reused; 0 is "this node".
+pub type NodeNumber = u16;
+
+/// Reserved identity numbers, with the values that Cilium's users know.
+pub mod identity {
+    use super::IdentityNumber;
+
+    /// No identity: as a key of the policy map, "any identity"; as a value, "not known".
+    pub const UNKNOWN: IdentityNumber = 0;
+    /// This node itself: every address on its interfaces.
+    pub const HOST: IdentityNumber = 1;
+    /// Everything outside the cluster.
+    pub const WORLD: IdentityNumber = 2;
+    /// Endpoints that nobody manages.
+    pub const UNMANAGED: IdentityNumber = 3;
+    /// Health checks.
+    pub const HEALTH: IdentityNumber = 4;
+    /// A pod whose identity has not been determined yet.
+    pub const INIT: IdentityNumber = 5;
+    /// Another node of the cluster.
+    pub const REMOTE_NODE: IdentityNumber = 6;
+    /// The Kubernetes API server.
+    pub const KUBE_APISERVER: IdentityNumber = 7;
+    /// Ingress proxies.
+    pub const INGRESS: IdentityNumber = 8;
+    /// The first number that stands for a set of labels.
+    pub const FIRST_USER: IdentityNumber = 256;
+
+    /// Whether `number` is reserved: no SVID exists for it, so it can't satisfy `required`.
+    #[must_use]
+    pub const fn is_reserved(number: IdentityNumber) -> bool {
+        number < FIRST_USER
+    }
+}
+
+/// An IPv6 address, or an IPv4 address mapped into IPv6 (`::ffff:a.b.c.d`), in network order.
+///
+/// Aligned, so that the programs move it by words instead of bytes.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address(pub [u8; 16]);
+
+impl Address {
+    /// Bits by which an IPv4 prefix grows when it is mapped into IPv6.
+    pub const V4_PREFIX_BITS: u32 = 96;
+
+    /// The IPv4 address with these octets.
+    #[must_use]
+    pub const fn from_v4(octets: [u8; 4]) -> Self {
+        let [a, b, c, d] = octets;
+        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    }
+
+    /// Whether this is an IPv4 address.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        let [a, b, c, _] = self.words();
+        a == 0 && b == 0 && c == 0xffff
+    }
+
+    /// Whether this is the unspecified IPv6 address.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_unspecified(&self) -> bool {
+        let [a, b, c, d] = self.words();
+        a | b | c | d == 0
+    }
+
+    /// Whether this is the unspecified IPv4 address.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_unspecified_v4(&self) -> bool {
+        let [_, _, _, d] = self.words();
+        self.is_v4() && d == 0
+    }
+
+    /// Whether this is an IPv6 link-local unicast address.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_link_local(&self) -> bool {
+        matches!(self.0, [0xfe, 0x80..=0xbf, ..])
+    }
+
+    /// Whether this is an IPv6 multicast address.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_multicast(&self) -> bool {
+        matches!(self.0, [0xff, ..])
+    }
+
+    #[inline(always)]
+    const fn words(&self) -> [u32; 4] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
+        [
+            u32::from_be_bytes([a, b, c, d]),
+            u32::from_be_bytes([e, f, g, h]),
+            u32::from_be_bytes([i, j, k, l]),
+            u32::from_be_bytes([m, n, o, p]),
+        ]
+    }
+
+    /// The address as the standard library has it.
+    #[must_use]
+    pub fn to_ip(self) -> IpAddr {
+        Ipv6Addr::from(self.0).to_canonical()
+    }
+}
+
+impl From<IpAddr> for Address {
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => Self::from_v4(v4.octets()),
+            IpAddr::V6(v6) => Self(v6.octets()),
+        }
+    }
+}
+
+/// Flags of an [`AddressEntry`].
+pub struct AddressFlags;
+
+impl AddressFlags {
+    /// A range of the cluster: an address in it which has no entry of its own is undecidable.
+    pub const CLUSTER_RANGE: u16 = 1;
+}
+
+plain! {
+    /// Who an address or prefix belongs to.
+    pub struct AddressEntry [8] {
+        /// The identity; [`identity::UNKNOWN`] for a cluster range.
+        pub identity: u32,
+        /// The node it is on; 0 for this node and for what is on no node.
+        pub node: u16,
+        /// [`AddressFlags`].
+        pub flags: u16,
+    }
+}
+
+plain! {
+    /// An address of a pod on this node.
+    pub struct EndpointEntry [16] {
+        /// The pod's identity.
+        pub identity: u32,
+        /// Index of the host end of its veth pair.
+        pub ifindex: u32,
+        /// Epoch of this assignment of the address.
+        pub epoch: u32,
+        /// Reserved, 0.
+        pub pad: u32,
+    }
+}
+
+plain! {
+    /// A pair of identities that may have authenticated, seen from this node.
+    pub struct AuthKey [12] {
+        /// The identity on this node.
+        pub local: u32,
+        /// The identity at the other end.
+        pub remote: u32,
+        /// The node of the other end; 0 for this node.
+        pub node: u16,
+        /// [`AuthType`](crate::AuthType).
+        pub auth_type: u8,
+        /// Reserved, 0.
+        pub pad: u8,
+    }
+}
+
+plain! {
+    /// A successful authentication.
+    pub struct AuthEntry [16] {
+        /// When it ends.
+        pub expires: u64,
+        /// The node's session epoch under which it was made; another epoch there revokes it.
+        pub epoch: u32,
+        /// Reserved, 0.
+        pub pad: u32,
+    }
+}
+
+plain! {
+    /// What is known of another node.
+    pub struct NodeEntry [16] {
+        /// When its session ends, with the grace that the configuration gives to tunnels.
+        pub expires: u64,
+        /// Session epoch: raising it revokes every authentication that the node vouched for.
+        pub epoch: u32,
+        /// Highest of this node's address epochs that the other has acknowledged.
+        pub acknowledged: u32,
+    }
+}
+
+plain! {
+    /// A connection of one local endpoint, the same key for both directions of its packets.
+    pub struct ConnectionKey [40] {
+        /// The endpoint's address.
+        pub local: Address,
+        /// The address at the other end.
+        pub remote: Address,
+        /// The endpoint's port, network order; for ICMP echo the identifier.
+        pub local_port: [u8; 2],
+        /// The port at the other end, network order; for ICMP echo the identifier.
+        pub remote_port: [u8; 2],
+        /// IP protocol number.
+        pub protocol: u8,
+        /// The [`Direction`](crate::Direction) in which it was opened.
+        pub direction: u8,
+        /// Reserved, 0.
+        pub pad: u16,
+    }
+}
+
+plain! {
+    /// State of a connection. Written only when a packet in its opening direction has passed everything.
+    pub struct ConnectionEntry [48] {
+        /// When a packet last passed.
+        pub last_seen: u64,
+        /// Packets in the opening direction.
+        pub packets: u64,
+        /// Bytes in the opening direction.
+        pub bytes: u64,
+        /// Packets of replies.
+        pub reply_packets: u64,
+        /// Identity of the endpoint.
+        pub local_identity: u32,
+        /// Identity at the other end.
+        pub remote_identity: u32,
+        /// Node of the other end.
+        pub node: u16,
+        /// [`AuthType`](crate::AuthType) that it rests on.
+        pub auth_type: u8,
+        /// [`ConnectionEntry::AUDITED`] or 0.
+        pub flags: u8,
+        /// Reserved, 0.
+        pub pad: u32,
+    }
+}
+
+impl ConnectionEntry {
+    /// Policy would have refused it, so it counts for nothing once policy is enforced.
+    pub const AUDITED: u8 = 1;
+}

@@ -1,0 +1,82 @@
+//! What the eBPF programs and user space agree on: keys and values of the maps, events, drop reasons, and
+//! the decision that kernel and tests share.
+//!
+//! The leaf of the workspace: `no_std`, no dependencies, no unsafe. Every map type is `repr(C)` without
+//! implicit padding and converts to and from its bytes, so user space needs no transmutation. Integers are
+//! in host order unless a field says otherwise; times are nanoseconds of boot time (`CLOCK_BOOTTIME`).
+
+#![no_std]
+
+mod decide;
+mod drop_reason;
+mod event;
+mod keys;
+mod layout;
+mod metrics;
+pub mod packet;
+mod policy;
+mod settings;
+
+pub use decide::{CONNECTION_TIMEOUT, Context, State, TCP_TIMEOUT, Tracked, Workspace, decide};
+pub use drop_reason::DropReason;
+pub use event::{Event, EventKind, Hook, Verdict};
+pub use keys::{
+    Address, AddressEntry, AddressFlags, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, EndpointEntry,
+    IdentityNumber, NodeEntry, NodeNumber, identity,
+};
+pub use layout::Layout;
+pub use metrics::{Counter, metric};
+pub use policy::{AuthType, Choice, Direction, PolicyEntry, PolicyKey, choose};
+pub use settings::{Mode, SCHEMA_VERSION, Setting};
+
+/// How many entries each map holds.
+pub mod capacity {
+    /// Of [`map::ADDRESSES`](crate::map::ADDRESSES).
+    pub const ADDRESSES: usize = 131_072;
+    /// Of [`map::PREFIXES`](crate::map::PREFIXES).
+    pub const PREFIXES: usize = 16_384;
+    /// Of [`map::ENDPOINTS`](crate::map::ENDPOINTS).
+    pub const ENDPOINTS: usize = 4_096;
+    /// Of [`map::POLICY`](crate::map::POLICY).
+    pub const POLICY: usize = 131_072;
+    /// Of [`map::NODES`](crate::map::NODES).
+    pub const NODES: usize = 16_384;
+    /// Of [`map::AUTH`](crate::map::AUTH).
+    pub const AUTH: usize = 131_072;
+    /// Of [`map::CONNECTIONS`](crate::map::CONNECTIONS), whose least recently used entry makes room.
+    pub const CONNECTIONS: usize = 65_536;
+    /// Of [`map::EVENTS`](crate::map::EVENTS), in bytes.
+    pub const EVENTS: usize = 1 << 20;
+    /// Of [`map::METRICS`](crate::map::METRICS).
+    pub const METRICS: usize = crate::metric::COUNT as usize;
+    /// Of [`map::CONFIG`](crate::map::CONFIG).
+    pub const CONFIG: usize = crate::Setting::COUNT as usize;
+}
+
+/// Names of the maps, which are also their file names under the pin directory.
+pub mod map {
+    /// [`Setting`](crate::Setting) → `u64`, an array.
+    pub const CONFIG: &str = "config";
+    /// [`Address`](crate::Address) → [`AddressEntry`](crate::AddressEntry), a hash.
+    pub const ADDRESSES: &str = "addresses";
+    /// [`Address`](crate::Address) prefix → [`AddressEntry`](crate::AddressEntry), a trie.
+    pub const PREFIXES: &str = "prefixes";
+    /// Local [`Address`](crate::Address) → [`EndpointEntry`](crate::EndpointEntry), a hash.
+    pub const ENDPOINTS: &str = "endpoints";
+    /// [`PolicyKey`](crate::PolicyKey) prefix → [`PolicyEntry`](crate::PolicyEntry), a trie.
+    pub const POLICY: &str = "policy";
+    /// [`NodeNumber`](crate::NodeNumber) (as `u32`) → [`NodeEntry`](crate::NodeEntry), a hash.
+    pub const NODES: &str = "nodes";
+    /// [`AuthKey`](crate::AuthKey) → [`AuthEntry`](crate::AuthEntry), a hash.
+    pub const AUTH: &str = "auth";
+    /// [`ConnectionKey`](crate::ConnectionKey) → [`ConnectionEntry`](crate::ConnectionEntry), a hash.
+    pub const CONNECTIONS: &str = "connections";
+    /// [`Event`](crate::Event)s, a ring buffer.
+    pub const EVENTS: &str = "events";
+    /// [`metric`](crate::metric) index → [`Counter`](crate::Counter), an array per CPU.
+    pub const METRICS: &str = "metrics";
+
+    /// Every map.
+    pub const ALL: [&str; 10] =
+        [CONFIG, ADDRESSES, PREFIXES, ENDPOINTS, POLICY, NODES, AUTH, CONNECTIONS, EVENTS, METRICS];
+}

@@ -1,0 +1,42 @@
+//! The `metrics` map: what each CPU has counted.
+
+use crate::layout::plain;
+
+plain! {
+    /// Packets and bytes that met one fate at one hook.
+    pub struct Counter [16] {
+        /// Packets.
+        pub packets: u64,
+        /// Bytes, with the headers that the hook sees.
+        pub bytes: u64,
+    }
+}
+
+/// Places in the `metrics` map.
+pub mod metric {
+    use crate::{DropReason, Hook, Verdict};
+
+    /// Events that the ring buffer had no room for.
+    pub const LOST_EVENTS: u32 = 0;
+    /// Number of places.
+    pub const COUNT: u32 = (Hook::ToUplink as u32 + 1) * PER_HOOK;
+
+    const PER_HOOK: u32 = 512;
+    const AUDIT: u32 = 256;
+
+    /// Where packets with this fate are counted.
+    #[must_use]
+    #[inline(always)]
+    pub const fn index(hook: Hook, verdict: Verdict, reason: Option<DropReason>) -> u32 {
+        let reason = match reason {
+            Some(reason) => reason as u32,
+            None => 0,
+        };
+        let fate = match verdict {
+            Verdict::Forwarded => 0,
+            Verdict::Dropped => reason,
+            Verdict::Audit => AUDIT + reason,
+        };
+        hook as u32 * PER_HOOK + fate
+    }
+}

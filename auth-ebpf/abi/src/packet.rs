@@ -1,0 +1,120 @@
+//! What the decision needs to know of a packet, and the parser that finds it.
+//!
+//! The parser reads through [`Bytes`], so the same code runs on a socket buffer in the kernel and on a slice
+//! in tests. It refuses what it does not understand completely: a decision is never made on half a header.
+
+use crate::Address;
+
+mod numbers;
+mod parse;
+
+pub use numbers::{ethertype, icmp, protocol, tcp};
+pub use parse::{parse_ethernet, parse_ip};
+
+/// Bytes that can be read at an offset.
+pub trait Bytes {
+    /// The `N` bytes at `offset`, or `None` if the packet ends before.
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+}
+
+impl Bytes for [u8] {
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.get(offset as usize..)?.first_chunk().copied()
+    }
+}
+
+/// What a frame holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// An IPv4 or IPv6 packet.
+    Ip,
+    /// An ARP message for IPv4 over Ethernet; the packet's source is the protocol address of its sender.
+    Arp,
+    /// Anything else, by its Ethernet type; that of the VLAN tag where no tag is expected.
+    Other(u16),
+}
+
+/// The header of an IP packet, as far as the decision looks at it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packet {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Source port, network order; of an ICMP echo its identifier.
+    pub source_port: [u8; 2],
+    /// Destination port, network order; of ICMP its type and code.
+    pub destination_port: [u8; 2],
+    /// Protocol number behind all extension headers.
+    pub protocol: u8,
+    /// Time to live, or hop limit.
+    pub hop_limit: u8,
+    /// Flags of TCP.
+    pub tcp_flags: u8,
+    /// A fragment, a first one too; nothing behind its IP header was looked at.
+    pub fragment: bool,
+}
+
+impl Packet {
+    /// Whether this is a message of IPv6 neighbour discovery that has not crossed a router.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_neighbour_discovery(&self) -> bool {
+        self.is_icmpv6()
+            && matches!(self.destination_port[0], icmp::V6_NEIGHBOUR_FIRST..=icmp::V6_NEIGHBOUR_LAST)
+            && self.hop_limit == 255
+    }
+
+    /// Whether this is a report or query of multicast listeners (MLD).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_multicast_listener(&self) -> bool {
+        self.is_icmpv6()
+            && matches!(
+                self.destination_port[0],
+                icmp::V6_MLD_FIRST..=icmp::V6_MLD_LAST | icmp::V6_MLD2_REPORT
+            )
+            && self.hop_limit == 1
+            && self.destination.is_multicast()
+    }
+
+    /// Whether this asks for an echo.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_echo_request(&self) -> bool {
+        match self.protocol {
+            protocol::ICMP => self.destination_port[0] == icmp::ECHO,
+            protocol::ICMPV6 => self.destination_port[0] == icmp::V6_ECHO,
+            _ => false,
+        }
+    }
+
+    /// Whether this is an echo.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_echo_reply(&self) -> bool {
+        match self.protocol {
+            protocol::ICMP => self.destination_port[0] == icmp::ECHO_REPLY,
+            protocol::ICMPV6 => self.destination_port[0] == icmp::V6_ECHO_REPLY,
+            _ => false,
+        }
+    }
+
+    /// Whether this is ICMP of either family.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_icmp(&self) -> bool {
+        matches!(self.protocol, protocol::ICMP | protocol::ICMPV6)
+    }
+
+    const fn is_icmpv6(&self) -> bool {
+        self.protocol == protocol::ICMPV6 && !self.fragment && !self.source.is_v4()
+    }
+
+    /// Whether this is TCP's first segment of a connection.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_syn(&self) -> bool {
+        self.protocol == protocol::TCP && self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+    }
+}

@@ -1,0 +1,174 @@
+//! The policy map's types, and the choice between two entries that match one packet.
+
+use crate::layout::plain;
+
+/// Which way a packet goes, seen from the endpoint.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// Into the endpoint.
+    Ingress = 0,
+    /// Out of the endpoint.
+    Egress = 1,
+}
+
+impl Direction {
+    /// The word for logs, metrics and tables.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+
+    /// The other direction.
+    #[must_use]
+    pub const fn reverse(self) -> Self {
+        match self {
+            Self::Ingress => Self::Egress,
+            Self::Egress => Self::Ingress,
+        }
+    }
+
+    /// The direction with this number.
+    #[must_use]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Ingress),
+            1 => Some(Self::Egress),
+            _ => None,
+        }
+    }
+}
+
+/// How a pair must have authenticated; a larger one includes nothing of a smaller one.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AuthType {
+    /// Not at all.
+    #[default]
+    Disabled = 0,
+    /// Mutual TLS with the SVIDs of both identities.
+    Spire = 1,
+    /// Never satisfied; for tests.
+    AlwaysFail = 2,
+}
+
+impl AuthType {
+    /// The word for logs, metrics and tables.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::Spire => "spire",
+            Self::AlwaysFail => "test-always-fail",
+        }
+    }
+
+    /// The type with this number.
+    #[must_use]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Disabled),
+            1 => Some(Self::Spire),
+            2 => Some(Self::AlwaysFail),
+            _ => None,
+        }
+    }
+}
+
+plain! {
+    /// Whom a policy entry is for. In the trie, identities and direction are always matched whole; protocol
+    /// and port follow as a prefix ([`PolicyKey::prefix_len`]).
+    pub struct PolicyKey [12] {
+        /// The endpoint's identity.
+        pub local: u32,
+        /// The identity at the other end, or 0 for any.
+        pub remote: u32,
+        /// [`Direction`].
+        pub direction: u8,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// Destination port in network order; for ICMP the type, in the first byte.
+        pub port: [u8; 2],
+    }
+}
+
+impl PolicyKey {
+    /// Bits of the part that is always matched whole.
+    pub const FIXED_BITS: u32 = 72;
+    /// Bits of a key in full.
+    pub const FULL_BITS: u32 = 96;
+
+    /// Prefix length that matches any protocol (`None`) or one protocol and the first `port_bits` bits of
+    /// the port.
+    #[must_use]
+    pub const fn prefix_len(port_bits: Option<u32>) -> u32 {
+        match port_bits {
+            None => Self::FIXED_BITS,
+            Some(bits) => Self::FIXED_BITS + 8 + bits,
+        }
+    }
+}
+
+plain! {
+    /// What a policy entry says.
+    pub struct PolicyEntry [16] {
+        /// The larger precedence wins; [`PolicyEntry::DENY_PRECEDENCE`] for every deny.
+        pub precedence: u32,
+        /// Names the rule that this entry comes from, for flows and explanations.
+        pub cookie: u32,
+        /// Bits of protocol and port that this entry matches (0, or 8 to 24): its specificity.
+        pub port_prefix: u8,
+        /// 1: deny.
+        pub deny: u8,
+        /// [`AuthType`].
+        pub auth_type: u8,
+        /// 1: the rule names its authentication mode; 0: it may be derived from a broader entry.
+        pub auth_explicit: u8,
+        /// 1: only over an encrypted path.
+        pub encryption: u8,
+        /// Reserved, 0.
+        pub pad: [u8; 3],
+    }
+}
+
+impl PolicyEntry {
+    /// Precedence of every deny: nothing is above it.
+    pub const DENY_PRECEDENCE: u32 = u32::MAX;
+}
+
+/// What policy says about one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The entry that decides.
+    pub entry: PolicyEntry,
+    /// [`AuthType`] number which the packet needs, derived ones included.
+    pub auth_type: u8,
+}
+
+/// Chooses between the entry found for the remote identity and the one found for any identity.
+///
+/// The larger precedence wins, then the more specific port, then the identity. The authentication of the
+/// entry chosen is its own if the rule names it, otherwise the larger of both at equal precedence, as
+/// Cilium documents for its policy map.
+#[must_use]
+#[inline(always)]
+pub fn choose(with_identity: Option<PolicyEntry>, any_identity: Option<PolicyEntry>) -> Option<Choice> {
+    let (chosen, other) = match (with_identity, any_identity) {
+        (None, None) => return None,
+        (Some(only), None) | (None, Some(only)) => {
+            return Some(Choice { entry: only, auth_type: only.auth_type });
+        }
+        (Some(identity), Some(any)) => {
+            let any_wins = any.precedence > identity.precedence
+                || (any.precedence == identity.precedence && any.port_prefix > identity.port_prefix);
+            if any_wins { (any, identity) } else { (identity, any) }
+        }
+    };
+    let derived = chosen.auth_explicit == 0
+        && other.precedence == chosen.precedence
+        && other.auth_type > chosen.auth_type;
+    Some(Choice { entry: chosen, auth_type: if derived { other.auth_type } else { chosen.auth_type } })
+}

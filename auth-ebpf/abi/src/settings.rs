@@ -1,0 +1,73 @@
+//! The `config` map: one `u64` a slot, so that the daemon and `authctl` write theirs without a race.
+
+/// Version of the maps' layout. A daemon refuses pinned maps of another version.
+pub const SCHEMA_VERSION: u64 = 1;
+
+/// A slot of the `config` map.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Setting {
+    /// [`SCHEMA_VERSION`].
+    Schema = 0,
+    /// [`Mode`] of policy and authentication.
+    PolicyMode = 1,
+    /// [`Mode`] of encryption.
+    EncryptionMode = 2,
+    /// Boot time until which policy is off (as `observe`), 0 for not.
+    PolicyOffUntil = 3,
+    /// Boot time until which encryption is off (as `observe`), 0 for not.
+    EncryptionOffUntil = 4,
+    /// Interface index of the WireGuard device, 0 while there is none.
+    WireguardIfindex = 5,
+    /// UDP port of WireGuard.
+    WireguardPort = 6,
+    /// TCP port of the handshakes.
+    HandshakePort = 7,
+}
+
+impl Setting {
+    /// Number of slots.
+    pub const COUNT: u32 = 16;
+
+    /// The name for `authctl` and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Schema => "schema",
+            Self::PolicyMode => "policy-mode",
+            Self::EncryptionMode => "encryption-mode",
+            Self::PolicyOffUntil => "policy-off-until",
+            Self::EncryptionOffUntil => "encryption-off-until",
+            Self::WireguardIfindex => "wireguard-ifindex",
+            Self::WireguardPort => "wireguard-port",
+            Self::HandshakePort => "handshake-port",
+        }
+    }
+}
+
+/// What happens to a packet that a check would drop.
+#[repr(u64)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mode {
+    /// It passes, is counted, and the event says what would have been.
+    Observe = 1,
+    /// It drops.
+    Enforce = 2,
+}
+
+impl Mode {
+    /// The word for configuration, logs and tables.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Observe => "observe",
+            Self::Enforce => "enforce",
+        }
+    }
+
+    /// What programs do with the number in the map: all but a clear `observe` enforces.
+    #[must_use]
+    pub const fn from_number(number: u64) -> Self {
+        if number == Self::Observe as u64 { Self::Observe } else { Self::Enforce }
+    }
+}

@@ -1,0 +1,27 @@
+//! Truth tables of the decision, hook by hook.
+
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test that cannot go on should stop"
+)]
+
+#[path = "decide/frames.rs"]
+mod frames;
+#[path = "decide/scene.rs"]
+mod scene;
+#[path = "decide/tables.rs"]
+mod tables;
+
+#[path = "decide/borders.rs"]
+mod borders;
+#[path = "decide/exchange.rs"]
+mod exchange;
+#[path = "decide/model.rs"]
+mod model;
+#[path = "decide/modes.rs"]
+mod modes;
+#[path = "decide/pods.rs"]
+mod pods;

@@ -1,0 +1,190 @@
+//! At the WireGuard device and the uplinks.
+
+use auth_ebpf_abi::packet::{ethertype, icmp as types};
+use auth_ebpf_abi::{Context, DropReason, Hook, Verdict};
+
+use super::frames::{Parts, ack, arp, ethernet, icmp, packet, syn, tagged, udp};
+use super::scene::*;
+use super::tables::Tables;
+
+type Fate = (Verdict, Option<DropReason>);
+
+fn at(hook: Hook, ingress: u32, parts: &Parts) -> Fate {
+    at_with(&cluster(), hook, ingress, parts)
+}
+
+fn at_with(tables: &Tables, hook: Hook, ingress: u32, parts: &Parts) -> Fate {
+    let bytes = match hook {
+        Hook::FromWireguard | Hook::ToWireguard => parts.ip(),
+        Hook::FromPod | Hook::ToPod | Hook::FromUplink | Hook::ToUplink => parts.ethernet(),
+    };
+    run(tables, context(hook, ingress), &bytes)
+}
+
+#[test]
+fn the_tunnel_delivers_other_nodes_traffic_to_who_is_here() {
+    for (source, destination, expected) in [
+        (THERE, HERE, PASSES),
+        (THERE, NEIGHBOUR, PASSES),
+        (OTHER_NODE, HOST, PASSES),
+        (THERE_V6, HERE_V6, PASSES),
+        (THERE, NOBODY, drops(DropReason::NoEndpoint)),
+        (THERE, WORLD, drops(DropReason::NoEndpoint)),
+        (HERE, NEIGHBOUR, drops(DropReason::UnknownSource)),
+        (HOST, HERE, drops(DropReason::UnknownSource)),
+        (WORLD, HERE, drops(DropReason::UnknownSource)),
+        (NOBODY, HERE, drops(DropReason::UnknownSource)),
+    ] {
+        let fate = at(Hook::FromWireguard, WIREGUARD_IFINDEX, &udp((source, 1), (destination, 2)));
+        assert_eq!(fate, expected, "{source:?} to {destination:?}");
+    }
+}
+
+#[test]
+fn the_tunnel_takes_a_source_from_where_it_belongs() {
+    for (source, ingress, expected) in [
+        (HERE, HERE_IFINDEX, PASSES),
+        (HERE, NEIGHBOUR_IFINDEX, drops(DropReason::Spoofed)),
+        (HERE, 0, drops(DropReason::Spoofed)),
+        (NEIGHBOUR, NEIGHBOUR_IFINDEX, PASSES),
+        (HOST, 0, PASSES),
+        (HOST, HERE_IFINDEX, drops(DropReason::Masqueraded)),
+        (WORLD, UPLINK_IFINDEX, drops(DropReason::Spoofed)),
+        (OTHER_NODE, 0, drops(DropReason::Spoofed)),
+    ] {
+        let fate = at(Hook::ToWireguard, ingress, &udp((source, 1), (THERE, 2)));
+        assert_eq!(fate, expected, "{source:?} from {ingress}");
+    }
+}
+
+#[test]
+fn the_kernels_own_signalling_dies_in_the_tunnel_unremarked() {
+    let solicit = Parts { hop_limit: 255, ..icmp(LINK_LOCAL, ALL_NODES, types::V6_NEIGHBOUR_FIRST, 0) };
+    assert_eq!(at(Hook::ToWireguard, 0, &solicit), PASSES);
+    assert_eq!(at(Hook::ToWireguard, HERE_IFINDEX, &solicit), drops(DropReason::Spoofed));
+}
+
+#[test]
+fn fragments_travel_through_the_tunnel() {
+    let fragment = Parts { fragment: 0x00b9, payload: vec![1, 2, 3], ..udp((THERE, 1), (HERE, 2)) };
+    assert_eq!(at(Hook::FromWireguard, WIREGUARD_IFINDEX, &fragment), PASSES);
+}
+
+#[test]
+fn what_is_no_ip_packet_has_no_business_in_the_tunnel() {
+    for hook in [Hook::FromWireguard, Hook::ToWireguard] {
+        assert_eq!(run(&cluster(), context(hook, 0), &[0x50; 60]), drops(DropReason::InvalidPacket));
+    }
+}
+
+#[test]
+fn bootstrap_flows_pass_the_uplinks() {
+    for (hook, ingress, source, destination) in
+        [(Hook::FromUplink, UPLINK_IFINDEX, OTHER_NODE, HOST), (Hook::ToUplink, 0, HOST, OTHER_NODE)]
+    {
+        for parts in [
+            udp((source, WIREGUARD_PORT), (destination, WIREGUARD_PORT)),
+            udp((source, WIREGUARD_PORT), (destination, 9)),
+            udp((source, 9), (destination, WIREGUARD_PORT)),
+            syn((source, 40000), (destination, HANDSHAKE_PORT)),
+            ack((source, HANDSHAKE_PORT), (destination, 40000)),
+        ] {
+            assert_eq!(at(hook, ingress, &parts), PASSES, "{parts:?}");
+        }
+        for parts in [
+            udp((source, 1), (destination, HANDSHAKE_PORT)),
+            syn((source, 1), (destination, WIREGUARD_PORT)),
+            udp((source, 0), (destination, 0)),
+            syn((source, 1), (destination, 22)),
+            icmp(source, destination, types::ECHO, 1),
+            packet(source, destination, 4, vec![0; 20]),
+            Parts { fragment: 0x2000, ..udp((source, WIREGUARD_PORT), (destination, WIREGUARD_PORT)) },
+        ] {
+            assert_eq!(at(hook, ingress, &parts), drops(DropReason::Unencrypted), "{parts:?}");
+        }
+    }
+}
+
+#[test]
+fn ports_that_are_not_set_exempt_nothing() {
+    let mut tables = cluster();
+    tables.settings.clear();
+    let parts = udp((OTHER_NODE, 0), (HOST, 0));
+    assert_eq!(at_with(&tables, Hook::FromUplink, UPLINK_IFINDEX, &parts), drops(DropReason::Unencrypted));
+}
+
+#[test]
+fn bootstrap_flows_are_the_nodes_own() {
+    // Forwarded for somebody, under the host's address.
+    let parts = syn((HOST, 40000), (OTHER_NODE, HANDSHAKE_PORT));
+    assert_eq!(at(Hook::ToUplink, HERE_IFINDEX, &parts), drops(DropReason::Unencrypted));
+    // From or to a pod.
+    for (source, destination) in [(HERE, OTHER_NODE), (HOST, THERE)] {
+        let parts = udp((source, 1), (destination, WIREGUARD_PORT));
+        assert_eq!(at(Hook::ToUplink, 0, &parts), drops(DropReason::Unencrypted));
+    }
+    for (source, destination) in [(THERE, HOST), (OTHER_NODE, HERE)] {
+        let parts = udp((source, 1), (destination, WIREGUARD_PORT));
+        assert_eq!(at(Hook::FromUplink, UPLINK_IFINDEX, &parts), drops(DropReason::Unencrypted));
+    }
+}
+
+#[test]
+fn the_clusters_addresses_do_not_come_in_by_an_uplink() {
+    for source in [THERE, THERE_V6, HERE, NEIGHBOUR, NOBODY, OTHER_NODE] {
+        let destination = if source.is_v4() { HOST } else { HOST_V6 };
+        let fate = at(Hook::FromUplink, UPLINK_IFINDEX, &udp((source, 1), (destination, 2)));
+        assert_eq!(fate, drops(DropReason::Unencrypted), "{source:?}");
+    }
+    for destination in [HOST, HERE] {
+        assert_eq!(at(Hook::FromUplink, UPLINK_IFINDEX, &udp((WORLD, 1), (destination, 2))), PASSES);
+    }
+}
+
+#[test]
+fn the_clusters_traffic_does_not_leave_by_an_uplink() {
+    for (source, destination, ingress) in [
+        (HERE, THERE, HERE_IFINDEX),
+        (HOST, THERE, 0),
+        (HERE, NOBODY, HERE_IFINDEX),
+        (HERE, NEIGHBOUR, HERE_IFINDEX),
+        (WORLD, THERE, UPLINK_IFINDEX),
+        (HOST, OTHER_NODE, 0),
+        (HERE_V6, THERE_V6, HERE_IFINDEX),
+    ] {
+        let fate = at(Hook::ToUplink, ingress, &udp((source, 1), (destination, 2)));
+        assert_eq!(fate, drops(DropReason::Unencrypted), "{source:?} to {destination:?}");
+    }
+    for source in [HERE, HOST] {
+        assert_eq!(at(Hook::ToUplink, 0, &udp((source, 1), (WORLD, 2))), PASSES);
+    }
+}
+
+#[test]
+fn a_vlan_tag_hides_nothing() {
+    let clear = udp((THERE, 1), (HOST, 2)).ethernet();
+    let uplink = context(Hook::FromUplink, UPLINK_IFINDEX);
+    let offloaded = Context { tagged: true, ..uplink };
+    let tables = cluster();
+    assert_eq!(run(&tables, uplink, &tagged(&clear)), drops(DropReason::Unencrypted));
+    assert_eq!(run(&tables, offloaded, &clear), drops(DropReason::Unencrypted));
+    // More than one is not looked through.
+    assert_eq!(run(&tables, uplink, &tagged(&tagged(&clear))), drops(DropReason::UnsupportedL3));
+    assert_eq!(run(&tables, offloaded, &tagged(&clear)), drops(DropReason::UnsupportedL3));
+}
+
+#[test]
+fn uplinks_pass_what_carries_no_packets() {
+    let tables = cluster();
+    for hook in [Hook::FromUplink, Hook::ToUplink] {
+        let uplink = context(hook, 0);
+        assert_eq!(run(&tables, uplink, &arp([192, 168, 0, 2], [192, 168, 0, 1])), PASSES);
+        assert_eq!(run(&tables, uplink, &ethernet(0x88cc, &[0; 30])), PASSES);
+        assert_eq!(run(&tables, uplink, &ethernet(0x0026, &[0; 38])), PASSES);
+        for carrier in [0x8847, 0x8864, 0x6558, 0x894f, ethertype::OLD_PROVIDER_VLAN] {
+            assert_eq!(run(&tables, uplink, &ethernet(carrier, &[0; 30])), drops(DropReason::UnsupportedL3));
+        }
+        let solicit = Parts { hop_limit: 255, ..icmp(THERE_V6, HOST_V6, types::V6_NEIGHBOUR_FIRST + 2, 0) };
+        assert_eq!(run(&tables, uplink, &solicit.ethernet()), PASSES);
+    }
+}

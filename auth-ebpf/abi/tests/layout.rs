@@ -1,0 +1,89 @@
+//! Map types stand in memory, where the programs read and write them, as their bytes say.
+
+use core::mem::offset_of;
+
+use auth_ebpf_abi::{
+    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Event,
+    Layout, NodeEntry, PolicyEntry, PolicyKey,
+};
+use proptest::prelude::*;
+
+/// Checks that the bytes of a value with one field set lie where the compiler has put that field.
+macro_rules! fields {
+    ($type:ident { $($field:ident = $value:expr),* $(,)? }) => {$({
+        let value = $type { $field: $value, ..$type::default() };
+        let bytes = value.to_bytes();
+        let touched: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
+        let start = offset_of!($type, $field);
+        let end = start + size_of_val(&value.$field);
+        assert_eq!(touched, (start..end).collect::<Vec<_>>(), "{}.{}", stringify!($type), stringify!($field));
+        assert_eq!($type::from_bytes(&bytes), Some(value));
+    })*};
+}
+
+const ADDRESS: Address = Address([0xff; 16]);
+
+#[test]
+fn bytes_lie_where_the_fields_are() {
+    fields!(AddressEntry { identity = u32::MAX, node = u16::MAX, flags = u16::MAX });
+    fields!(EndpointEntry { identity = u32::MAX, ifindex = u32::MAX, epoch = u32::MAX, pad = u32::MAX });
+    fields!(AuthKey { local = u32::MAX, remote = u32::MAX, node = u16::MAX, auth_type = 255, pad = 255 });
+    fields!(AuthEntry { expires = u64::MAX, epoch = u32::MAX, pad = u32::MAX });
+    fields!(NodeEntry { expires = u64::MAX, epoch = u32::MAX, acknowledged = u32::MAX });
+    fields!(PolicyKey { local = u32::MAX, remote = u32::MAX, direction = 255, protocol = 255, port = [255; 2] });
+    fields!(PolicyEntry {
+        precedence = u32::MAX, cookie = u32::MAX, port_prefix = 255, deny = 255, auth_type = 255,
+        auth_explicit = 255, encryption = 255, pad = [255; 3],
+    });
+    fields!(ConnectionKey {
+        local = ADDRESS, remote = ADDRESS, local_port = [255; 2], remote_port = [255; 2], protocol = 255,
+        direction = 255, pad = u16::MAX,
+    });
+    fields!(ConnectionEntry {
+        last_seen = u64::MAX, packets = u64::MAX, bytes = u64::MAX, reply_packets = u64::MAX,
+        local_identity = u32::MAX, remote_identity = u32::MAX, node = u16::MAX, auth_type = 255, flags = 255,
+        pad = u32::MAX,
+    });
+    fields!(Counter { packets = u64::MAX, bytes = u64::MAX });
+}
+
+#[test]
+fn bytes_of_events_lie_where_the_fields_are() {
+    fields!(Event {
+        time = u64::MAX, source = ADDRESS, destination = ADDRESS, source_port = [255; 2],
+        destination_port = [255; 2], local = u32::MAX, remote = u32::MAX, ifindex = u32::MAX,
+        length = u32::MAX, cookie = u32::MAX, node = u16::MAX, kind = 255, verdict = 255, reason = 255,
+        hook = 255, direction = 255, auth_type = 255, protocol = 255, encrypted = 255, reply = 255,
+        pad = [255; 5],
+    });
+}
+
+#[test]
+fn integers_are_in_host_order() {
+    let entry = AddressEntry { identity: 0x0102_0304, node: 0x0506, flags: 0x0708 };
+    let expected = [
+        0x0102_0304_u32.to_ne_bytes().to_vec(),
+        0x0506_u16.to_ne_bytes().to_vec(),
+        0x0708_u16.to_ne_bytes().to_vec(),
+    ];
+    assert_eq!(entry.to_bytes().to_vec(), expected.concat());
+}
+
+#[test]
+fn policy_keys_are_matched_from_the_left() {
+    assert_eq!(offset_of!(PolicyKey, protocol) * 8, PolicyKey::FIXED_BITS as usize);
+    assert_eq!(size_of::<PolicyKey>() * 8, PolicyKey::FULL_BITS as usize);
+    assert_eq!(PolicyKey::prefix_len(Some(16)), PolicyKey::FULL_BITS);
+}
+
+proptest! {
+    #[test]
+    fn events_read_back(bytes in prop::array::uniform32(any::<u8>())) {
+        let bytes = [bytes, bytes, bytes].concat();
+        let bytes = &bytes[..size_of::<Event>()];
+        let event = Event::from_bytes(bytes).expect("the right length");
+        let again = event.to_bytes();
+        prop_assert_eq!(again.as_slice(), bytes);
+        prop_assert_eq!(Event::from_bytes(&bytes[1..]), None);
+    }
+}
