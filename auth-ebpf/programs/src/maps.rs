@@ -1,0 +1,48 @@
+//! The maps. User space makes them with these definitions, pins them, and finds them again by their names.
+
+use auth_ebpf_abi::{
+    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Event,
+    NodeEntry, PolicyEntry, PolicyKey, Workspace, capacity,
+};
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+
+/// For tables that are far from full in most clusters: memory as they grow.
+const GROWING: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map(name = "config")]
+pub(crate) static CONFIG: Array<u64, { capacity::CONFIG }> = Array::new();
+
+#[btf_map(name = "addresses")]
+pub(crate) static ADDRESSES: HashMap<Address, AddressEntry, { capacity::ADDRESSES }, GROWING> =
+    HashMap::new();
+
+#[btf_map(name = "prefixes")]
+pub(crate) static PREFIXES: LpmTrie<Address, AddressEntry, { capacity::PREFIXES }> = LpmTrie::new();
+
+#[btf_map(name = "endpoints")]
+pub(crate) static ENDPOINTS: HashMap<Address, EndpointEntry, { capacity::ENDPOINTS }> = HashMap::new();
+
+#[btf_map(name = "policy")]
+pub(crate) static POLICY: LpmTrie<PolicyKey, PolicyEntry, { capacity::POLICY }> = LpmTrie::new();
+
+#[btf_map(name = "nodes")]
+pub(crate) static NODES: HashMap<u32, NodeEntry, { capacity::NODES }, GROWING> = HashMap::new();
+
+#[btf_map(name = "auth")]
+pub(crate) static AUTH: HashMap<AuthKey, AuthEntry, { capacity::AUTH }, GROWING> = HashMap::new();
+
+#[btf_map(name = "connections")]
+pub(crate) static CONNECTIONS: LruHashMap<ConnectionKey, ConnectionEntry, { capacity::CONNECTIONS }> =
+    LruHashMap::new();
+
+#[btf_map(name = "events")]
+pub(crate) static EVENTS: RingBuf<Event, { capacity::EVENTS }> = RingBuf::new();
+
+#[btf_map(name = "metrics")]
+pub(crate) static METRICS: PerCpuArray<Counter, { capacity::METRICS }> = PerCpuArray::new();
+
+/// Not pinned: it holds nothing from one packet to the next.
+#[btf_map(name = "workspace")]
+pub(crate) static WORKSPACE: PerCpuArray<Workspace, 1> = PerCpuArray::new();

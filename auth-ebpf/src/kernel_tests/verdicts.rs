@@ -1,0 +1,450 @@
+//! The programs in the kernel against the same decision on the host: one set of packets, run in sequence
+//! over the same tables, must leave the same verdicts, counters, events and connections.
+
+use std::path::Path;
+
+use auth_ebpf_abi::packet::{icmp as types, tcp as flags};
+use auth_ebpf_abi::{
+    AuthType, Context, Direction, DropReason, Event, Hook, Mode, NodeEntry, Setting, State, Verdict, metric,
+};
+use aya::programs::{TestRun, TestRunOptions};
+use nix::time::{ClockId, clock_gettime};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+
+use super::frames::{Parts, arp, ethernet, icmp, packet, syn, syn_ack, tagged, tcp, udp};
+use super::in_namespaces;
+use super::scene::*;
+use super::tables::Tables;
+use crate::datapath::program;
+use crate::{Datapath, Maps, Options};
+
+const PASS: u32 = -1_i32 as u32;
+const DROP: u32 = 2;
+const MINUTE: u64 = 60_000_000_000;
+
+fn open(pin_dir: &Path) -> Datapath {
+    Datapath::open(&Options { pin_dir: pin_dir.to_owned() }).unwrap()
+}
+
+fn boot_time() -> u64 {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap();
+    u64::try_from(time.tv_sec()).unwrap() * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap()
+}
+
+/// Makes the scene's times true for this machine.
+fn at_boot_time(tables: &mut Tables) {
+    let now = boot_time();
+    tables.now.set(now);
+    for node in tables.nodes.values_mut() {
+        node.expires = if node.expires > NOW { now + 60 * MINUTE } else { now.saturating_sub(1) };
+    }
+    for auth in tables.auth.values_mut() {
+        auth.expires = if auth.expires > NOW { now + 60 * MINUTE } else { now.saturating_sub(1) };
+    }
+}
+
+/// Puts the scene into the kernel.
+fn fill(maps: &Maps, tables: &Tables) {
+    for setting in [
+        Setting::PolicyMode,
+        Setting::EncryptionMode,
+        Setting::PolicyOffUntil,
+        Setting::EncryptionOffUntil,
+        Setting::WireguardIfindex,
+        Setting::WireguardPort,
+        Setting::HandshakePort,
+    ] {
+        maps.config().set(setting, tables.setting(setting)).unwrap();
+    }
+    maps.addresses().reconcile(&tables.addresses).unwrap();
+    maps.prefixes().reconcile(&tables.prefixes).unwrap();
+    maps.endpoints().reconcile(&tables.endpoints).unwrap();
+    maps.policy().reconcile(&tables.policy).unwrap();
+    maps.nodes().reconcile(&tables.nodes).unwrap();
+    maps.auth().reconcile(&tables.auth).unwrap();
+    maps.connections().reconcile(&tables.connections.borrow()).unwrap();
+}
+
+/// A `__sk_buff` with the two fields that a test can choose.
+fn kernel_context(ingress_ifindex: u32, ifindex: u32) -> [u8; 192] {
+    let mut bytes = [0; 192];
+    bytes[36..40].copy_from_slice(&ingress_ifindex.to_ne_bytes());
+    bytes[40..44].copy_from_slice(&ifindex.to_ne_bytes());
+    bytes
+}
+
+/// Runs a packet through the program of a hook.
+fn run_in_kernel(datapath: &mut Datapath, hook: Hook, ingress: u32, bytes: &[u8]) -> Verdict {
+    let program = program(&mut datapath.ebpf, hook).unwrap();
+    let context = kernel_context(ingress, HERE_IFINDEX);
+    let options =
+        TestRunOptions { data_in: Some(bytes), ctx_in: Some(&context), ..TestRunOptions::default() };
+    match program.test_run(options).unwrap().return_value {
+        PASS => Verdict::Forwarded,
+        DROP => Verdict::Dropped,
+        other => panic!("{} returned {other}", hook.as_str()),
+    }
+}
+
+/// `BPF_PROG_TEST_RUN` takes the bytes for an Ethernet frame, and refuses one whose IP header isn't whole.
+fn is_testable(bytes: &[u8]) -> bool {
+    let shortest = match bytes.get(12..14) {
+        Some([0x08, 0x00]) => 34,
+        Some([0x86, 0xdd]) => 54,
+        _ => 15,
+    };
+    bytes.len() >= shortest
+}
+
+/// One packet at one hook.
+#[derive(Clone, Debug)]
+struct Arrival {
+    hook: Hook,
+    ingress: u32,
+    bytes: Vec<u8>,
+}
+
+fn arrival(hook: Hook, ingress: u32, parts: &Parts) -> Arrival {
+    let bytes = match hook {
+        Hook::FromWireguard | Hook::ToWireguard => parts.ip(),
+        Hook::FromPod | Hook::ToPod | Hook::FromUplink | Hook::ToUplink => parts.ethernet(),
+    };
+    Arrival { hook, ingress, bytes }
+}
+
+/// Runs all packets on both sides and compares everything that they leave behind.
+fn compare(datapath: &mut Datapath, tables: &mut Tables, arrivals: &[Arrival]) {
+    at_boot_time(tables);
+    fill(datapath.maps(), tables);
+    let mut ring = datapath.events().unwrap();
+    while ring.next().is_some() {}
+    let before = datapath.maps().metrics().unwrap();
+    for Arrival { hook, ingress, bytes } in arrivals.iter().filter(|arrival| is_testable(&arrival.bytes)) {
+        let kernel = run_in_kernel(datapath, *hook, *ingress, bytes);
+        let context = Context { ifindex: HERE_IFINDEX, ..context(*hook, *ingress) };
+        let (host, reason) = run(tables, context, bytes);
+        let passes = host != Verdict::Dropped;
+        assert_eq!(
+            kernel == Verdict::Forwarded,
+            passes,
+            "{} by {ingress}: {host:?} {reason:?} {bytes:02x?}",
+            hook.as_str()
+        );
+        let timeless = |event: Event| Event { time: 0, ..event };
+        let expected: Vec<Event> = tables.events.borrow_mut().drain(..).map(timeless).collect();
+        let found: Vec<Event> = std::iter::from_fn(|| ring.next()).map(timeless).collect();
+        assert_eq!(found, expected, "{bytes:02x?}");
+    }
+    let after = datapath.maps().metrics().unwrap();
+    for hook in Hook::ALL {
+        let fates = [(Verdict::Forwarded, None)].into_iter().chain(
+            DropReason::ALL
+                .iter()
+                .flat_map(|reason| [(Verdict::Dropped, Some(*reason)), (Verdict::Audit, Some(*reason))]),
+        );
+        for (verdict, reason) in fates {
+            let counted = |metrics: &crate::Metrics| {
+                metrics.counters.get(&(hook, verdict, reason)).copied().unwrap_or_default()
+            };
+            let expected = tables
+                .counters
+                .borrow()
+                .get(&metric::index(hook, verdict, reason))
+                .copied()
+                .unwrap_or_default();
+            assert_eq!(counted(&after).packets - counted(&before).packets, expected.packets);
+            assert_eq!(counted(&after).bytes - counted(&before).bytes, expected.bytes);
+        }
+    }
+    assert_eq!(after.lost_events, 0);
+    let timeless = |(key, entry): (_, auth_ebpf_abi::ConnectionEntry)| {
+        (key, auth_ebpf_abi::ConnectionEntry { last_seen: 0, ..entry })
+    };
+    let kernel: Vec<_> = datapath.maps().connections().entries().unwrap().into_iter().map(timeless).collect();
+    let host: Vec<_> =
+        tables.connections.borrow().iter().map(|(key, entry)| timeless((*key, *entry))).collect();
+    assert_eq!(kernel, host);
+}
+
+/// Every way in which two of the scene's addresses can meet.
+fn everybody_with_everybody() -> Vec<Arrival> {
+    let addresses = [HOST, OTHER_NODE, HERE, NEIGHBOUR, THERE, NOBODY, WORLD];
+    let mut arrivals = vec![];
+    for hook in Hook::ALL {
+        for ingress in [0, HERE_IFINDEX, NEIGHBOUR_IFINDEX, WIREGUARD_IFINDEX, UPLINK_IFINDEX] {
+            for source in addresses {
+                for destination in addresses {
+                    arrivals.push(arrival(hook, ingress, &syn((source, 1000), (destination, 80))));
+                }
+            }
+        }
+    }
+    arrivals
+}
+
+#[test]
+fn the_kernel_decides_as_the_host_does() {
+    in_namespaces("the_kernel_decides_as_the_host_does", |pin_dir| {
+        let mut datapath = open(&pin_dir);
+        compare(&mut datapath, &mut cluster(), &everybody_with_everybody());
+        compare(&mut datapath, &mut locked(), &everybody_with_everybody());
+    });
+}
+
+#[test]
+fn the_kernel_observes_as_the_host_does() {
+    in_namespaces("the_kernel_observes_as_the_host_does", |pin_dir| {
+        let mut datapath = open(&pin_dir);
+        for (policy, encryption) in
+            [(Mode::Observe, Mode::Observe), (Mode::Observe, Mode::Enforce), (Mode::Enforce, Mode::Observe)]
+        {
+            let mut tables = locked();
+            tables.settings.insert(Setting::PolicyMode, policy as u64);
+            tables.settings.insert(Setting::EncryptionMode, encryption as u64);
+            compare(&mut datapath, &mut tables, &everybody_with_everybody());
+        }
+    });
+}
+
+#[test]
+fn the_kernel_reads_deadlines_by_the_boot_clock() {
+    in_namespaces("the_kernel_reads_deadlines_by_the_boot_clock", |pin_dir| {
+        let mut datapath = open(&pin_dir);
+        let frame = udp((HERE, 1), (WORLD, 2));
+        for (offset, expected) in [(MINUTE, Verdict::Forwarded), (0, Verdict::Dropped)] {
+            let mut tables = locked();
+            at_boot_time(&mut tables);
+            tables.settings.insert(Setting::PolicyOffUntil, boot_time() + offset);
+            fill(datapath.maps(), &tables);
+            assert_eq!(
+                run_in_kernel(&mut datapath, Hook::FromPod, HERE_IFINDEX, &frame.ethernet()),
+                expected
+            );
+        }
+    });
+}
+
+#[test]
+fn connections_in_the_kernel_are_the_hosts() {
+    in_namespaces("connections_in_the_kernel_are_the_hosts", |pin_dir| {
+        let mut datapath = open(&pin_dir);
+        let mut tables = locked();
+        allow(&mut tables, HERE_ID, Direction::Egress, THERE_ID, AuthType::Disabled);
+        allow(&mut tables, HERE_ID, Direction::Ingress, THERE_ID, AuthType::Spire);
+        authenticate(&mut tables, THERE_ID, NODE, 7, NOW + 1);
+        let out = |parts| arrival(Hook::FromPod, HERE_IFINDEX, &parts);
+        let back = |parts| arrival(Hook::ToPod, WIREGUARD_IFINDEX, &parts);
+        let arrivals = [
+            back(syn_ack((THERE, 80), (HERE, 1))),
+            out(syn((HERE, 1), (THERE, 80))),
+            out(tcp((HERE, 1), (THERE, 80), flags::ACK)),
+            back(syn_ack((THERE, 80), (HERE, 1))),
+            out(tcp((HERE, 2), (THERE, 80), flags::ACK)),
+            back(syn((THERE, 7), (HERE, 8))),
+            out(syn_ack((HERE, 8), (THERE, 7))),
+            out(udp((HERE, 5), (THERE, 53))),
+            back(udp((THERE, 53), (HERE, 5))),
+            out(icmp(HERE, THERE, types::ECHO, 9)),
+            back(icmp(THERE, HERE, types::ECHO_REPLY, 9)),
+            back(icmp(THERE, HERE, types::ECHO_REPLY, 10)),
+            out(udp((HERE_V6, 5), (THERE_V6, 53))),
+            back(udp((THERE_V6, 53), (HERE_V6, 5))),
+        ];
+        compare(&mut datapath, &mut tables, &arrivals);
+        assert!(tables.connections.borrow().len() >= 4);
+    });
+}
+
+#[test]
+fn the_kernel_parses_as_the_host_does() {
+    in_namespaces("the_kernel_parses_as_the_host_does", |pin_dir| {
+        let mut datapath = open(&pin_dir);
+        let plain = udp((HERE, 1), (THERE, 2));
+        let v6 = udp((HERE_V6, 1), (THERE_V6, 2));
+        let mut frames = vec![
+            arp([10, 0, 1, 10], [10, 0, 1, 1]),
+            arp([10, 0, 1, 11], [10, 0, 1, 1]),
+            ethernet(0x88cc, &[0; 46]),
+            ethernet(0x8847, &[0; 46]),
+            tagged(&plain.ethernet()),
+            tagged(&tagged(&plain.ethernet())),
+            Parts { options: vec![1; 40], ..plain.clone() }.ethernet(),
+            Parts { fragment: 0x2000, ..plain.clone() }.ethernet(),
+            packet(HERE, THERE, 47, vec![0; 8]).ethernet(),
+            packet(HERE, THERE, 132, vec![0; 12]).ethernet(),
+            Parts { extensions: vec![(44, vec![0; 7])], ..v6.clone() }.ethernet(),
+            Parts { extensions: vec![(43, vec![0, 4, 1, 0, 0, 0, 0])], ..v6.clone() }.ethernet(),
+            Parts { hop_limit: 255, ..icmp(LINK_LOCAL, ALL_NODES, 135, 0) }.ethernet(),
+            Parts { hop_limit: 1, extensions: vec![(0, vec![0; 7])], ..icmp(LINK_LOCAL, ALL_NODES, 143, 0) }
+                .ethernet(),
+        ];
+        frames.extend(
+            (0..8).map(|count| Parts { extensions: vec![(60, vec![0; 7]); count], ..v6.clone() }.ethernet()),
+        );
+        frames.extend(
+            (34..60).map(|length| plain.ethernet().into_iter().chain([0; 60]).take(length).collect()),
+        );
+        let arrivals: Vec<Arrival> = Hook::ALL
+            .into_iter()
+            .flat_map(|hook| {
+                frames.iter().map(move |bytes| Arrival { hook, ingress: HERE_IFINDEX, bytes: bytes.clone() })
+            })
+            .collect();
+        compare(&mut datapath, &mut cluster(), &arrivals);
+    });
+}
+
+/// Random worlds and random packets, some of them broken.
+#[test]
+fn the_kernel_decides_as_the_host_does_on_anything() {
+    in_namespaces("the_kernel_decides_as_the_host_does_on_anything", |pin_dir| {
+        let mut datapath = open(&pin_dir);
+        let mut runner = TestRunner::default();
+        for _ in 0..40 {
+            let mut tables = worlds().new_tree(&mut runner).unwrap().current();
+            let arrivals = prop::collection::vec(arrivals(), 150).new_tree(&mut runner).unwrap().current();
+            compare(&mut datapath, &mut tables, &arrivals);
+        }
+    });
+}
+
+fn arrivals() -> impl Strategy<Value = Arrival> {
+    let address = || {
+        prop::sample::select(vec![
+            HOST, OTHER_NODE, HERE, HERE, NEIGHBOUR, THERE, THERE, NOBODY, WORLD, HERE_V6, THERE_V6, HOST_V6,
+            LINK_LOCAL, ALL_NODES,
+        ])
+    };
+    let port = || prop::sample::select(vec![1, 80, WIREGUARD_PORT, HANDSHAKE_PORT]);
+    let ingress =
+        prop::sample::select(vec![0, WIREGUARD_IFINDEX, HERE_IFINDEX, NEIGHBOUR_IFINDEX, UPLINK_IFINDEX]);
+    let hop_limit = prop::sample::select(vec![1_u8, 64, 255]);
+    let damage = prop::option::weighted(0.2, (0..80_usize, any::<u8>()));
+    let cut = prop::option::weighted(0.1, 14..60_usize);
+    (
+        (address(), port(), address(), port()),
+        0..6,
+        ingress,
+        prop::sample::select(Hook::ALL.to_vec()),
+        hop_limit,
+        damage,
+        cut,
+    )
+        .prop_map(|((source, from, destination, to), kind, ingress, hook, hop_limit, damage, cut)| {
+            let parts = match kind {
+                0 => syn((source, from), (destination, to)),
+                1 => syn_ack((source, from), (destination, to)),
+                2 => udp((source, from), (destination, to)),
+                3 => icmp(source, destination, if source.is_v4() { 8 } else { 128 }, from),
+                4 => icmp(source, destination, if source.is_v4() { 0 } else { 129 }, from),
+                _ => icmp(source, destination, 135, from),
+            };
+            let mut arrival = arrival(hook, ingress, &Parts { hop_limit, ..parts });
+            if let Some((at, value)) = damage
+                && let Some(byte) = arrival.bytes.get_mut(at)
+            {
+                *byte = value;
+            }
+            arrival.bytes.truncate(cut.unwrap_or(usize::MAX));
+            arrival
+        })
+}
+
+prop_compose! {
+    fn worlds()(
+        modes in prop::array::uniform2(prop::sample::select(vec![Mode::Observe, Mode::Enforce])),
+        session in prop::option::of((any::<bool>(), 6..8_u32)),
+        auth in prop::collection::vec((prop::sample::select(vec![NEIGHBOUR_ID, THERE_ID]), any::<bool>(), 6..8_u32), 0..3),
+        policy in prop::collection::vec((any::<bool>(), prop::sample::select(vec![0, 1, 2, 6, NEIGHBOUR_ID, THERE_ID]), 0..3_u8), 0..8),
+    ) -> Tables {
+        let mut tables = locked();
+        tables.settings.insert(Setting::PolicyMode, modes[0] as u64);
+        tables.settings.insert(Setting::EncryptionMode, modes[1] as u64);
+        tables.nodes.clear();
+        if let Some((live, epoch)) = session {
+            let expires = if live { NOW + 1 } else { NOW };
+            tables.nodes.insert(NODE, NodeEntry { expires, epoch, acknowledged: 0 });
+        }
+        for (remote, elsewhere, epoch) in auth {
+            authenticate(&mut tables, remote, if elsewhere { NODE } else { 0 }, epoch, NOW + 1);
+        }
+        for (ingress, remote, auth_type) in policy {
+            let direction = if ingress { Direction::Ingress } else { Direction::Egress };
+            let auth_type = AuthType::from_number(auth_type).unwrap();
+            allow(&mut tables, HERE_ID, direction, remote, auth_type);
+        }
+        tables
+    }
+}
+
+#[test]
+fn events_that_find_no_room_are_counted() {
+    in_namespaces("events_that_find_no_room_are_counted", |pin_dir| {
+        let mut datapath = open(&pin_dir);
+        let mut tables = locked();
+        at_boot_time(&mut tables);
+        fill(datapath.maps(), &tables);
+        let frame = udp((HERE, 1), (WORLD, 2)).ethernet();
+        let program = program(&mut datapath.ebpf, Hook::FromPod).unwrap();
+        let context = kernel_context(HERE_IFINDEX, HERE_IFINDEX);
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            ctx_in: Some(&context),
+            repeat: 20_000,
+            ..TestRunOptions::default()
+        };
+        program.test_run(options).unwrap();
+        let metrics = datapath.maps().metrics().unwrap();
+        let dropped =
+            metrics.counters[&(Hook::FromPod, Verdict::Dropped, Some(DropReason::PolicyDenied))].packets;
+        let mut ring = datapath.events().unwrap();
+        let taken = std::iter::from_fn(|| ring.next()).count();
+        assert_eq!(dropped, 20_000);
+        assert!(metrics.lost_events > 0);
+        assert_eq!(u64::try_from(taken).unwrap() + metrics.lost_events, dropped);
+    });
+}
+
+/// Not a test of right or wrong: prints what a packet costs, to be read with `--nocapture`.
+#[test]
+fn what_a_packet_costs() {
+    in_namespaces("what_a_packet_costs", |pin_dir| {
+        let mut datapath = open(&pin_dir);
+        let mut tables = cluster();
+        at_boot_time(&mut tables);
+        fill(datapath.maps(), &tables);
+        let opening = syn((HERE, 1), (THERE, 80));
+        run_in_kernel(&mut datapath, Hook::FromPod, HERE_IFINDEX, &opening.ethernet());
+        for (hook, ingress, parts) in [
+            (Hook::FromPod, HERE_IFINDEX, opening),
+            (Hook::ToPod, WIREGUARD_IFINDEX, syn_ack((THERE, 80), (HERE, 1))),
+            (Hook::ToPod, WIREGUARD_IFINDEX, syn((THERE, 7), (HERE, 80))),
+            (Hook::FromWireguard, WIREGUARD_IFINDEX, syn((THERE, 7), (HERE, 80))),
+            (Hook::ToWireguard, HERE_IFINDEX, syn((HERE, 7), (THERE, 80))),
+            (Hook::FromUplink, UPLINK_IFINDEX, udp((WORLD, 7), (HOST, 80))),
+            (Hook::ToUplink, 0, udp((HOST, 7), (WORLD, 80))),
+        ] {
+            let bytes = arrival(hook, ingress, &parts).bytes;
+            let program = program(&mut datapath.ebpf, hook).unwrap();
+            let context = kernel_context(ingress, HERE_IFINDEX);
+            let options = TestRunOptions {
+                data_in: Some(&bytes),
+                ctx_in: Some(&context),
+                repeat: 100_000,
+                ..TestRunOptions::default()
+            };
+            let result = program.test_run(options).unwrap();
+            let info = program.info().unwrap();
+            println!(
+                "{}: {:?} a packet, {} instructions, {} verified",
+                hook.as_str(),
+                result.duration,
+                info.size_translated().unwrap_or(0) / 8,
+                info.verified_instruction_count().unwrap_or(0),
+            );
+            assert_eq!(result.return_value, PASS);
+        }
+    });
+}

@@ -1,0 +1,182 @@
+//! The maps by their pins, typed.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use auth_ebpf_abi::{
+    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, EndpointEntry, NodeEntry,
+    NodeNumber, PolicyEntry, PolicyKey, SCHEMA_VERSION, Setting, map,
+};
+use aya::maps::{MapData, MapError};
+
+use crate::error::Error;
+use crate::object::SHAPES;
+
+mod config;
+mod metrics;
+mod table;
+
+pub use config::Config;
+pub use metrics::Metrics;
+pub use table::{Changes, Table, TableKey, TableValue};
+
+/// Every map of a datapath. Cheap to clone; all clones are the same maps.
+#[derive(Clone, Debug)]
+pub struct Maps {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    addresses: Table<Address, AddressEntry>,
+    prefixes: Table<(Address, u32), AddressEntry>,
+    endpoints: Table<Address, EndpointEntry>,
+    policy: Table<(PolicyKey, u32), PolicyEntry>,
+    nodes: Table<NodeNumber, NodeEntry>,
+    auth: Table<AuthKey, AuthEntry>,
+    connections: Table<ConnectionKey, ConnectionEntry>,
+    metrics: metrics::Counters,
+}
+
+impl Maps {
+    /// Opens the maps pinned under `pin_dir`, with or without a daemon.
+    ///
+    /// # Errors
+    /// If there are none, if they are of another version, or for lack of permission.
+    pub fn open_pinned(pin_dir: &Path) -> Result<Self, Error> {
+        let maps = Self::open_unversioned(pin_dir)?;
+        match maps.config().get(Setting::Schema)? {
+            SCHEMA_VERSION => Ok(maps),
+            found => Err(Error::Schema { path: pin_dir.into(), found, expected: SCHEMA_VERSION }),
+        }
+    }
+
+    pub(crate) fn open_unversioned(pin_dir: &Path) -> Result<Self, Error> {
+        let inner = Inner {
+            config: Config::open(pin_dir)?,
+            addresses: Table::open(pin_dir, map::ADDRESSES)?,
+            prefixes: Table::open(pin_dir, map::PREFIXES)?,
+            endpoints: Table::open(pin_dir, map::ENDPOINTS)?,
+            policy: Table::open(pin_dir, map::POLICY)?,
+            nodes: Table::open(pin_dir, map::NODES)?,
+            auth: Table::open(pin_dir, map::AUTH)?,
+            connections: Table::open(pin_dir, map::CONNECTIONS)?,
+            metrics: metrics::Counters::open(pin_dir)?,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Modes, deadlines, ports.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// Single addresses and whose they are.
+    #[must_use]
+    pub fn addresses(&self) -> &Table<Address, AddressEntry> {
+        &self.inner.addresses
+    }
+
+    /// Ranges of addresses and whose they are. [`Table::get`] finds the longest match.
+    #[must_use]
+    pub fn prefixes(&self) -> &Table<(Address, u32), AddressEntry> {
+        &self.inner.prefixes
+    }
+
+    /// Addresses of the pods on this node.
+    #[must_use]
+    pub fn endpoints(&self) -> &Table<Address, EndpointEntry> {
+        &self.inner.endpoints
+    }
+
+    /// Compiled policy. [`Table::get`] finds the longest match.
+    #[must_use]
+    pub fn policy(&self) -> &Table<(PolicyKey, u32), PolicyEntry> {
+        &self.inner.policy
+    }
+
+    /// Sessions with other nodes.
+    #[must_use]
+    pub fn nodes(&self) -> &Table<NodeNumber, NodeEntry> {
+        &self.inner.nodes
+    }
+
+    /// Pairs of identities that have authenticated.
+    #[must_use]
+    pub fn auth(&self) -> &Table<AuthKey, AuthEntry> {
+        &self.inner.auth
+    }
+
+    /// Connections of the pods on this node.
+    #[must_use]
+    pub fn connections(&self) -> &Table<ConnectionKey, ConnectionEntry> {
+        &self.inner.connections
+    }
+
+    /// What all CPUs have counted since the maps were made.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read the map.
+    pub fn metrics(&self) -> Result<Metrics, Error> {
+        self.inner.metrics.read()
+    }
+}
+
+/// Opens the map pinned as `name`, and checks that it has the sizes which this crate works with.
+pub(crate) fn open_map(pin_dir: &Path, name: &'static str) -> Result<MapData, Error> {
+    let path = pin_dir.join(name);
+    let data = MapData::from_pin(&path).map_err(|error| unopened(error, pin_dir, name))?;
+    let info = data.info().map_err(|source| Error::Map {
+        map: name,
+        action: "inspect it",
+        source: source.into(),
+    })?;
+    let shape = SHAPES.into_iter().find(|shape| shape.name == name);
+    if let Some(shape) = shape {
+        let sizes = [
+            ("key size", info.key_size(), shape.key),
+            ("value size", info.value_size(), shape.value),
+            ("capacity", info.max_entries(), shape.capacity),
+        ];
+        for (field, found, expected) in sizes {
+            check_size(&path, field, found, expected)?;
+        }
+    }
+    Ok(data)
+}
+
+fn check_size(path: &Path, field: &'static str, found: u32, expected: usize) -> Result<(), Error> {
+    let expected = u32::try_from(expected).unwrap_or(u32::MAX);
+    if found == expected { Ok(()) } else { Err(Error::Layout { path: path.into(), field, found, expected }) }
+}
+
+fn unopened(error: MapError, pin_dir: &Path, name: &'static str) -> Error {
+    match io_error(&error).map(std::io::Error::kind) {
+        Some(std::io::ErrorKind::NotFound) => Error::NotPinned { path: PathBuf::from(pin_dir) },
+        Some(std::io::ErrorKind::PermissionDenied) => {
+            Error::Permission { action: format!("open the pinned map {}", pin_dir.join(name).display()) }
+        }
+        _ => Error::Map { map: name, action: "open its pin", source: error.into() },
+    }
+}
+
+/// The system's error at the bottom of `error`.
+pub(crate) fn io_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a std::io::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return Some(io);
+        }
+        // A transparent wrapper shows its content's source as its own, and hides the content.
+        if let Some(call) = error.downcast_ref::<aya::sys::SyscallError>() {
+            return Some(&call.io_error);
+        }
+        if let Some(MapError::SyscallError(call)) = error.downcast_ref::<MapError>() {
+            return Some(&call.io_error);
+        }
+        cause = error.source();
+    }
+    None
+}

@@ -1,0 +1,47 @@
+//! The embedded object, and what the kernel must hold once it is loaded.
+
+use auth_ebpf_abi::{
+    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Hook,
+    NodeEntry, PolicyEntry, PolicyKey, capacity, map,
+};
+use aya::programs::TcAttachType;
+
+/// The object that `build.rs` has built.
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/datapath.bpf.o"));
+
+/// Sizes of a map.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) name: &'static str,
+    pub(crate) key: usize,
+    pub(crate) value: usize,
+    pub(crate) capacity: usize,
+}
+
+const PREFIX_LEN: usize = size_of::<u32>();
+
+/// Every pinned map.
+pub(crate) const SHAPES: [Shape; 10] = [
+    shape(map::CONFIG, size_of::<u32>(), size_of::<u64>(), capacity::CONFIG),
+    shape(map::ADDRESSES, size_of::<Address>(), size_of::<AddressEntry>(), capacity::ADDRESSES),
+    shape(map::PREFIXES, PREFIX_LEN + size_of::<Address>(), size_of::<AddressEntry>(), capacity::PREFIXES),
+    shape(map::ENDPOINTS, size_of::<Address>(), size_of::<EndpointEntry>(), capacity::ENDPOINTS),
+    shape(map::POLICY, PREFIX_LEN + size_of::<PolicyKey>(), size_of::<PolicyEntry>(), capacity::POLICY),
+    shape(map::NODES, size_of::<u32>(), size_of::<NodeEntry>(), capacity::NODES),
+    shape(map::AUTH, size_of::<AuthKey>(), size_of::<AuthEntry>(), capacity::AUTH),
+    shape(map::CONNECTIONS, size_of::<ConnectionKey>(), size_of::<ConnectionEntry>(), capacity::CONNECTIONS),
+    shape(map::EVENTS, 0, 0, capacity::EVENTS),
+    shape(map::METRICS, size_of::<u32>(), size_of::<Counter>(), capacity::METRICS),
+];
+
+const fn shape(name: &'static str, key: usize, value: usize, capacity: usize) -> Shape {
+    Shape { name, key, value, capacity }
+}
+
+/// The direction of traffic control in which a hook's program is attached.
+pub(crate) const fn attach_type(hook: Hook) -> TcAttachType {
+    match hook {
+        Hook::FromPod | Hook::FromWireguard | Hook::FromUplink => TcAttachType::Ingress,
+        Hook::ToPod | Hook::ToWireguard | Hook::ToUplink => TcAttachType::Egress,
+    }
+}
