@@ -1,0 +1,171 @@
+//! Folding: the entry for a key from all rules that cover it.
+//!
+//! Deny wins over allow. Among those that allow, authentication is named by the most specific rule that
+//! names one: more bits of protocol and port first, then a chosen identity before any. This is what Cilium
+//! documents as explicit over derived, taken from the most specific superset.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use auth_ebpf_abi::{AuthType, Direction, IdentityNumber, PolicyEntry, identity as reserved};
+
+use crate::port::PortPrefix;
+
+/// Precedence of every entry that allows.
+const ALLOW_PRECEDENCE: u32 = 1;
+
+/// What one rule says.
+pub(super) struct Term<'a> {
+    pub(super) deny: bool,
+    /// The authentication that it names, if it names one.
+    pub(super) explicit: Option<AuthType>,
+    pub(super) cookie: u32,
+    pub(super) ports: &'a [PortPrefix],
+    pub(super) remotes: Remotes,
+}
+
+/// Whom it says it about.
+pub(super) enum Remotes {
+    Any,
+    These(Arc<BTreeSet<IdentityNumber>>),
+}
+
+/// Puts the entries for all terms, by remote identity (0 for any) and prefix.
+pub(super) fn fold(
+    terms: &[Term<'_>],
+    direction: Direction,
+    mut put: impl FnMut(IdentityNumber, PortPrefix, PolicyEntry),
+) {
+    let any: Vec<Said<'_>> = terms.iter().filter_map(Said::about_any).collect();
+    let any_entries: Entries =
+        prefixes(&any).filter_map(|prefix| Some((prefix, entry(&any, prefix)?))).collect();
+    for (prefix, entry) in &any_entries {
+        put(reserved::UNKNOWN, *prefix, *entry);
+    }
+    for (chosen, remotes) in by_terms(terms) {
+        // Packets of this host reach its pods without authentication, unless a rule chooses the host.
+        let (hosts, others): (Vec<_>, Vec<_>) = remotes
+            .into_iter()
+            .partition(|remote| *remote == reserved::HOST && direction == Direction::Ingress);
+        for (remotes, heed_any) in [(hosts, false), (others, true)] {
+            if remotes.is_empty() {
+                continue;
+            }
+            let inherited =
+                any.iter().map(|said| if heed_any { *said } else { Said { explicit: None, ..*said } });
+            let specific = chosen.iter().filter_map(|index| terms.get(*index)).map(Said::about_chosen);
+            let said: Vec<Said<'_>> = inherited.chain(specific).collect();
+            let entries = entries_beside(&said, &any_entries);
+            for remote in remotes {
+                for (prefix, entry) in &entries {
+                    put(remote, *prefix, *entry);
+                }
+            }
+        }
+    }
+}
+
+type Entries = BTreeMap<PortPrefix, PolicyEntry>;
+
+/// What a term says about the remote identity at hand.
+#[derive(Clone, Copy)]
+struct Said<'a> {
+    deny: bool,
+    explicit: Option<AuthType>,
+    cookie: u32,
+    ports: &'a [PortPrefix],
+    /// Whether its rule chooses this identity, not any.
+    chosen: bool,
+}
+
+impl<'a> Said<'a> {
+    fn about_any(term: &Term<'a>) -> Option<Self> {
+        match term.remotes {
+            Remotes::Any => Some(Self::new(term, false)),
+            Remotes::These(_) => None,
+        }
+    }
+
+    fn about_chosen(term: &Term<'a>) -> Self {
+        Self::new(term, true)
+    }
+
+    const fn new(term: &Term<'a>, chosen: bool) -> Self {
+        let Term { deny, explicit, cookie, ports, .. } = *term;
+        Self { deny, explicit, cookie, ports, chosen }
+    }
+}
+
+/// The remote identities that rules choose, grouped by the rules which do: those in a group have the same
+/// entries.
+fn by_terms(terms: &[Term<'_>]) -> BTreeMap<Vec<usize>, Vec<IdentityNumber>> {
+    let mut of_remote: BTreeMap<IdentityNumber, Vec<usize>> = BTreeMap::new();
+    for (index, term) in terms.iter().enumerate() {
+        if let Remotes::These(remotes) = &term.remotes {
+            for remote in remotes.iter() {
+                of_remote.entry(*remote).or_default().push(index);
+            }
+        }
+    }
+    let mut groups: BTreeMap<Vec<usize>, Vec<IdentityNumber>> = BTreeMap::new();
+    for (remote, indices) in of_remote {
+        groups.entry(indices).or_default().push(remote);
+    }
+    groups
+}
+
+fn prefixes<'a>(said: &'a [Said<'_>]) -> impl Iterator<Item = PortPrefix> + use<'a> {
+    let all: BTreeSet<PortPrefix> = said.iter().flat_map(|said| said.ports.iter().copied()).collect();
+    all.into_iter()
+}
+
+/// Entries for an identity, without those that the entries for any identity already imply.
+fn entries_beside(said: &[Said<'_>], any_entries: &Entries) -> Entries {
+    let mut by_length: Vec<PortPrefix> = prefixes(said).collect();
+    by_length.sort_by_key(|prefix| prefix.bits());
+    let mut entries = Entries::new();
+    for prefix in by_length {
+        let Some(entry) = entry(said, prefix) else { continue };
+        let is_chosen = said.iter().any(|said| said.chosen && said.ports.contains(&prefix));
+        if is_chosen || !is_implied(&entry, prefix, &entries, any_entries) {
+            entries.insert(prefix, entry);
+        }
+    }
+    entries
+}
+
+/// Whether the kernel comes to the same without this entry. The entry for any identity at the same prefix is
+/// longer than what is left for the identity, so it wins, unless what is left denies.
+fn is_implied(entry: &PolicyEntry, prefix: PortPrefix, entries: &Entries, any_entries: &Entries) -> bool {
+    let says = |entry: &PolicyEntry| (entry.deny, entry.auth_type, entry.auth_explicit);
+    let left = prefix.and_covering().find_map(|covering| entries.get(&covering));
+    any_entries.get(&prefix).is_some_and(|any| says(any) == says(entry))
+        || (entry.deny == 1 && left.is_some_and(|left| left.deny == 1))
+}
+
+/// What is said about everything under a prefix.
+fn entry(said: &[Said<'_>], prefix: PortPrefix) -> Option<PolicyEntry> {
+    let (mut deny, mut allow, mut explicit) = (None, None, None);
+    for (place, said) in said.iter().enumerate() {
+        let Some(bits) =
+            said.ports.iter().filter(|ports| ports.covers(prefix)).map(|ports| ports.bits()).max()
+        else {
+            continue;
+        };
+        let rank = (bits, said.chosen);
+        if said.deny {
+            deny = deny.max(Some((rank, Reverse(place), said.cookie)));
+        } else {
+            allow = allow.max(Some((rank, said.explicit, Reverse(place), said.cookie)));
+            explicit = explicit.max(said.explicit.map(|authentication| (rank, authentication)));
+        }
+    }
+    let named = PolicyEntry { port_prefix: prefix.bits(), ..PolicyEntry::default() };
+    if let Some((_, _, cookie)) = deny {
+        return Some(PolicyEntry { precedence: PolicyEntry::DENY_PRECEDENCE, cookie, deny: 1, ..named });
+    }
+    let (_, _, _, cookie) = allow?;
+    let (auth_type, auth_explicit) = explicit.map_or((0, 0), |(_, authentication)| (authentication as u8, 1));
+    Some(PolicyEntry { precedence: ALLOW_PRECEDENCE, cookie, auth_type, auth_explicit, ..named })
+}

@@ -1,0 +1,42 @@
+//! Identity policy: labels, selectors, policies and their compilation into map entries.
+//!
+//! Pure: no I/O, no clock, no async. What it cannot understand or keep it refuses by name, and a refused
+//! policy denies.
+
+mod allocate;
+mod compile;
+mod condition;
+mod identity;
+mod label;
+mod label_set;
+mod lookup;
+mod object;
+mod parse;
+mod pod;
+mod policy_set;
+mod port;
+mod rule;
+mod selector;
+mod trace;
+
+pub use allocate::{AllocateError, Allocated, Allocation, allocate};
+pub use auth_ebpf_abi::{AuthType, Choice, Direction, IdentityNumber, NodeNumber, PolicyEntry, PolicyKey};
+pub use compile::{Compiled, PolicyMap, compile};
+pub use condition::{Condition, ConditionKind};
+pub use identity::{
+    Identity, IdentityError, IdentitySet, IdentitySpec, LAST_USER, NodeNumberSpec, RESERVED, reserved_name,
+};
+pub use label::{
+    CLUSTER_KEY, Label, LabelError, LabelKey, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_KEY,
+    Source,
+};
+pub use label_set::LabelSet;
+pub use lookup::lookup;
+pub use object::{Kind, ObjectRef, RuleList, RuleRef};
+pub use parse::{Fault, PolicyError, Problem};
+pub use pod::{Pod, is_relevant};
+pub use policy_set::PolicySet;
+pub use port::{PortPrefix, protocol};
+pub use rule::{Peer, Peers, Policy, Rule, Spec, Subject};
+pub use selector::{Operator, Requirement, Selector};
+pub use trace::{Authentication, DirectionTrace, Trace, TraceVerdict, Traffic, trace, trace_compiled};

@@ -1,0 +1,134 @@
+//! From an object as users write it to a [`Policy`].
+//!
+//! Every field is known by name. An unknown one, or one that has the wrong form, refuses the whole object;
+//! a known one that isn't supported takes the effect of its rule and leaves a condition. Nothing is skipped.
+
+mod node;
+mod peers;
+mod policy_error;
+mod ports;
+mod selector;
+mod spec;
+
+pub use policy_error::{Fault, PolicyError, Problem};
+
+use serde_json::Value;
+
+use crate::condition::{Condition, ConditionKind};
+use crate::label_set::LabelSet;
+use crate::object::{Kind, ObjectRef};
+use crate::rule::Policy;
+use crate::selector::Selector;
+use node::Node;
+
+/// Namespace of an object that doesn't say one, as in Kubernetes.
+const DEFAULT_NAMESPACE: &str = "default";
+
+impl Policy {
+    /// The policy that an object describes: CiliumNetworkPolicy or CiliumClusterwideNetworkPolicy.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if the object can't be understood; [`PolicyError::into_policy`] then denies what it is
+    /// about.
+    pub fn from_value(value: &Value) -> Result<Self, PolicyError> {
+        let object = object_ref(value);
+        match parse(value, &object) {
+            Ok(policy) => Ok(policy),
+            Err(fault) => Err(PolicyError::new(scope(value, &object), object, fault)),
+        }
+    }
+
+    /// The policy that an object describes, or if it can't be understood one that denies everything which
+    /// the object is about, with the reason as condition.
+    #[must_use]
+    pub fn from_value_or_deny(value: &Value) -> Self {
+        Self::from_value(value).unwrap_or_else(PolicyError::into_policy)
+    }
+
+    /// Whether an endpoint with these labels is denied everything by this policy, because it was refused.
+    #[must_use]
+    pub fn refuses(&self, labels: &LabelSet) -> bool {
+        self.refused.as_ref().is_some_and(|scope| scope.iter().any(|selector| selector.matches(labels)))
+    }
+}
+
+impl PolicyError {
+    /// A policy in place of the object: it denies everything that the object is about.
+    #[must_use]
+    pub fn into_policy(self) -> Policy {
+        let message = format!("{}; everything that the policy is about is denied", self.fault().problem);
+        let path = self.fault().path.clone();
+        let (object, scope) = self.into_parts();
+        let conditions = vec![Condition { kind: ConditionKind::Refused, path, message }];
+        Policy { object, specs: Vec::new(), refused: Some(scope), conditions }
+    }
+}
+
+fn object_ref(value: &Value) -> ObjectRef {
+    let text = |pointer| value.pointer(pointer).and_then(Value::as_str);
+    let kind = text("/kind").map_or(Kind::Unknown, Kind::from_name);
+    let namespace = match text("/metadata/namespace").filter(|namespace| !namespace.is_empty()) {
+        Some(namespace) => namespace,
+        None if kind.is_namespaced() => DEFAULT_NAMESPACE,
+        None => "",
+    };
+    let name = text("/metadata/name").unwrap_or_default();
+    ObjectRef { kind, namespace: namespace.to_owned(), name: name.to_owned() }
+}
+
+fn parse(value: &Value, object: &ObjectRef) -> Result<Policy, Fault> {
+    let root = Node::root(value);
+    let version = match object.kind {
+        Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => "cilium.io/v2",
+        Kind::NetworkPolicy => return Err(Fault::new("kind", Problem::UnsupportedKind)),
+        Kind::Unknown => return Err(Fault::new("kind", Problem::UnknownKind)),
+    };
+    let fields = root.fields(&["apiVersion", "kind", "metadata", "spec", "specs", "status"])?;
+    let found = fields.require("apiVersion")?;
+    if found.text()? != version {
+        return Err(found.fault(Problem::Version { expected: version }));
+    }
+    if object.name.is_empty() {
+        return Err(Fault::new("metadata.name", Problem::Missing));
+    }
+    let mut conditions = Vec::new();
+    let mut specs = Vec::new();
+    if let Some(node) = fields.get("spec") {
+        specs.push(spec::parse(&node, None, object, &mut conditions)?);
+    }
+    for (place, node) in fields.items("specs")?.unwrap_or_default().iter().enumerate() {
+        specs.push(spec::parse(node, Some(place), object, &mut conditions)?);
+    }
+    if specs.is_empty() {
+        return Err(Fault::new("spec", Problem::Missing));
+    }
+    Ok(Policy { object: object.clone(), specs, refused: None, conditions })
+}
+
+/// What a refused object is about: what its selectors select if they can be understood, otherwise its
+/// namespace, otherwise everything.
+fn scope(value: &Value, object: &ObjectRef) -> Vec<Selector> {
+    let field = match object.kind {
+        Kind::NetworkPolicy => "podSelector",
+        Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => "endpointSelector",
+        Kind::Unknown => return vec![namespace_scope(object)],
+    };
+    let spec = value.get("spec").filter(|spec| !spec.is_null());
+    let specs = value.get("specs").and_then(Value::as_array);
+    let selectors: Option<Vec<Selector>> = spec
+        .into_iter()
+        .chain(specs.into_iter().flatten())
+        .filter(|spec| {
+            object.kind != Kind::CiliumClusterwideNetworkPolicy || spec.get("nodeSelector").is_none()
+        })
+        .map(|spec| {
+            let selector = selector::parse(&Node::root(spec.get(field)?)).ok()?;
+            Some(selector::of_subject(selector, object).0)
+        })
+        .collect();
+    selectors.filter(|selectors| !selectors.is_empty()).unwrap_or_else(|| vec![namespace_scope(object)])
+}
+
+fn namespace_scope(object: &ObjectRef) -> Selector {
+    if object.namespace.is_empty() { Selector::default() } else { selector::namespace(&object.namespace) }
+}

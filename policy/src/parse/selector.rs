@@ -1,0 +1,119 @@
+//! Selectors as they are written, and what their place in a policy adds to them.
+
+use super::node::Node;
+use super::policy_error::{Fault, Problem};
+use crate::label::{Label, LabelKey, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, Source};
+use crate::object::{Kind, ObjectRef};
+use crate::selector::{Operator, Requirement, Selector};
+
+/// The operators of `matchExpressions`.
+#[derive(Clone, Copy)]
+enum Word {
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
+}
+
+const WORDS: [(&str, Word); 4] = [
+    ("In", Word::In),
+    ("NotIn", Word::NotIn),
+    ("Exists", Word::Exists),
+    ("DoesNotExist", Word::DoesNotExist),
+];
+
+pub(super) fn parse(node: &Node<'_>) -> Result<Selector, Fault> {
+    let fields = node.fields(&["matchLabels", "matchExpressions"])?;
+    let mut requirements = Vec::new();
+    if let Some(labels) = fields.get("matchLabels") {
+        for (key, value) in labels.entries()? {
+            let label = label_key(key, &value).and_then(|key| {
+                Label::with_key(key, value.text()?).map_err(|error| value.fault(error.into()))
+            })?;
+            requirements.push(Requirement::equals(label.label_key().clone(), label.value()));
+        }
+    }
+    for expression in fields.items("matchExpressions")?.unwrap_or_default() {
+        requirements.push(parse_expression(&expression)?);
+    }
+    Ok(Selector { requirements })
+}
+
+fn parse_expression(node: &Node<'_>) -> Result<Requirement, Fault> {
+    let fields = node.fields(&["key", "operator", "values"])?;
+    let key = fields.require("key")?;
+    let key = label_key(key.text()?, &key)?;
+    let operator = fields.require("operator")?.one_of(&WORDS)?;
+    let mut values = std::collections::BTreeSet::new();
+    for value in fields.items("values")?.unwrap_or_default() {
+        values.insert(value.text()?.to_owned());
+    }
+    let wants_values = matches!(operator, Word::In | Word::NotIn);
+    if wants_values && values.is_empty() {
+        return Err(node.invalid("operators In and NotIn need `values`"));
+    }
+    if !wants_values && !values.is_empty() {
+        return Err(node.invalid("operators Exists and DoesNotExist take no `values`"));
+    }
+    let operator = match operator {
+        Word::In => Operator::In(values),
+        Word::NotIn => Operator::NotIn(values),
+        Word::Exists => Operator::Exists,
+        Word::DoesNotExist => Operator::DoesNotExist,
+    };
+    Ok(Requirement { key, operator })
+}
+
+fn label_key(text: &str, node: &Node<'_>) -> Result<LabelKey, Fault> {
+    text.parse().map_err(|error| node.fault(Problem::Label(error)))
+}
+
+/// Everything in this namespace.
+pub(super) fn namespace(name: &str) -> Selector {
+    let requirements = key(NAMESPACE_KEY).map(|key| Requirement::equals(key, name));
+    Selector { requirements: requirements.into_iter().collect() }
+}
+
+/// The subject that a policy's selector means: in its own namespace only. Also gives whether the selector
+/// named another one.
+pub(super) fn of_subject(mut selector: Selector, object: &ObjectRef) -> (Selector, bool) {
+    if object.namespace.is_empty() {
+        return (selector, false);
+    }
+    let before = selector.requirements.len();
+    let own = namespace(&object.namespace);
+    let foreign = |requirement: &Requirement| {
+        let is_equality = matches!(&requirement.operator, Operator::In(values) if values.len() == 1);
+        requirement.key.key() == NAMESPACE_KEY
+            && requirement.key.source() != Source::Reserved
+            && is_equality
+            && !own.requirements.iter().any(|own| own.operator == requirement.operator)
+    };
+    if object.kind == Kind::CiliumNetworkPolicy {
+        selector.requirements.retain(|requirement| !foreign(requirement));
+    }
+    let was_foreign = selector.requirements.len() != before;
+    selector.requirements.extend(own.requirements);
+    (selector, was_foreign)
+}
+
+/// The peers that a selector in a rule means: in the policy's namespace unless it says otherwise; for the
+/// cluster's policies, pods of any namespace. One about reserved labels is taken as it is.
+pub(super) fn of_peers(mut selector: Selector, object: &ObjectRef, subject_is_init: bool) -> Selector {
+    if selector.has_source(Source::Reserved) || selector.has_k8s_key(NAMESPACE_KEY) {
+        return selector;
+    }
+    if object.namespace.is_empty() {
+        if !subject_is_init {
+            let requirement = key(NAMESPACE_KEY).map(|key| Requirement { key, operator: Operator::Exists });
+            selector.requirements.extend(requirement);
+        }
+    } else if !selector.has_k8s_prefix(NAMESPACE_LABELS_PREFIX) {
+        selector.requirements.extend(namespace(&object.namespace).requirements);
+    }
+    selector
+}
+
+fn key(name: &str) -> Option<LabelKey> {
+    LabelKey::new(Source::K8s, name).ok()
+}

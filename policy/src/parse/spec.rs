@@ -1,0 +1,203 @@
+//! One `spec` of a policy: its subject, its lists of rules, and its rules.
+
+use auth_ebpf_abi::{AuthType, Direction};
+
+use super::node::{Fields, Node};
+use super::peers::{self, PeerFields};
+use super::policy_error::Fault;
+use super::{ports, selector};
+use crate::condition::{Condition, ConditionKind};
+use crate::label::Source;
+use crate::object::{Kind, ObjectRef, RuleList};
+use crate::port::PortPrefix;
+use crate::rule::{Peers, Rule, Spec, Subject};
+
+const FIELDS: [&str; 10] = [
+    "endpointSelector",
+    "nodeSelector",
+    "ingress",
+    "ingressDeny",
+    "egress",
+    "egressDeny",
+    "enableDefaultDeny",
+    "labels",
+    "description",
+    "log",
+];
+
+const AUTHENTICATION_MODES: [(&str, AuthType); 3] = [
+    ("disabled", AuthType::Disabled),
+    ("required", AuthType::Spire),
+    ("test-always-fail", AuthType::AlwaysFail),
+];
+
+pub(super) fn parse(
+    node: &Node<'_>,
+    place: Option<usize>,
+    object: &ObjectRef,
+    conditions: &mut Vec<Condition>,
+) -> Result<Spec, Fault> {
+    let fields = node.fields(&FIELDS)?;
+    let subject = parse_subject(node, &fields, object, conditions)?;
+    let subject_is_init = is_init(&subject);
+    let mut rules = Vec::new();
+    for list in RuleList::ALL {
+        for (index, node) in fields.items(list.as_str())?.unwrap_or_default().iter().enumerate() {
+            let mut context =
+                RuleContext { object, subject_is_init, list, conditions, effect: Effect::AsWritten };
+            rules.push(parse_rule(node, index, &mut context)?);
+        }
+    }
+    let has = |direction| rules.iter().any(|rule: &Rule| rule.list.direction() == direction);
+    let (ingress, egress) = parse_default_deny(&fields)?;
+    let log = fields.get("log").map(|log| log.fields(&["value"])).transpose()?;
+    Ok(Spec {
+        place,
+        subject,
+        default_deny_ingress: ingress.unwrap_or_else(|| has(Direction::Ingress)),
+        default_deny_egress: egress.unwrap_or_else(|| has(Direction::Egress)),
+        description: fields.text("description")?.map(str::to_owned),
+        labels: parse_labels(&fields)?,
+        log: log.map(|log| log.text("value")).transpose()?.flatten().map(str::to_owned),
+        rules,
+    })
+}
+
+fn parse_subject(
+    node: &Node<'_>,
+    fields: &Fields<'_>,
+    object: &ObjectRef,
+    conditions: &mut Vec<Condition>,
+) -> Result<Subject, Fault> {
+    match (fields.get("endpointSelector"), fields.get("nodeSelector")) {
+        (Some(endpoints), None) => {
+            let (selector, was_foreign) = selector::of_subject(selector::parse(&endpoints)?, object);
+            if was_foreign {
+                let message = format!("a policy is for its own namespace; `{}` counts", object.namespace);
+                let path = endpoints.path().to_owned();
+                conditions.push(Condition { kind: ConditionKind::ForeignNamespace, path, message });
+            }
+            Ok(Subject::Endpoints(selector))
+        }
+        (None, Some(nodes)) if object.kind == Kind::CiliumClusterwideNetworkPolicy => {
+            selector::parse(&nodes)?;
+            let message = "policies for nodes are not supported yet: this one has no effect".to_owned();
+            let path = nodes.path().to_owned();
+            conditions.push(Condition { kind: ConditionKind::Unsupported, path, message });
+            Ok(Subject::Nodes)
+        }
+        (None, Some(nodes)) => Err(nodes.invalid("only a CiliumClusterwideNetworkPolicy can have it")),
+        (Some(_), Some(nodes)) => Err(nodes.invalid("can't be beside `endpointSelector`")),
+        (None, None) => Err(node.invalid("needs an `endpointSelector`; `{}` selects every endpoint")),
+    }
+}
+
+fn is_init(subject: &Subject) -> bool {
+    let Subject::Endpoints(selector) = subject else { return false };
+    selector.requirements.iter().any(|one| one.key.source() == Source::Reserved && one.key.key() == "init")
+}
+
+fn parse_default_deny(fields: &Fields<'_>) -> Result<(Option<bool>, Option<bool>), Fault> {
+    let Some(node) = fields.get("enableDefaultDeny") else { return Ok((None, None)) };
+    let fields = node.fields(&["ingress", "egress"])?;
+    Ok((fields.boolean("ingress")?, fields.boolean("egress")?))
+}
+
+fn parse_labels(fields: &Fields<'_>) -> Result<Vec<String>, Fault> {
+    let mut labels = Vec::new();
+    for node in fields.items("labels")?.unwrap_or_default() {
+        let fields = node.fields(&["key", "value", "source"])?;
+        let key = fields.require("key")?.text()?;
+        let source = fields.text("source")?.filter(|source| !source.is_empty()).unwrap_or("unspec");
+        labels.push(format!("{source}:{key}={}", fields.text("value")?.unwrap_or_default()));
+    }
+    Ok(labels)
+}
+
+fn parse_rule(node: &Node<'_>, index: usize, context: &mut RuleContext<'_>) -> Result<Rule, Fault> {
+    let list = context.list;
+    let names: &PeerFields = match list.direction() {
+        Direction::Ingress => &peers::FROM,
+        Direction::Egress => &peers::TO,
+    };
+    let mut known: Vec<&str> = names.names().chain(["toPorts", "icmps"]).collect();
+    if !list.is_deny() {
+        known.push("authentication");
+    }
+    let fields = node.fields(&known)?;
+    let peers = peers::parse(&fields, names, context)?;
+    let ports = ports::parse(&fields, context)?;
+    let authentication = fields
+        .get("authentication")
+        .map(|node| node.fields(&["mode"])?.require("mode")?.one_of(&AUTHENTICATION_MODES))
+        .transpose()?;
+    let peers = match (peers, &ports) {
+        (Some(peers), _) => peers,
+        (None, Some(_)) => Peers::Any,
+        // The empty rule selects no one: it only makes what no other rule allows denied.
+        (None, None) => Peers::NONE,
+    };
+    let ports = ports.unwrap_or_else(|| vec![PortPrefix::ANY]);
+    Ok(Rule { list, index, peers: context.effect.on(peers, list), ports, authentication })
+}
+
+/// What an unsupported field leaves of a rule.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Effect {
+    /// Nothing is unsupported.
+    AsWritten,
+    /// A rule that allows is without effect; one that denies is as it is without the field.
+    Unrestricted,
+    /// The same, and the field may have meant any peer.
+    AnyPeer,
+}
+
+impl Effect {
+    fn on(self, peers: Peers, list: RuleList) -> Peers {
+        match (self, list.is_deny()) {
+            (Self::AsWritten, _) | (Self::Unrestricted, true) => peers,
+            (Self::Unrestricted | Self::AnyPeer, false) => Peers::NONE,
+            (Self::AnyPeer, true) => Peers::Any,
+        }
+    }
+}
+
+/// The rule that is being parsed.
+pub(super) struct RuleContext<'a> {
+    pub(super) object: &'a ObjectRef,
+    pub(super) subject_is_init: bool,
+    list: RuleList,
+    conditions: &'a mut Vec<Condition>,
+    effect: Effect,
+}
+
+impl RuleContext<'_> {
+    /// Something in the rule isn't supported: an allowing rule allows nothing, a denying one ignores it and
+    /// so denies more.
+    pub(super) fn unsupported(&mut self, path: &str, what: &str) {
+        self.lessen(path, what, Effect::Unrestricted);
+    }
+
+    /// The same for the choice of peers.
+    pub(super) fn unsupported_peers(&mut self, path: &str, what: &str) {
+        self.lessen(path, what, Effect::AnyPeer);
+    }
+
+    /// A list is there, but empty.
+    pub(super) fn selects_nothing(&mut self, path: &str) {
+        let message = "an empty list selects nothing; leave it out to select everything".to_owned();
+        self.conditions.push(Condition {
+            kind: ConditionKind::SelectsNothing,
+            path: path.to_owned(),
+            message,
+        });
+    }
+
+    fn lessen(&mut self, path: &str, what: &str, effect: Effect) {
+        let consequence =
+            if self.list.is_deny() { "denies all that it could mean" } else { "allows nothing" };
+        let message = format!("{what} is not supported yet: the rule {consequence}");
+        self.conditions.push(Condition { kind: ConditionKind::Unsupported, path: path.to_owned(), message });
+        self.effect = self.effect.max(effect);
+    }
+}

@@ -1,0 +1,123 @@
+//! Policies as understood: what remains of an object once every field has a meaning.
+
+use auth_ebpf_abi::AuthType;
+
+use crate::condition::Condition;
+use crate::label::{CLUSTER_KEY, Source};
+use crate::label_set::LabelSet;
+use crate::object::{ObjectRef, RuleList};
+use crate::port::PortPrefix;
+use crate::selector::Selector;
+
+/// A policy object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Its name.
+    pub object: ObjectRef,
+    /// Its `spec`, or its `specs`.
+    pub specs: Vec<Spec>,
+    /// Set if it was refused: everything these select is denied, whatever any policy says.
+    pub refused: Option<Vec<Selector>>,
+    /// What isn't done as written.
+    pub conditions: Vec<Condition>,
+}
+
+/// One `spec`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// Its place in `specs`; none if it is `spec`.
+    pub place: Option<usize>,
+    /// Whom it is for.
+    pub subject: Subject,
+    /// Whether what no rule allows is denied, into the subject.
+    pub default_deny_ingress: bool,
+    /// The same, out of it.
+    pub default_deny_egress: bool,
+    /// Its rules, in the order of their lists.
+    pub rules: Vec<Rule>,
+    /// Its author's words.
+    pub description: Option<String>,
+    /// Labels that name it in flows.
+    pub labels: Vec<String>,
+    /// A text for flows that it decides.
+    pub log: Option<String>,
+}
+
+/// Whom a spec is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The endpoints selected.
+    Endpoints(Selector),
+    /// Nodes, which aren't endpoints: nothing here.
+    Nodes,
+}
+
+impl Subject {
+    /// Whether an endpoint with these labels is meant.
+    #[must_use]
+    pub fn matches(&self, labels: &LabelSet) -> bool {
+        match self {
+            Self::Endpoints(selector) => selector.matches(labels),
+            Self::Nodes => false,
+        }
+    }
+}
+
+/// A rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The list it stands in, which says whether it denies, and in which direction.
+    pub list: RuleList,
+    /// Its place in the list.
+    pub index: usize,
+    /// The other ends that it is about.
+    pub peers: Peers,
+    /// The protocols and ports that it is about, none twice.
+    pub ports: Vec<PortPrefix>,
+    /// The authentication that it names, if it names one.
+    pub authentication: Option<AuthType>,
+}
+
+/// The other ends that a rule is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peers {
+    /// Every one, known or not.
+    Any,
+    /// Those that one of these selects; no one if there are none.
+    Selected(Vec<Peer>),
+}
+
+impl Peers {
+    /// No one.
+    pub const NONE: Self = Self::Selected(Vec::new());
+
+    /// Whether an identity with these labels is meant, seen from an endpoint with the `own` labels.
+    #[must_use]
+    pub fn matches(&self, labels: &LabelSet, own: &LabelSet) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Selected(peers) => peers.iter().any(|peer| peer.matches(labels, own)),
+        }
+    }
+}
+
+/// Some of the other ends that a rule is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Those selected.
+    Selector(Selector),
+    /// Pods of the endpoint's own cluster.
+    OwnCluster,
+}
+
+impl Peer {
+    fn matches(&self, labels: &LabelSet, own: &LabelSet) -> bool {
+        match self {
+            Self::Selector(selector) => selector.matches(labels),
+            Self::OwnCluster => {
+                let cluster = labels.get(Source::K8s, CLUSTER_KEY);
+                cluster.is_some() && cluster == own.get(Source::K8s, CLUSTER_KEY)
+            }
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! What isn't understood or supported: the words, and that it never allows anything.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use policy::{
+    Identity, IdentityNumber, IdentitySet, Pod, Policy, PolicySet, RuleRef, Trace, TraceVerdict, Traffic,
+    protocol, trace,
+};
+use serde_json::{Value, json};
+
+const WORLD: IdentityNumber = 2;
+const SERVER: IdentityNumber = 256;
+const CLIENT: IdentityNumber = 257;
+const ELSEWHERE: IdentityNumber = 258;
+
+fn identities() -> IdentitySet {
+    let pod = |number, namespace, app| {
+        let pod = Pod { cluster: "default", namespace, service_account: "default" };
+        Identity::new(number, pod.labels([("app", app)], []).unwrap()).unwrap()
+    };
+    IdentitySet::from_identities([
+        pod(SERVER, "shop", "server"),
+        pod(CLIENT, "shop", "client"),
+        pod(ELSEWHERE, "bank", "server"),
+    ])
+    .unwrap()
+}
+
+fn cnp(spec: Value) -> Value {
+    json!({
+        "apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": "p", "namespace": "shop", "labels": {"any": "thing"}},
+        "spec": spec,
+    })
+}
+
+fn server(list: &str, rule: Value) -> Value {
+    cnp(json!({"endpointSelector": {"matchLabels": {"app": "server"}}, list: [rule]}))
+}
+
+fn ask(value: &Value, from: IdentityNumber, to: IdentityNumber, port: u16) -> Trace {
+    let policies = PolicySet::from_iter([Policy::from_value_or_deny(value)]);
+    trace(&policies, &identities(), Traffic { from, to, protocol: protocol::TCP, port })
+}
+
+fn passes(value: &Value, from: IdentityNumber, to: IdentityNumber, port: u16) -> bool {
+    ask(value, from, to, port).verdict == TraceVerdict::Allowed
+}
+
+#[test]
+fn errors_name_object_field_and_way_out() {
+    let with_ports = |ports: Value| server("ingress", json!({"toPorts": [{"ports": [ports]}]}));
+    let with_peer = |peer: Value| server("egress", json!({"toEndpoints": [peer]}));
+    for (value, expected) in [
+        (
+            server("ingress", json!({"fromEndpoint": []})),
+            "spec.ingress[0].fromEndpoint: unknown field; did you mean `fromEndpoints`?",
+        ),
+        (
+            server("egress", json!({"toEndpoints": [{"matchLabel": {}}]})),
+            "spec.egress[0].toEndpoints[0].matchLabel: unknown field; did you mean `matchLabels`?",
+        ),
+        (
+            server("egress", json!({"fromEndpoints": []})),
+            "spec.egress[0].fromEndpoints: unknown field; did you mean `toEndpoints`?",
+        ),
+        (
+            server("ingressDeny", json!({"authentication": {"mode": "required"}})),
+            "spec.ingressDeny[0].authentication: unknown field; known are fromEndpoints, fromEntities, fromCIDR, fromCIDRSet, fromNodes, fromGroups, fromRequires, toPorts, icmps",
+        ),
+        (
+            server("ingress", json!({"authentication": {"mode": "require"}})),
+            "spec.ingress[0].authentication.mode: unknown value `require`; did you mean `required`?",
+        ),
+        (server("ingress", json!({"authentication": {}})), "spec.ingress[0].authentication.mode: is missing"),
+        (
+            server("ingress", json!({"fromEntities": ["hosts"]})),
+            "spec.ingress[0].fromEntities[0]: unknown value `hosts`; did you mean `host`?",
+        ),
+        (
+            server("ingress", json!({"fromEndpoints": {}})),
+            "spec.ingress[0].fromEndpoints: is an object, must be a list",
+        ),
+        (
+            server("ingress", json!({"fromEndpoints": [null]})),
+            "spec.ingress[0].fromEndpoints[0]: is nothing, must be an object",
+        ),
+        (
+            with_ports(json!({"port": "65536"})),
+            "spec.ingress[0].toPorts[0].ports[0].port: must be a port number up to 65535, in decimal, or the name of a port",
+        ),
+        (
+            with_ports(json!({"port": "010"})),
+            "spec.ingress[0].toPorts[0].ports[0].port: must be a port number up to 65535, in decimal, or the name of a port",
+        ),
+        (
+            with_ports(json!({"port": "-1"})),
+            "spec.ingress[0].toPorts[0].ports[0].port: must be a port number up to 65535, in decimal, or the name of a port",
+        ),
+        (
+            with_ports(json!({"port": "90", "endPort": 80})),
+            "spec.ingress[0].toPorts[0].ports[0].endPort: must not be below `port`, which must not be 0",
+        ),
+        (
+            with_ports(json!({"port": "90", "endPort": 65536})),
+            "spec.ingress[0].toPorts[0].ports[0].endPort: must be a port number, up to 65535",
+        ),
+        (
+            with_ports(json!({"port": "90", "protocol": "TPC"})),
+            "spec.ingress[0].toPorts[0].ports[0].protocol: unknown value `TPC`; did you mean `TCP`?",
+        ),
+        (with_ports(json!({"protocol": "TCP"})), "spec.ingress[0].toPorts[0].ports[0].port: is missing"),
+        (
+            with_peer(json!({"matchLabels": {"app": 1}})),
+            "spec.egress[0].toEndpoints[0].matchLabels.app: is a number, must be a string",
+        ),
+        (
+            with_peer(json!({"matchLabels": {"docker:app": "x"}})),
+            "spec.egress[0].toEndpoints[0].matchLabels[\"docker:app\"]: label source `docker` is not known; sources are k8s, reserved and any",
+        ),
+        (
+            with_peer(json!({"matchExpressions": [{"key": "a", "operator": "Is"}]})),
+            "spec.egress[0].toEndpoints[0].matchExpressions[0].operator: unknown value `Is`; did you mean `In`?",
+        ),
+        (
+            with_peer(json!({"matchExpressions": [{"key": "a", "operator": "In"}]})),
+            "spec.egress[0].toEndpoints[0].matchExpressions[0]: operators In and NotIn need `values`",
+        ),
+        (
+            with_peer(json!({"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]})),
+            "spec.egress[0].toEndpoints[0].matchExpressions[0]: operators Exists and DoesNotExist take no `values`",
+        ),
+        (
+            server("ingress", json!({"icmps": [{"fields": [{"type": 256}]}]})),
+            "spec.ingress[0].icmps[0].fields[0].type: must be a type of ICMP, 0 to 255",
+        ),
+        (
+            server("ingress", json!({"icmps": [{"fields": [{"type": 8, "family": "IPv5"}]}]})),
+            "spec.ingress[0].icmps[0].fields[0].family: unknown value `IPv5`; did you mean `IPv4`?",
+        ),
+        (cnp(json!({"ingress": []})), "spec: needs an `endpointSelector`; `{}` selects every endpoint"),
+        (
+            cnp(json!({"nodeSelector": {}})),
+            "spec.nodeSelector: only a CiliumClusterwideNetworkPolicy can have it",
+        ),
+        (
+            cnp(json!({"endpointSelector": {}, "enableDefaultDeny": {"ingres": true}})),
+            "spec.enableDefaultDeny.ingres: unknown field; did you mean `ingress`?",
+        ),
+        (
+            cnp(json!({"endpointSelector": {}, "enableDefaultDeny": {"ingress": "yes"}})),
+            "spec.enableDefaultDeny.ingress: is a string, must be true or false",
+        ),
+        (cnp(json!(null)), "spec: is missing"),
+        (cnp(json!([])), "spec: is a list, must be an object"),
+    ] {
+        let error = Policy::from_value(&value).unwrap_err();
+        assert_eq!(error.to_string(), format!("CiliumNetworkPolicy shop/p: {expected}"));
+    }
+}
+
+#[test]
+fn objects_that_are_no_policies() {
+    let network_policy = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "n", "namespace": "shop"},
+        "spec": {"podSelector": {"matchLabels": {"app": "server"}}},
+    });
+    for (value, expected) in [
+        (
+            network_policy,
+            "NetworkPolicy shop/n: kind: NetworkPolicy of networking.k8s.io is not supported yet; write a CiliumNetworkPolicy",
+        ),
+        (json!(42), "object : kind: must be CiliumNetworkPolicy or CiliumClusterwideNetworkPolicy"),
+        (
+            json!({"kind": "CiliumNetworkPolicy", "apiVersion": "cilium.io/v1", "metadata": {"name": "p"}}),
+            "CiliumNetworkPolicy default/p: apiVersion: must be `cilium.io/v2`",
+        ),
+        (
+            json!({"kind": "CiliumNetworkPolicy", "apiVersion": "cilium.io/v2"}),
+            "CiliumNetworkPolicy default/: metadata.name: is missing",
+        ),
+        (
+            json!({"kind": "CiliumNetworkPolicy", "apiVersion": "cilium.io/v2", "sepc": {}}),
+            "CiliumNetworkPolicy default/: sepc: unknown field; did you mean `spec`?",
+        ),
+    ] {
+        assert_eq!(Policy::from_value(&value).unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
+fn a_refused_policy_denies_what_its_selector_selects() {
+    let value = server("ingress", json!({"fromEndpoint": [{}]}));
+    assert!(!passes(&value, CLIENT, SERVER, 80));
+    assert!(!passes(&value, SERVER, WORLD, 80), "in both directions");
+    assert!(passes(&value, SERVER, CLIENT, 80) == passes(&value, SERVER, WORLD, 80), "the server is one end");
+    assert!(passes(&value, WORLD, CLIENT, 80));
+    assert!(passes(&value, WORLD, ELSEWHERE, 80), "same labels, other namespace");
+    let trace = ask(&value, CLIENT, SERVER, 80);
+    assert!(matches!(trace.decided_by.as_slice(), [RuleRef::Refused { .. }]), "{:?}", trace.decided_by);
+}
+
+#[test]
+fn a_refused_policy_without_a_selector_denies_its_namespace_or_everything() {
+    let value = cnp(json!({"endpointSelector": {"matchLabls": {}}, "ingress": [{}]}));
+    assert!(!passes(&value, WORLD, CLIENT, 80));
+    assert!(passes(&value, WORLD, ELSEWHERE, 80));
+    let clusterwide = |spec| {
+        json!({
+            "apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy", "metadata": {"name": "c"},
+            "spec": spec,
+        })
+    };
+    assert!(!passes(&clusterwide(json!("x")), WORLD, ELSEWHERE, 80));
+    let nodes = clusterwide(json!({"nodeSelector": {}, "ingres": []}));
+    assert!(!passes(&nodes, WORLD, ELSEWHERE, 80));
+    let understood = clusterwide(json!({"nodeSelector": {}, "ingress": [{}]}));
+    assert!(passes(&understood, WORLD, ELSEWHERE, 80), "a policy for nodes");
+    assert_eq!(Policy::from_value(&understood).unwrap().conditions[0].kind.as_str(), "Unsupported");
+}
+
+#[test]
+fn a_refused_policy_overrules_what_others_allow() {
+    let mut policies = PolicySet::new();
+    policies.insert(Policy::from_value_or_deny(&server("ingress", json!({"x": 1}))));
+    let mut allow = server("ingress", json!({"fromEntities": ["all"]}));
+    allow["metadata"]["name"] = json!("allow");
+    policies.insert(Policy::from_value(&allow).unwrap());
+    let traffic = Traffic { from: CLIENT, to: SERVER, protocol: protocol::TCP, port: 80 };
+    assert_eq!(trace(&policies, &identities(), traffic).verdict, TraceVerdict::Denied);
+    let conditions = policies.conditions(&identities());
+    let [condition] = conditions.values().next().unwrap().as_slice() else { panic!("{conditions:?}") };
+    assert_eq!(condition.kind.as_str(), "Refused");
+    assert_eq!(condition.path, "spec.ingress[0].x");
+}
+
+#[test]
+fn network_policies_deny_their_pods() {
+    let value = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "n", "namespace": "shop"},
+        "spec": {"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{}]},
+    });
+    assert!(!passes(&value, CLIENT, SERVER, 80));
+    assert!(passes(&value, WORLD, CLIENT, 80));
+    assert!(passes(&value, WORLD, ELSEWHERE, 80));
+}
+
+/// Rules with something that is known, but not supported, and the path at which it is named.
+fn unsupported(prefix: &str) -> Vec<(Value, String)> {
+    let peer =
+        |name: &str, value: Value| (json!({format!("{prefix}{name}"): value}), format!(".{prefix}{name}"));
+    let port = |field: Value, path: &str| (json!({"toPorts": [field]}), format!(".toPorts[0]{path}"));
+    let http = json!([{"port": "80", "protocol": "TCP"}]);
+    vec![
+        peer("CIDR", json!(["10.0.0.0/8"])),
+        peer("CIDRSet", json!([{"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}])),
+        peer("Nodes", json!([{}])),
+        peer("Groups", json!([{"aws": {}}])),
+        peer("Requires", json!([{}])),
+        (json!({format!("{prefix}Entities"): ["world-ipv4"]}), format!(".{prefix}Entities[0]")),
+        (
+            json!({format!("{prefix}Entities"): ["all"], format!("{prefix}Endpoints"): [{}]}),
+            format!(".{prefix}Entities"),
+        ),
+        port(json!({"ports": http, "rules": {"http": [{"method": "GET"}]}}), ".rules"),
+        port(json!({"ports": http, "terminatingTLS": {"secret": {}}}), ".terminatingTLS"),
+        port(json!({"ports": http, "originatingTLS": {"secret": {}}}), ".originatingTLS"),
+        port(json!({"ports": http, "serverNames": ["example.org"]}), ".serverNames"),
+        port(json!({"ports": http, "listener": {"name": "x"}}), ".listener"),
+        port(json!({"ports": [{"port": "http", "protocol": "TCP"}]}), ".ports[0].port"),
+        port(json!({"ports": [{"port": "0", "protocol": "GRE"}]}), ".ports[0]"),
+        (json!({"icmps": [{"fields": [{"type": "EchoRequest"}]}]}), ".icmps[0].fields[0].type".to_owned()),
+        (json!({"toPorts": [{"ports": http}], "icmps": [{"fields": [{"type": 8}]}]}), ".toPorts".to_owned()),
+    ]
+}
+
+#[test]
+fn unsupported_fields_are_named() {
+    for (list, prefix) in [("ingress", "from"), ("egressDeny", "to")] {
+        for (rule, path) in unsupported(prefix) {
+            let policy = Policy::from_value(&server(list, rule.clone())).unwrap();
+            let [condition] = policy.conditions.as_slice() else { panic!("{rule}: {:?}", policy.conditions) };
+            assert_eq!(condition.kind.as_str(), "Unsupported");
+            assert_eq!(condition.path, format!("spec.{list}[0]{path}"));
+        }
+    }
+    let fqdn = server("egress", json!({"toFQDNs": [{"matchName": "example.org"}]}));
+    let condition = Policy::from_value(&fqdn).unwrap().conditions.remove(0);
+    assert_eq!(
+        condition.to_string(),
+        "Unsupported: spec.egress[0].toFQDNs: this field is not supported yet: the rule allows nothing"
+    );
+}
+
+#[test]
+fn unsupported_rules_allow_nothing_and_leave_the_others() {
+    for (rule, _) in unsupported("from") {
+        let mut value = server("ingress", rule.clone());
+        assert!(!passes(&value, CLIENT, SERVER, 80), "{rule}");
+        let understood = json!({"fromEndpoints": [{"matchLabels": {"app": "client"}}]});
+        value["spec"]["ingress"].as_array_mut().unwrap().push(understood);
+        assert!(passes(&value, CLIENT, SERVER, 80), "{rule}");
+        assert!(!passes(&value, WORLD, SERVER, 80), "{rule}");
+    }
+}
+
+#[test]
+fn unsupported_deny_rules_deny_all_that_they_could_mean() {
+    for (rule, path) in unsupported("from") {
+        let mut value = server("ingressDeny", rule.clone());
+        value["spec"]["ingress"] = json!([{"fromEntities": ["all"]}]);
+        let denies_tcp = !path.contains("icmps");
+        assert_eq!(passes(&value, WORLD, SERVER, 80), !denies_tcp, "{rule}");
+    }
+    let mut value =
+        server("ingressDeny", json!({"fromCIDR": ["10.0.0.0/8"], "toPorts": [{"ports": [{"port": "80"}]}]}));
+    value["spec"]["ingress"] = json!([{"fromEntities": ["all"]}]);
+    assert!(!passes(&value, CLIENT, SERVER, 80));
+    assert!(passes(&value, CLIENT, SERVER, 81), "the ports are understood");
+}
+
+#[test]
+fn empty_forms_of_unsupported_fields_are_nothing() {
+    let ports = json!([{"ports": [{"port": "80"}], "rules": {}, "serverNames": [], "listener": null}]);
+    let value = server("ingress", json!({"toPorts": ports}));
+    assert!(Policy::from_value(&value).unwrap().conditions.is_empty());
+    assert!(passes(&value, CLIENT, SERVER, 80));
+    let value = server("ingress", json!({"fromCIDRSet": [], "toPorts": [{"ports": [{"port": "80"}]}]}));
+    assert_eq!(Policy::from_value(&value).unwrap().conditions[0].kind.as_str(), "SelectsNothing");
+    assert!(!passes(&value, WORLD, SERVER, 80));
+}
+
+#[test]
+fn authentication_of_reserved_identities_is_impossible() {
+    for (rule, names) in [
+        (json!({"fromEntities": ["world"]}), Some("world")),
+        (json!({"fromEntities": ["remote-node"]}), Some("remote-node, kube-apiserver")),
+        (json!({"fromEndpoints": [{"matchLabels": {"reserved:health": ""}}]}), Some("health")),
+        (
+            json!({"fromEntities": ["all"]}),
+            Some("host, world, unmanaged, health, init, remote-node, kube-apiserver, ingress"),
+        ),
+        (json!({"fromEndpoints": [{}]}), None),
+    ] {
+        let mut required = rule.clone();
+        required["authentication"] = json!({"mode": "required"});
+        let policies = PolicySet::from_iter([Policy::from_value(&server("ingress", required)).unwrap()]);
+        let conditions: Vec<_> = policies.conditions(&identities()).into_values().flatten().collect();
+        match names {
+            None => assert!(conditions.is_empty(), "{conditions:?}"),
+            Some(names) => {
+                assert_eq!(conditions[0].kind.as_str(), "AuthImpossible");
+                assert_eq!(conditions[0].path, "spec.ingress[0].authentication");
+                assert!(
+                    conditions[0].message.contains(&format!("of {names}, which")),
+                    "{}",
+                    conditions[0].message
+                );
+            }
+        }
+        let policies = PolicySet::from_iter([Policy::from_value(&server("ingress", rule)).unwrap()]);
+        assert!(policies.conditions(&identities()).is_empty());
+    }
+    let world = server("ingress", json!({"fromEntities": ["world"], "authentication": {"mode": "required"}}));
+    let trace = ask(&world, WORLD, SERVER, 80);
+    assert_eq!(trace.authentication.as_str(), "required");
+    assert!(trace.authentication_impossible);
+}
+
+#[test]
+fn what_is_only_words_is_carried() {
+    let policy = Policy::from_value(&cnp(json!({
+        "endpointSelector": {}, "ingress": [{}], "description": "words", "log": {"value": "why"},
+        "labels": [{"key": "a", "value": "b", "source": "k8s"}, {"key": "c"}],
+    })))
+    .unwrap();
+    let spec = &policy.specs[0];
+    assert_eq!(spec.description.as_deref(), Some("words"));
+    assert_eq!(spec.log.as_deref(), Some("why"));
+    assert_eq!(spec.labels, ["k8s:a=b", "unspec:c="]);
+    assert!(policy.conditions.is_empty());
+}
+
+#[test]
+fn limits() {
+    let ports: Vec<Value> = (1..=41).map(|port| json!({"port": port})).collect();
+    let error = Policy::from_value(&server("ingress", json!({"toPorts": [{"ports": ports}]}))).unwrap_err();
+    assert_eq!(error.fault().to_string(), "spec.ingress[0].toPorts[0]: has 41 entries, 40 are the most");
+}
