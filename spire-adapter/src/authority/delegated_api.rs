@@ -1,0 +1,109 @@
+//! SPIRE's Delegated Identity API of one agent, for X.509 and by selectors.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::{Request, Status};
+
+use super::agent::{Agent, Current, Update, attest, updates};
+use super::grpc::{self, Api};
+use super::world::State;
+use crate::proto::SpiffeIdParts;
+use crate::proto::delegated::{
+    BundlesRequest, BundlesResponse, SERVICE, SUBSCRIBE_TO_X509_BUNDLES, SUBSCRIBE_TO_X509_SVIDS,
+    SvidWithKey, SvidsRequest, SvidsResponse, X509Svid,
+};
+use crate::{Selector, TrustDomain};
+
+#[derive(Debug)]
+pub(crate) struct DelegatedApi {
+    agent: Arc<Agent>,
+    stop: CancellationToken,
+}
+
+impl DelegatedApi {
+    pub(crate) fn new(agent: Arc<Agent>, stop: CancellationToken) -> Self {
+        Self { agent, stop }
+    }
+
+    fn svids(
+        &self,
+        request: Request<SvidsRequest>,
+    ) -> Result<ReceiverStream<Result<SvidsResponse, Status>>, Status> {
+        let caller = attest(&request)?;
+        let request = request.into_inner();
+        if request.pid != 0 {
+            return Err(Status::unimplemented("the development authority attests no PIDs"));
+        }
+        if request.selectors.is_empty() {
+            return Err(Status::invalid_argument(
+                "must provide either selectors or non-zero PID, but not both",
+            ));
+        }
+        let selectors: BTreeSet<Selector> = request.selectors.into_iter().map(Selector::from).collect();
+        let agent = Arc::clone(&self.agent);
+        let build = move |state: &State| {
+            agent.authorize(state, &caller)?;
+            agent.current(state, &selectors).map(|current| svids(&current))
+        };
+        Ok(updates(&self.agent, self.stop.clone(), build))
+    }
+
+    fn bundles(
+        &self,
+        request: &Request<BundlesRequest>,
+    ) -> Result<ReceiverStream<Result<BundlesResponse, Status>>, Status> {
+        let caller = attest(request)?;
+        let agent = Arc::clone(&self.agent);
+        let build = move |state: &State| {
+            agent.authorize(state, &caller)?;
+            Ok(bundles(&agent, state))
+        };
+        Ok(updates(&self.agent, self.stop.clone(), build))
+    }
+}
+
+impl Api for DelegatedApi {
+    const NAME: &'static str = SERVICE;
+
+    async fn route(self: Arc<Self>, request: http::Request<Body>) -> http::Response<Body> {
+        match request.uri().path() {
+            SUBSCRIBE_TO_X509_SVIDS => grpc::streaming(request, |request| self.svids(request)).await,
+            SUBSCRIBE_TO_X509_BUNDLES => grpc::streaming(request, |request| self.bundles(&request)).await,
+            _ => grpc::unimplemented(),
+        }
+    }
+}
+
+fn svids(current: &[Current]) -> Update<SvidsResponse> {
+    let x509_svids = current
+        .iter()
+        .map(|svid| SvidWithKey {
+            x509_svid: Some(X509Svid {
+                cert_chain: vec![svid.issued.certificate.to_vec()],
+                id: Some(SpiffeIdParts::from(&svid.entry.spiffe_id)),
+                expires_at: svid.issued.expires_at(),
+                hint: svid.entry.hint.clone(),
+            }),
+            x509_svid_key: svid.issued.key.to_vec(),
+        })
+        .collect();
+    let federates_with: BTreeSet<&TrustDomain> =
+        current.iter().flat_map(|svid| &svid.entry.federates_with).collect();
+    let federates_with = federates_with.into_iter().map(TrustDomain::id_string).collect();
+    let next = current.iter().map(|svid| svid.renew_at).min();
+    Update { message: SvidsResponse { x509_svids, federates_with }, next }
+}
+
+/// The own bundle and those of every domain that any entry here federates with: the stream is agent-wide.
+fn bundles(agent: &Agent, state: &State) -> Update<BundlesResponse> {
+    let own = agent.world().trust_domain().id_string();
+    let mut ca_certificates = BTreeMap::from([(own, state.bundle_der())]);
+    for (domain, der) in state.federated.iter() {
+        ca_certificates.insert(domain.id_string(), der.clone());
+    }
+    Update { message: BundlesResponse { ca_certificates }, next: None }
+}

@@ -1,0 +1,112 @@
+//! SPIRE's Delegated Identity API: SVIDs of other workloads on this node, by their selectors.
+//!
+//! One stream per identity, and one for bundles that all of them share. A foreign bundle is usable only while
+//! the identity's own stream lists its trust domain: the agent never takes one off the bundle stream.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::proto::SelectorParts;
+use crate::proto::delegated::{
+    BundlesRequest, BundlesResponse, SERVICE, SUBSCRIBE_TO_X509_BUNDLES, SUBSCRIBE_TO_X509_SVIDS,
+    SvidWithKey, SvidsRequest, SvidsResponse,
+};
+use crate::snapshot::{Message, Trust};
+use crate::stream::{self, Agent, Call};
+use crate::subscription::{self, Subscription};
+use crate::workload::{later, readable_bundles};
+use crate::{Bundles, Error, Selector, SpiffeId, Svid, TrustDomain};
+
+/// An agent's admin socket. Cheap to clone; the last one of it and of its subscriptions closes the bundle
+/// stream.
+#[derive(Debug, Clone)]
+pub struct DelegatedAgent(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    agent: Arc<Agent>,
+    trust: watch::Receiver<Trust>,
+    _close: DropGuard,
+}
+
+impl DelegatedAgent {
+    /// Starts to follow the bundles at the admin socket `socket`. Must be called within a tokio runtime.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        let agent = Agent::new(socket.into());
+        let token = CancellationToken::new();
+        let (sender, trust) = watch::channel(Trust::default());
+        let task = follow_bundles(Arc::clone(&agent), sender);
+        let cancelled = token.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = cancelled.cancelled() => {}
+                () = task => {}
+            }
+        });
+        Self(Arc::new(Inner { agent, trust, _close: token.drop_guard() }))
+    }
+
+    /// Follows the SVID of `expected`, which the agent gives for workloads that have `selectors`. Must be
+    /// called within a tokio runtime.
+    pub fn subscribe(
+        &self,
+        selectors: impl IntoIterator<Item = Selector>,
+        expected: SpiffeId,
+    ) -> Subscription {
+        let selectors = selectors.into_iter().map(|selector| SelectorParts::from(&selector)).collect();
+        let request = SvidsRequest { selectors, pid: 0 };
+        let call = Call { api: SERVICE, method: SUBSCRIBE_TO_X509_SVIDS, request };
+        let inner = Arc::clone(&self.0);
+        let wanted = expected.clone();
+        subscription::start(expected, self.0.trust.clone(), move |sink| async move {
+            let parse = |response: SvidsResponse| read(&response, &wanted);
+            stream::follow(&inner.agent, call, parse, sink).await;
+        })
+    }
+
+    /// The admin socket.
+    pub fn path(&self) -> &Path {
+        self.0.agent.path()
+    }
+}
+
+async fn follow_bundles(agent: Arc<Agent>, trust: watch::Sender<Trust>) {
+    let (sink, mut heard) = mpsc::channel(4);
+    let call = Call { api: SERVICE, method: SUBSCRIBE_TO_X509_BUNDLES, request: BundlesRequest {} };
+    let parse = |response: BundlesResponse| {
+        Ok(readable_bundles(&response.ca_certificates).into_iter().collect::<Bundles>())
+    };
+    let apply = async {
+        while let Some(next) = heard.recv().await {
+            trust.send_if_modified(|current| {
+                let before = current.clone();
+                current.hear(next);
+                *current != before
+            });
+        }
+    };
+    tokio::join!(stream::follow(&agent, call, parse, sink), apply);
+}
+
+fn read(response: &SvidsResponse, expected: &SpiffeId) -> Result<Message, Error> {
+    let mut chosen: Option<Svid> = None;
+    for offered in response.x509_svids.iter().filter(|offered| names(offered, expected)) {
+        let chain = offered.x509_svid.as_ref().map(|svid| svid.cert_chain.concat()).unwrap_or_default();
+        let svid = Svid::from_der(&chain, &offered.x509_svid_key)?;
+        if later(&svid, chosen.as_ref(), expected)? {
+            chosen = Some(svid);
+        }
+    }
+    let federates_with: BTreeSet<TrustDomain> =
+        response.federates_with.iter().filter_map(|name| TrustDomain::new(name).ok()).collect();
+    Ok(Message { svid: chosen, federates_with, bundles: None })
+}
+
+fn names(offered: &SvidWithKey, expected: &SpiffeId) -> bool {
+    let id = offered.x509_svid.as_ref().and_then(|svid| svid.id.as_ref());
+    id.and_then(super::proto::SpiffeIdParts::to_id).as_ref() == Some(expected)
+}

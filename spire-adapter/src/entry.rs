@@ -1,0 +1,274 @@
+//! Registration entries, by the Entry API on SPIRE server's unix socket.
+//!
+//! A batch is not atomic and its statuses are per entry, so every outcome is reported; requests go out in
+//! batches of 200, lists come back in pages.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use tonic::transport::Channel;
+use tonic_prost::ProstCodec;
+
+use crate::proto::{self, SelectorParts, SpiffeIdParts};
+use crate::socket::{self, ApiError, CALL_DEADLINE};
+use crate::{SpiffeId, TrustDomain};
+
+const BATCH: usize = 200;
+const PAGE: i32 = 500;
+const MAX_MESSAGE: usize = 64 << 20;
+const OK: i32 = 0;
+const NOT_FOUND: i32 = 5;
+const ALREADY_EXISTS: i32 = 6;
+
+/// One property of a workload, such as `unix:uid:1000`: `kind` is what stands before the first colon.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Selector {
+    /// Who attests it.
+    pub kind: String,
+    /// What is attested.
+    pub value: String,
+}
+
+impl Selector {
+    /// A selector of `kind` with `value`.
+    pub fn new(kind: impl Into<String>, value: impl Into<String>) -> Self {
+        Self { kind: kind.into(), value: value.into() }
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.kind, self.value)
+    }
+}
+
+/// A registration: the agent `parent_id` may obtain `spiffe_id` for workloads that have all `selectors`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Given by the server when empty.
+    pub id: String,
+    /// The identity.
+    pub spiffe_id: SpiffeId,
+    /// The agent.
+    pub parent_id: SpiffeId,
+    /// What a workload must have.
+    pub selectors: BTreeSet<Selector>,
+    /// Lifetime of its SVIDs; the server's default if none.
+    pub svid_ttl: Option<Duration>,
+    /// Foreign trust domains whose bundles it gets.
+    pub federates_with: BTreeSet<TrustDomain>,
+    /// Free text that the server stores.
+    pub hint: String,
+}
+
+impl Entry {
+    /// A registration with the server's defaults.
+    pub fn new(
+        parent_id: SpiffeId,
+        spiffe_id: SpiffeId,
+        selectors: impl IntoIterator<Item = Selector>,
+    ) -> Self {
+        Self {
+            id: String::new(),
+            spiffe_id,
+            parent_id,
+            selectors: selectors.into_iter().collect(),
+            svid_ttl: None,
+            federates_with: BTreeSet::new(),
+            hint: String::new(),
+        }
+    }
+}
+
+/// What became of one entry of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Created, with the ID that the server gave it.
+    Created(Entry),
+    /// One with the same parent, SPIFFE ID and selectors exists already: this one.
+    Exists(Entry),
+    /// Deleted; its ID.
+    Deleted(String),
+    /// There was none with this ID.
+    NotFound(String),
+    /// Refused by the server.
+    Failed {
+        /// The gRPC status code of this entry.
+        code: i32,
+        /// What the server said.
+        message: String,
+    },
+}
+
+/// A client of the Entry API. Connects anew for each request: requests are rare and the server may restart.
+#[derive(Debug, Clone)]
+pub struct EntryClient {
+    path: PathBuf,
+}
+
+impl EntryClient {
+    /// A client for the server's socket at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Creates entries; outcomes come in their order. After an error some may exist: list and compare.
+    pub async fn create(&self, entries: &[Entry]) -> Result<Vec<Outcome>, ApiError> {
+        let mut outcomes = Vec::with_capacity(entries.len());
+        for batch in entries.chunks(BATCH) {
+            let request = proto::entry::CreateRequest { entries: batch.iter().map(to_message).collect() };
+            let response: proto::entry::BatchResponse =
+                self.unary(PathAndQuery::from_static(proto::entry::CREATE), request).await?;
+            self.check_count(batch.len(), response.results.len())?;
+            for result in response.results {
+                outcomes.push(self.created(result)?);
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Deletes entries by ID; outcomes come in their order.
+    pub async fn delete(&self, ids: &[String]) -> Result<Vec<Outcome>, ApiError> {
+        let mut outcomes = Vec::with_capacity(ids.len());
+        for batch in ids.chunks(BATCH) {
+            let request = proto::entry::DeleteRequest { ids: batch.to_vec() };
+            let response: proto::entry::DeleteResponse =
+                self.unary(PathAndQuery::from_static(proto::entry::DELETE), request).await?;
+            self.check_count(batch.len(), response.results.len())?;
+            outcomes.extend(response.results.into_iter().map(deleted));
+        }
+        Ok(outcomes)
+    }
+
+    /// Every entry, page by page; with `parent` only that agent's.
+    pub async fn list(&self, parent: Option<&SpiffeId>) -> Result<Vec<Entry>, ApiError> {
+        let filter = parent.map(|parent| proto::entry::Filter {
+            by_spiffe_id: None,
+            by_parent_id: Some(SpiffeIdParts::from(parent)),
+        });
+        let mut entries = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = proto::entry::ListRequest {
+                filter: filter.clone(),
+                output_mask: None,
+                page_size: PAGE,
+                page_token,
+            };
+            let response: proto::entry::ListResponse =
+                self.unary(PathAndQuery::from_static(proto::entry::LIST), request).await?;
+            for entry in response.entries {
+                entries.push(self.parse(entry)?);
+            }
+            if response.next_page_token.is_empty() {
+                return Ok(entries);
+            }
+            page_token = response.next_page_token;
+        }
+    }
+
+    async fn unary<Q, R>(&self, method: PathAndQuery, request: Q) -> Result<R, ApiError>
+    where
+        Q: prost::Message + Default + Send + Sync + 'static,
+        R: prost::Message + Default + Send + Sync + 'static,
+    {
+        let channel = socket::connect(&self.path).await?;
+        let call = call(channel, method, request);
+        match tokio::time::timeout(CALL_DEADLINE, call).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(status)) => Err(ApiError::from_status(&self.path, proto::entry::SERVICE, &status)),
+            Err(_elapsed) => Err(ApiError::Deadline { path: self.path.clone(), deadline: CALL_DEADLINE }),
+        }
+    }
+
+    fn check_count(&self, sent: usize, received: usize) -> Result<(), ApiError> {
+        if sent == received {
+            return Ok(());
+        }
+        Err(self.unusable(format!("{received} results for {sent} entries")))
+    }
+
+    fn created(&self, result: proto::entry::EntryResult) -> Result<Outcome, ApiError> {
+        let status = result.status.unwrap_or_default();
+        match (status.code, result.entry) {
+            (OK, Some(entry)) => Ok(Outcome::Created(self.parse(entry)?)),
+            (ALREADY_EXISTS, Some(entry)) => Ok(Outcome::Exists(self.parse(entry)?)),
+            (code, _) => Ok(Outcome::Failed { code, message: status.message }),
+        }
+    }
+
+    fn parse(&self, message: proto::entry::Entry) -> Result<Entry, ApiError> {
+        from_message(message).map_err(|reason| self.unusable(reason))
+    }
+
+    fn unusable(&self, reason: String) -> ApiError {
+        ApiError::Message { path: self.path.clone(), reason }
+    }
+
+    /// The socket this client talks to.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+async fn call<Q, R>(channel: Channel, method: PathAndQuery, request: Q) -> Result<R, tonic::Status>
+where
+    Q: prost::Message + Default + Send + Sync + 'static,
+    R: prost::Message + Default + Send + Sync + 'static,
+{
+    let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    grpc.ready().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+    let response = grpc.unary(tonic::Request::new(request), method, ProstCodec::<Q, R>::default()).await?;
+    Ok(response.into_inner())
+}
+
+fn deleted(result: proto::entry::DeleteResult) -> Outcome {
+    let status = result.status.unwrap_or_default();
+    match status.code {
+        OK => Outcome::Deleted(result.id),
+        NOT_FOUND => Outcome::NotFound(result.id),
+        code => Outcome::Failed { code, message: status.message },
+    }
+}
+
+pub(crate) fn to_message(entry: &Entry) -> proto::entry::Entry {
+    let ttl = entry.svid_ttl.map_or(0, |ttl| ttl.as_secs());
+    proto::entry::Entry {
+        id: entry.id.clone(),
+        spiffe_id: Some(SpiffeIdParts::from(&entry.spiffe_id)),
+        parent_id: Some(SpiffeIdParts::from(&entry.parent_id)),
+        selectors: entry.selectors.iter().map(SelectorParts::from).collect(),
+        x509_svid_ttl: i32::try_from(ttl).unwrap_or(i32::MAX),
+        federates_with: entry.federates_with.iter().map(ToString::to_string).collect(),
+        hint: entry.hint.clone(),
+        ..proto::entry::Entry::default()
+    }
+}
+
+pub(crate) fn from_message(message: proto::entry::Entry) -> Result<Entry, String> {
+    let id = |parts: Option<SpiffeIdParts>, field: &str| {
+        parts.and_then(|parts| parts.to_id()).ok_or_else(|| format!("entry {}: bad {field}", message.id))
+    };
+    let spiffe_id = id(message.spiffe_id, "spiffe_id")?;
+    let parent_id = id(message.parent_id, "parent_id")?;
+    let federates_with = message
+        .federates_with
+        .iter()
+        .map(TrustDomain::new)
+        .collect::<Result<BTreeSet<_>, _>>()
+        .map_err(|error| format!("entry {}: bad federates_with: {error}", message.id))?;
+    let ttl = u64::try_from(message.x509_svid_ttl).unwrap_or(0);
+    Ok(Entry {
+        spiffe_id,
+        parent_id,
+        selectors: message.selectors.into_iter().map(Selector::from).collect(),
+        svid_ttl: (ttl > 0).then(|| Duration::from_secs(ttl)),
+        federates_with,
+        hint: message.hint,
+        id: message.id,
+    })
+}

@@ -1,0 +1,35 @@
+//! SVIDs and trust bundles from SPIRE, mutual TLS that verifies them clause by clause, and an embedded
+//! development authority that speaks SPIRE's own protocols.
+//!
+//! Nothing here knows of Kubernetes, WireGuard or identity numbers: an identity is a [`SpiffeId`], its
+//! registration a set of selectors.
+
+pub mod authority;
+pub mod bundle;
+pub mod delegated;
+mod der;
+pub mod entry;
+mod error;
+mod proto;
+mod snapshot;
+mod socket;
+mod stream;
+mod subscription;
+pub mod svid;
+pub mod tls;
+#[cfg(test)]
+mod traps;
+pub mod verify;
+pub mod workload;
+
+pub use bundle::{Bundle, Bundles};
+pub use delegated::DelegatedAgent;
+pub use entry::{Entry, EntryClient, Outcome, Selector};
+pub use error::Error;
+pub use snapshot::{Snapshot, State};
+pub use socket::ApiError;
+pub use spiffe::{SpiffeId, TrustDomain};
+pub use subscription::Subscription;
+pub use svid::Svid;
+pub use tls::Groups;
+pub use verify::{ExpectedPeer, PeerSvid, Rules, Violation, peer_svid, verify_chain};

@@ -1,0 +1,243 @@
+//! Supervised server streams: opened a bounded number at a time, each with a deadline on its first message, and
+//! opened again with jittered backoff for as long as anyone listens.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::time::timeout;
+use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
+use tonic::{Request, Status, Streaming};
+use tonic_prost::ProstCodec;
+
+use crate::proto::workload::SECURITY_HEADER;
+use crate::snapshot::Heard;
+use crate::socket::{self, ApiError};
+
+/// A burst of about a thousand concurrent opens wedges the agent for good; this many are safe.
+const MAX_OPENING: usize = 64;
+/// How long an opened stream may take to its first message.
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// Largest message that is taken; tonic's own default of 4 MiB is too small for many bundles.
+const MAX_MESSAGE: usize = 20 << 20;
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// One server-streaming method with its request.
+#[derive(Debug, Clone)]
+pub(crate) struct Call<Q> {
+    pub(crate) api: &'static str,
+    pub(crate) method: &'static str,
+    pub(crate) request: Q,
+}
+
+/// One agent socket: a connection shared by its streams, and the bound on how many are being opened.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    path: PathBuf,
+    first_message: Duration,
+    opening: Semaphore,
+    connection: Mutex<Connection>,
+}
+
+#[derive(Debug, Default)]
+struct Connection {
+    generation: u64,
+    channel: Option<Channel>,
+}
+
+impl Agent {
+    pub(crate) fn new(path: PathBuf) -> Arc<Self> {
+        Self::with_deadline(path, FIRST_MESSAGE)
+    }
+
+    pub(crate) fn with_deadline(path: PathBuf, first_message: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            path,
+            first_message,
+            opening: Semaphore::new(MAX_OPENING),
+            connection: Mutex::new(Connection::default()),
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    async fn channel(&self) -> Result<(u64, Channel), ApiError> {
+        let mut connection = self.connection.lock().await;
+        if let Some(channel) = &connection.channel {
+            return Ok((connection.generation, channel.clone()));
+        }
+        let channel = socket::connect(&self.path).await?;
+        connection.generation = connection.generation.wrapping_add(1);
+        connection.channel = Some(channel.clone());
+        Ok((connection.generation, channel))
+    }
+
+    /// The next stream connects anew; streams that still live keep their connection.
+    async fn discard(&self, generation: u64) {
+        let mut connection = self.connection.lock().await;
+        if connection.generation == generation {
+            connection.channel = None;
+        }
+    }
+}
+
+/// Follows `call` until the receiver of `sink` is gone. `parse` turns each message into what is passed on; a
+/// message that it refuses ends the stream like a lost connection.
+pub(crate) async fn follow<Q, R, M>(
+    agent: &Agent,
+    call: Call<Q>,
+    parse: impl Fn(R) -> Result<M, crate::Error>,
+    sink: mpsc::Sender<Heard<M>>,
+) where
+    Q: prost::Message + Default + Clone + Send + Sync + 'static,
+    R: prost::Message + Default + Send + Sync + 'static,
+{
+    let mut backoff = Backoff::default();
+    loop {
+        let Some((error, lasted)) = one_stream(agent, &call, &parse, &sink).await else {
+            return;
+        };
+        if lasted {
+            backoff = Backoff::default();
+        }
+        let denied = matches!(error, ApiError::NotAuthorized { .. });
+        let heard = if denied { Heard::Denied(error) } else { Heard::Lost(error) };
+        if sink.send(heard).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(backoff.next()).await;
+    }
+}
+
+/// Runs one stream to its end: why it ended, and whether it had brought anything. `None` if nobody listens.
+async fn one_stream<Q, R, M>(
+    agent: &Agent,
+    call: &Call<Q>,
+    parse: &impl Fn(R) -> Result<M, crate::Error>,
+    sink: &mpsc::Sender<Heard<M>>,
+) -> Option<(ApiError, bool)>
+where
+    Q: prost::Message + Default + Clone + Send + Sync + 'static,
+    R: prost::Message + Default + Send + Sync + 'static,
+{
+    let mut lasted = false;
+    let Opened { generation, mut messages, first: mut next } = match open(agent, call).await {
+        Ok(opened) => opened,
+        Err(error) => return Some((error, lasted)),
+    };
+    loop {
+        match parse(next) {
+            Ok(message) => sink.send(Heard::Message(message)).await.ok()?,
+            Err(error) => {
+                let reason = error.to_string();
+                return Some((ApiError::Message { path: agent.path.clone(), reason }, lasted));
+            }
+        }
+        lasted = true;
+        next = match messages.message().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return Some((ended(agent), lasted)),
+            Err(status) => {
+                let error = ApiError::from_status(&agent.path, call.api, &status);
+                if matches!(error, ApiError::Lost { .. }) {
+                    agent.discard(generation).await;
+                }
+                return Some((error, lasted));
+            }
+        };
+    }
+}
+
+/// A stream that has brought its first message.
+struct Opened<R> {
+    generation: u64,
+    messages: Streaming<R>,
+    first: R,
+}
+
+/// Opens a stream and waits for its first message, as one of few at a time.
+async fn open<Q, R>(agent: &Agent, call: &Call<Q>) -> Result<Opened<R>, ApiError>
+where
+    Q: prost::Message + Default + Clone + Send + Sync + 'static,
+    R: prost::Message + Default + Send + Sync + 'static,
+{
+    // The semaphore is never closed; without a permit the stream would only be opened unbounded.
+    let _permit = agent.opening.acquire().await;
+    let (generation, channel) = agent.channel().await?;
+    let opened = timeout(agent.first_message, start(channel, call)).await;
+    let error = match opened {
+        Ok(Ok((messages, Some(first)))) => return Ok(Opened { generation, messages, first }),
+        Ok(Ok((_, None))) => ended(agent),
+        Ok(Err(status)) => ApiError::from_status(&agent.path, call.api, &status),
+        Err(_elapsed) => ApiError::Deadline { path: agent.path.clone(), deadline: agent.first_message },
+    };
+    if !matches!(error, ApiError::NotAuthorized { .. }) {
+        agent.discard(generation).await;
+    }
+    Err(error)
+}
+
+async fn start<Q, R>(channel: Channel, call: &Call<Q>) -> Result<(Streaming<R>, Option<R>), Status>
+where
+    Q: prost::Message + Default + Clone + Send + Sync + 'static,
+    R: prost::Message + Default + Send + Sync + 'static,
+{
+    let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let mut request = Request::new(call.request.clone());
+    // Only the Workload API asks for it; the others do not mind.
+    request.metadata_mut().insert(SECURITY_HEADER, MetadataValue::from_static("true"));
+    let codec = ProstCodec::<Q, R>::default();
+    let response = grpc.server_streaming(request, PathAndQuery::from_static(call.method), codec).await?;
+    let mut messages = response.into_inner();
+    let first = messages.message().await?;
+    Ok((messages, first))
+}
+
+fn ended(agent: &Agent) -> ApiError {
+    ApiError::Lost { path: agent.path.clone(), reason: "the stream ended".to_owned() }
+}
+
+/// Doubles from [`BACKOFF_MIN`] to [`BACKOFF_MAX`], each time shortened by up to half at random.
+#[derive(Debug)]
+struct Backoff {
+    next: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { next: BACKOFF_MIN }
+    }
+}
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let wait = self.next;
+        self.next = self.next.saturating_mul(2).min(BACKOFF_MAX);
+        wait.mul_f64(rand::random_range(0.5..=1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_grows_to_its_bound_and_is_jittered() {
+        let mut backoff = Backoff::default();
+        let first = backoff.next();
+        assert!(first >= BACKOFF_MIN / 2 && first <= BACKOFF_MIN, "{first:?}");
+        for _ in 0..20 {
+            backoff.next();
+        }
+        let waits: Vec<_> = (0..50).map(|_| backoff.next()).collect();
+        assert!(waits.iter().all(|wait| *wait >= BACKOFF_MAX / 2 && *wait <= BACKOFF_MAX));
+        assert!(waits.iter().any(|wait| Some(wait) != waits.first()));
+    }
+}

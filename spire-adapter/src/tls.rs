@@ -1,0 +1,124 @@
+//! Mutual TLS 1.3 between SPIFFE identities: configurations for both roles, with verifiers that take a peer's
+//! trust domain from its own SPIFFE ID and never look at DNS names.
+//!
+//! No resumption, no tickets and no early data: each connection is a fresh proof. A server that serves several
+//! identities reads the ClientHello first (`tokio_rustls::LazyConfigAcceptor`) and picks a [`server_config`].
+//! A peer that offers or selects no ALPN protocol at all is let through by rustls: both ends must look at what
+//! was negotiated.
+
+mod verifier;
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::client::Resumption;
+use rustls::crypto::aws_lc_rs::{self, kx_group};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup, WebPkiSupportedAlgorithms};
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::SingleCertAndKey;
+use rustls::{ClientConfig, ServerConfig};
+
+use verifier::Verifier;
+
+use crate::{Bundles, Error, ExpectedPeer, Rules, Svid, Violation};
+
+/// Which key exchanges may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Groups {
+    /// X25519MLKEM768 alone: what is agreed on now stays secret from a later quantum computer.
+    #[default]
+    PostQuantum,
+    /// The classical groups too, X25519MLKEM768 preferred.
+    Any,
+}
+
+/// What both roles can be told beside SVID, bundles and peer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Options {
+    /// Which key exchanges may be used.
+    pub groups: Groups,
+    /// What is asked of the peer's certificate beyond the standard.
+    pub rules: Rules,
+}
+
+impl From<Groups> for Options {
+    fn from(groups: Groups) -> Self {
+        Self { groups, rules: Rules::default() }
+    }
+}
+
+static POST_QUANTUM: &[&dyn SupportedKxGroup] = &[kx_group::X25519MLKEM768];
+static ANY: &[&dyn SupportedKxGroup] =
+    &[kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
+
+static POST_QUANTUM_PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| make_provider(POST_QUANTUM));
+static ANY_PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| make_provider(ANY));
+
+fn make_provider(groups: &[&'static dyn SupportedKxGroup]) -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider { kx_groups: groups.to_vec(), ..aws_lc_rs::default_provider() })
+}
+
+/// The crypto provider with these key exchanges. The process's default provider is never used or set.
+pub fn provider(groups: Groups) -> Arc<CryptoProvider> {
+    Arc::clone(match groups {
+        Groups::PostQuantum => &POST_QUANTUM_PROVIDER,
+        Groups::Any => &ANY_PROVIDER,
+    })
+}
+
+pub(crate) fn signature_algorithms() -> WebPkiSupportedAlgorithms {
+    ANY_PROVIDER.signature_verification_algorithms
+}
+
+/// The dialling side: presents `svid`, accepts `expected` alone. The server name it is used with is only a hint
+/// for the peer which SVID to present.
+pub fn client_config(
+    svid: &Svid,
+    bundles: &Bundles,
+    expected: ExpectedPeer,
+    alpn: &[u8],
+    options: &Options,
+) -> Result<Arc<ClientConfig>, Error> {
+    let verifier = Verifier::new(bundles, expected, &options.rules)?;
+    let mut config = ClientConfig::builder_with_provider(provider(options.groups))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified())));
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    Ok(Arc::new(config))
+}
+
+/// The accepting side: presents `svid`, demands a client certificate and accepts `expected` alone.
+pub fn server_config(
+    svid: &Svid,
+    bundles: &Bundles,
+    expected: ExpectedPeer,
+    alpn: &[u8],
+    options: &Options,
+) -> Result<Arc<ServerConfig>, Error> {
+    let verifier = Verifier::new(bundles, expected, &options.rules)?;
+    let mut config = ServerConfig::builder_with_provider(provider(options.groups))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified())));
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
+}
+
+/// The clause for which our verifier ended a handshake, if that is what `error` says.
+pub fn violation(error: &rustls::Error) -> Option<&Violation> {
+    let rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) = error else {
+        return None;
+    };
+    other.0.downcast_ref()
+}
+
+/// The same for an error of the stream, as `tokio_rustls` returns it.
+pub fn violation_of_io(error: &std::io::Error) -> Option<&Violation> {
+    violation(error.get_ref()?.downcast_ref()?)
+}
