@@ -1,0 +1,107 @@
+//! Settings as people write them: the same names as flags, environment variables and keys of the file.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Deserialize;
+
+use super::ConfigError;
+
+/// Defines the settings once, with the merge that flags need over a file.
+macro_rules! settings {
+    ($($(#[doc = $doc:literal])+ #[arg($($arg:tt)*)] $name:ident: $type:ty,)*) => {
+        /// Every setting of the node daemon; `None` where nothing was said.
+        #[derive(Clone, Debug, Default, Args, Deserialize)]
+        #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+        pub struct Settings {
+            $($(#[doc = $doc])+ #[arg(long, $($arg)*)] pub $name: Option<$type>,)*
+        }
+
+        impl Settings {
+            /// These settings, and those of `fallback` where these say nothing.
+            #[must_use]
+            pub fn or(self, fallback: Self) -> Self {
+                Self { $($name: self.$name.or(fallback.$name),)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// Name of this node in the cluster state [default: the host's name]
+    #[arg(env = "AUTHD_NODE_NAME", value_name = "NAME")]
+    node_name: String,
+    /// Directory of manifests [default: /etc/authd/cluster]
+    #[arg(env = "AUTHD_CLUSTER_DIR", value_name = "DIR")]
+    cluster_dir: PathBuf,
+    /// SPIFFE trust domain of this cluster (required)
+    #[arg(env = "AUTHD_TRUST_DOMAIN", value_name = "NAME")]
+    trust_domain: String,
+    /// Path of an identity's SPIFFE ID [default: /identity/{id}]
+    #[arg(env = "AUTHD_SPIFFE_ID_TEMPLATE", value_name = "PATH")]
+    spiffe_id_template: String,
+    /// The SPIRE agent's Workload API socket [default: /run/spire/sockets/agent/agent.sock]
+    #[arg(env = "AUTHD_WORKLOAD_SOCKET", value_name = "PATH")]
+    workload_socket: PathBuf,
+    /// The SPIRE agent's admin socket, for delegated identities [default: /run/spire/sockets/admin.sock]
+    #[arg(env = "AUTHD_ADMIN_SOCKET", value_name = "PATH")]
+    admin_socket: PathBuf,
+    /// Unix socket for authctl [default: /run/authd/authd.sock]
+    #[arg(env = "AUTHD_API_SOCKET", value_name = "PATH")]
+    api_socket: PathBuf,
+    /// Unix socket of `authd tunnel` [default: /run/authd/tunnel.sock]
+    #[arg(env = "AUTHD_TUNNEL_SOCKET", value_name = "PATH")]
+    tunnel_socket: PathBuf,
+    /// Directory on a BPF file system for pinned maps and links [default: /sys/fs/bpf/authd]
+    #[arg(env = "AUTHD_PIN_DIR", value_name = "DIR")]
+    pin_dir: PathBuf,
+    /// Address of /metrics, /healthz and /readyz [default: port 9465 of all addresses]
+    #[arg(env = "AUTHD_HTTP_ADDRESS", value_name = "ADDR:PORT")]
+    http_address: String,
+    /// TCP port of node sessions and handshakes, the same on every node [default: 4250]
+    #[arg(env = "AUTHD_HANDSHAKE_PORT", value_name = "PORT")]
+    handshake_port: u16,
+    /// UDP port of WireGuard [default: 51871]
+    #[arg(env = "AUTHD_WIREGUARD_PORT", value_name = "PORT")]
+    wireguard_port: u16,
+    /// Name of the WireGuard device [default: authd0]
+    #[arg(env = "AUTHD_WIREGUARD_INTERFACE", value_name = "NAME")]
+    wireguard_interface: String,
+    /// Interfaces that lead to other nodes [default: those that carry the node's addresses]
+    #[arg(env = "AUTHD_UPLINKS", value_name = "NAME,...", value_delimiter = ',')]
+    uplinks: Vec<String>,
+    /// Ranges of the cluster, in which an unknown address drops [default: the nodes' pod ranges]
+    #[arg(env = "AUTHD_CLUSTER_CIDRS", value_name = "CIDR,...", value_delimiter = ',')]
+    cluster_cidrs: Vec<String>,
+    /// `enforce`, or `observe` to let pass and report what would drop [default: enforce]
+    #[arg(env = "AUTHD_POLICY_MODE", value_name = "MODE")]
+    policy_mode: String,
+    /// The same for encryption [default: enforce]
+    #[arg(env = "AUTHD_ENCRYPTION_MODE", value_name = "MODE")]
+    encryption_mode: String,
+    /// How long tunnels to known peers go on without a valid SVID [default: 24h]
+    #[arg(env = "AUTHD_SVID_GRACE", value_name = "DURATION")]
+    svid_grace: String,
+    /// `json` or `text` [default: json]
+    #[arg(env = "AUTHD_LOG_FORMAT", value_name = "FORMAT")]
+    log_format: String,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives [default: info]
+    #[arg(env = "AUTHD_LOG_LEVEL", value_name = "LEVEL")]
+    log_level: String,
+}
+
+impl Settings {
+    /// Reads the settings of a YAML file.
+    ///
+    /// # Errors
+    /// The file can't be read, isn't YAML, or has an unknown key.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        serde_saphyr::from_str(&text)
+            .map_err(|error| ConfigError::Malformed { path: path.into(), reason: error.to_string() })
+    }
+}

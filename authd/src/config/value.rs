@@ -1,0 +1,123 @@
+//! Parsers of single values: each names its key in the error.
+
+use std::{num::NonZeroU16, path::PathBuf, str::FromStr, time::Duration};
+
+use auth_ebpf_abi::Mode;
+use ipnet::IpNet;
+
+use super::ConfigError;
+
+/// Longest path that a unix socket can have (`sockaddr_un`).
+const SOCKET_PATH_MAX: usize = 107;
+/// Longest name of an interface (`IFNAMSIZ`).
+const INTERFACE_NAME_MAX: usize = 15;
+
+pub(super) fn invalid(key: &'static str, value: impl Into<String>, reason: impl Into<String>) -> ConfigError {
+    ConfigError::Invalid { key, value: value.into(), reason: reason.into() }
+}
+
+pub(super) fn parse<T: FromStr>(key: &'static str, value: &str, reason: &str) -> Result<T, ConfigError> {
+    let Ok(parsed) = value.parse() else { return Err(invalid(key, value, reason)) };
+    Ok(parsed)
+}
+
+pub(super) fn port(key: &'static str, port: u16) -> Result<NonZeroU16, ConfigError> {
+    NonZeroU16::new(port).ok_or_else(|| invalid(key, "0", "is no port: all nodes must know it"))
+}
+
+pub(super) fn mode(key: &'static str, value: Option<&str>) -> Result<Mode, ConfigError> {
+    match value {
+        None | Some("enforce") => Ok(Mode::Enforce),
+        Some("observe") => Ok(Mode::Observe),
+        Some(other) => Err(invalid(key, other, "is no mode; use enforce or observe")),
+    }
+}
+
+pub(super) fn net(key: &'static str, value: &str) -> Result<IpNet, ConfigError> {
+    let net: IpNet = parse(key, value, "is no range such as 10.244.0.0/16 or fd00:10:244::/48")?;
+    if net.trunc() == net {
+        Ok(net)
+    } else {
+        Err(invalid(key, value, format!("has bits behind its prefix; did you mean {}?", net.trunc())))
+    }
+}
+
+pub(super) fn interface_name(key: &'static str, name: &str) -> Result<String, ConfigError> {
+    let valid = !name.is_empty()
+        && name.len() <= INTERFACE_NAME_MAX
+        && !matches!(name, "." | "..")
+        && !name.contains(|c: char| c == '/' || c.is_whitespace());
+    if valid { Ok(name.into()) } else { Err(invalid(key, name, "is no interface name (1 to 15 characters)")) }
+}
+
+pub(super) fn socket_path(
+    key: &'static str,
+    path: Option<PathBuf>,
+    default: &str,
+) -> Result<PathBuf, ConfigError> {
+    let path = path.unwrap_or_else(|| default.into());
+    // SPIFFE_ENDPOINT_SOCKET and SPIRE's documents write it as a URI.
+    let path = match path.to_str().and_then(|text| text.strip_prefix("unix:")) {
+        Some(rest) => PathBuf::from(rest.strip_prefix("//").unwrap_or(rest)),
+        None => path,
+    };
+    let text = path.display().to_string();
+    if !path.is_absolute() {
+        return Err(invalid(key, text, "is no absolute path of a unix socket"));
+    }
+    if text.len() > SOCKET_PATH_MAX {
+        return Err(invalid(key, text, format!("is longer than a unix socket's {SOCKET_PATH_MAX} bytes")));
+    }
+    Ok(path)
+}
+
+pub(super) fn node_name(name: Option<String>) -> Result<String, ConfigError> {
+    let name = match name {
+        Some(name) => name,
+        None => nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok())
+            .ok_or(ConfigError::Missing { key: "node-name" })?,
+    };
+    let valid = !name.is_empty()
+        && name.len() <= 253
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.');
+    if valid {
+        Ok(name)
+    } else {
+        Err(invalid("node-name", name, "is no node name: lower-case letters, digits, dashes, dots"))
+    }
+}
+
+pub(super) fn id_template(template: &str) -> Result<String, ConfigError> {
+    let key = "spiffe-id-template";
+    if template.contains("{namespace}") || template.contains("{serviceaccount}") {
+        return Err(invalid(
+            key,
+            template,
+            "uses {namespace} or {serviceaccount}, not supported yet; use {id}",
+        ));
+    }
+    let (before, after) = template
+        .split_once("{id}")
+        .ok_or_else(|| invalid(key, template, "lacks {id}, the identity's number"))?;
+    let plain = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || b"/.-_".contains(&b));
+    if !before.starts_with('/') || !plain(before) || !plain(after) {
+        return Err(invalid(key, template, "is no SPIFFE path such as /identity/{id}"));
+    }
+    if before.starts_with("/authd/") || before.starts_with("/spire/") {
+        return Err(invalid(key, template, "begins with /authd/ or /spire/, which are reserved"));
+    }
+    Ok(template.into())
+}
+
+pub(super) fn duration(key: &'static str, text: &str) -> Result<Duration, ConfigError> {
+    parse_duration(text).ok_or_else(|| invalid(key, text, "is no duration such as 30m, 24h or 1h30m"))
+}
+
+/// Parses a duration such as `30m` or `1h30m`; `None` if it is none, or negative.
+#[must_use]
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let parsed: jiff::SignedDuration = text.parse().ok()?;
+    Duration::try_from(parsed).ok()
+}

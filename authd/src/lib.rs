@@ -1,0 +1,12 @@
+//! The authd daemon: joins cluster state, SPIRE, the datapath and WireGuard into one node agent.
+//!
+//! The library crates know nothing of each other; what connects them is here. `main.rs` and
+//! `bin/authctl.rs` only call into this library, and so do the tests.
+
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod http;
+pub mod logging;
+pub mod metrics;
+pub mod readiness;

@@ -1,0 +1,3 @@
+//! The authd binary.
+
+fn main() {}
