@@ -1,0 +1,273 @@
+use serde_json::json;
+
+use super::*;
+
+fn problems(text: &str) -> Vec<String> {
+    let manifest = read("f.yaml", text);
+    let refused = manifest.refused.iter().map(|refused| refused.problem.to_string());
+    manifest.problems.iter().map(ToString::to_string).chain(refused).collect()
+}
+
+fn one_object(text: &str) -> Object {
+    assert_eq!(problems(text), Vec::<String>::new());
+    let mut objects = read("f.yaml", text).objects;
+    assert_eq!(objects.len(), 1, "{objects:?}");
+    objects.remove(0)
+}
+
+const POD: &str = "apiVersion: v1
+kind: Pod
+metadata: {name: xwing, namespace: rebels, labels: {org: alliance}}
+spec: {nodeName: node1, serviceAccountName: luke, containers: [{name: x}]}
+status: {podIPs: [{ip: 10.244.1.11}, {ip: 'fd00::11'}]}
+";
+
+#[test]
+fn reads_a_pod() {
+    let object = one_object(POD);
+    assert_eq!(object.key.to_string(), "Pod rebels/xwing");
+    let Body::Pod(pod) = object.body else { panic!("{:?}", object.body) };
+    assert_eq!(pod.labels["org"], "alliance");
+    assert_eq!(pod.node.as_deref(), Some("node1"));
+    assert_eq!(pod.service_account, "luke");
+    assert!(!pod.host_network && !pod.has_ended);
+    let addresses: Vec<_> = pod.addresses.iter().map(|(_, address)| address.to_string()).collect();
+    assert_eq!(addresses, ["10.244.1.11", "fd00::11"]);
+}
+
+#[test]
+fn fills_in_what_the_api_server_would() {
+    let object = one_object(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: null}\nspec: {nodeName: ''}\nstatus: {podIP: '::ffff:10.0.0.1'}\n",
+    );
+    assert_eq!(object.key.to_string(), "Pod default/a");
+    let Body::Pod(pod) = object.body else { panic!("{:?}", object.body) };
+    assert_eq!((pod.node, pod.service_account.as_str()), (None, "default"));
+    assert_eq!(pod.addresses, [("status.podIP".to_owned(), "10.0.0.1".parse().unwrap())]);
+}
+
+#[test]
+fn ended_pods_are_marked() {
+    for (phase, ended) in [("Running", false), ("Pending", false), ("Succeeded", true), ("Failed", true)] {
+        let object = one_object(&POD.replace("status: {", &format!("status: {{phase: {phase}, ")));
+        assert!(matches!(object.body, Body::Pod(PodBody { has_ended, .. }) if has_ended == ended), "{phase}");
+    }
+}
+
+#[test]
+fn reads_a_node_with_internal_addresses_only() {
+    let object = one_object(
+        "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDR: 10.1.0.0/24}\nstatus: {addresses: [{type: Hostname, address: n1}, {type: InternalIP, address: 10.0.0.1}, {type: ExternalIP, address: 1.2.3.4}]}\n",
+    );
+    let Body::Node { addresses, pod_cidrs } = object.body else { panic!("{:?}", object.body) };
+    assert_eq!(addresses, [("status.addresses[1].address".to_owned(), "10.0.0.1".parse().unwrap())]);
+    assert_eq!(pod_cidrs, ["10.1.0.0/24".parse().unwrap()]);
+}
+
+#[test]
+fn ignores_kinds_without_use() {
+    for (version, kind) in [
+        ("apps/v1", "Deployment"),
+        ("v1", "Service"),
+        ("v1", "ConfigMap"),
+        ("cilium.io/v2", "CiliumNode"),
+        ("kyverno.io/v1", "ClusterPolicy"),
+        ("policy/v1", "PodDisruptionBudget"),
+    ] {
+        let manifest =
+            read("f.yaml", &format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\n"));
+        assert!(manifest.is_good() && manifest.objects.is_empty(), "{kind}: {manifest:?}");
+    }
+}
+
+#[test]
+fn whatever_may_be_a_policy_is_never_ignored() {
+    for (version, kind) in [
+        ("networking.k8s.io/v1", "NetworkPolicy"),
+        ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"),
+        ("crd.projectcalico.org/v1", "GlobalNetworkPolicy"),
+        ("cilium.io/v2", "CiliumNetworkPolcy"),
+        ("cilium.io/v2", "CiliumCIDRGroup"),
+        ("example.com/v1", "ciliumnetworkpolicy"),
+    ] {
+        let manifest = read(
+            "f.yaml",
+            &format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\nspec: {{bad: 1}}\n"),
+        );
+        assert_eq!(manifest.refused.len(), 1, "{kind}: {manifest:?}");
+        let key = manifest.refused[0].key.as_ref().unwrap();
+        assert_eq!((key.kind.as_str(), key.name.as_str()), (kind, "x"));
+    }
+}
+
+#[test]
+fn a_policy_that_calls_itself_a_pod_is_no_pod() {
+    let manifest = read("f.yaml", &POD.replace("apiVersion: v1", "apiVersion: cilium.io/v2"));
+    assert!(!manifest.objects.iter().any(|object| matches!(object.body, Body::Pod(_))), "{manifest:?}");
+}
+
+#[test]
+fn names_near_misses_of_kinds() {
+    assert_eq!(
+        problems("apiVersion: v1\nkind: pods\nmetadata: {name: x}\n"),
+        ["f.yaml:2: kind: unknown kind pods; did you mean Pod?"]
+    );
+    assert_eq!(
+        problems("apiVersion: authd.io/v1alpha1\nkind: NodeNumbr\nmetadata: {name: x}\n"),
+        ["f.yaml:2: kind: unknown kind NodeNumbr; did you mean NodeNumber?"]
+    );
+    assert_eq!(
+        problems("apiVersion: authd.io/v1\nkind: Identity\nmetadata: {name: '256'}\n"),
+        ["f.yaml:1: apiVersion: unknown version authd.io/v1; use authd.io/v1alpha1"]
+    );
+}
+
+#[test]
+fn type_errors_name_object_and_field() {
+    for (from, to, expected) in [
+        (
+            "nodeName: node1",
+            "nodeName: 7",
+            "f.yaml:4: Pod rebels/xwing: spec.nodeName: invalid type: integer `7`, expected a string",
+        ),
+        (
+            "org: alliance",
+            "org: on",
+            "f.yaml:3: metadata.labels.org: invalid type: boolean `true`, expected a string",
+        ),
+        (
+            "10.244.1.11",
+            "10.244.1",
+            "f.yaml:5: Pod rebels/xwing: status.podIPs[0].ip: \"10.244.1\": invalid IP address syntax",
+        ),
+        (
+            "spec: {",
+            "spec: {hostNetwork: 'no', ",
+            "f.yaml:4: Pod rebels/xwing: spec.hostNetwork: invalid type: string \"no\", expected a boolean",
+        ),
+        (
+            "name: xwing",
+            "name: X_Wing",
+            "f.yaml:3: metadata.name: \"X_Wing\" is no Kubernetes name (a-z, 0-9, '-' and '.', at most 253)",
+        ),
+        (
+            "namespace: rebels",
+            "namespace: ''",
+            "f.yaml:3: metadata.namespace: \"\" is no Kubernetes name (a-z, 0-9, '-' and '.', at most 253)",
+        ),
+        (
+            "serviceAccountName: luke",
+            "serviceAccountName: a/b",
+            "f.yaml:4: Pod rebels/xwing: spec.serviceAccountName: \"a/b\" is no Kubernetes name (a-z, 0-9, '-' and '.', at most 253)",
+        ),
+    ] {
+        assert_eq!(problems(&POD.replace(from, to)), [expected]);
+    }
+}
+
+#[test]
+fn ranges_have_no_host_bits() {
+    let node =
+        "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec:\n  podCIDRs:\n  - 10.1.0.0/24\n  - RANGE\n";
+    assert_eq!(
+        problems(&node.replace("RANGE", "10.2.0.1/24")),
+        ["f.yaml:7: Node n1: spec.podCIDRs[1]: \"10.2.0.1/24\" has host bits; \"10.2.0.0/24\" is meant?"]
+    );
+    assert_eq!(
+        problems(&node.replace("RANGE", "10.2.0.0/33")),
+        ["f.yaml:7: Node n1: spec.podCIDRs[1]: \"10.2.0.0/33\": invalid IP address syntax"]
+    );
+}
+
+#[test]
+fn documents_without_type_may_be_policies() {
+    for (text, expected) in [
+        ("kind: Pod\nmetadata: {name: x}\n", "f.yaml:1: missing field `apiVersion`"),
+        ("apiVersion: v1\n", "f.yaml:1: missing field `kind`"),
+        ("just text\n", "f.yaml:1: invalid type: string \"just text\", expected struct Header"),
+        ("apiVersion: v1\nkind: List\n", "f.yaml:1: items: a list needs a list of items"),
+    ] {
+        let manifest = read("f.yaml", text);
+        assert_eq!(manifest.refused.len(), 1, "{text}");
+        assert_eq!(problems(text), [expected]);
+    }
+}
+
+#[test]
+fn expands_lists() {
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {}});
+    let bare = json!({"metadata": {"name": "b"}, "spec": {}});
+    for (kind, item) in [("List", &pod), ("PodList", &pod), ("PodList", &bare)] {
+        let list = json!({"apiVersion": "v1", "kind": kind, "items": [item, {"apiVersion": "v1", "kind": "Service", "metadata": {}}]});
+        assert_eq!(one_object(&list.to_string()).key.kind, "Pod");
+    }
+    let broken = problems(
+        "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: a}\n  spec:\n    nodeName: 1\n",
+    );
+    assert_eq!(
+        broken,
+        ["f.yaml:8: Pod default/a: spec.nodeName: invalid type: integer `1`, expected a string"]
+    );
+}
+
+#[test]
+fn our_own_kinds_have_no_unknown_fields() {
+    let number =
+        "apiVersion: authd.io/v1alpha1\nkind: NodeNumber\nmetadata: {name: node1}\nspec: {number: 1}\n";
+    assert!(matches!(one_object(number).body, Body::NodeNumber(1)));
+    assert_eq!(
+        problems(&number.replace("number: 1", "number: 1, nunber: 2")),
+        ["f.yaml:4: NodeNumber node1: spec.nunber: unknown field; did you mean \"number\"?"]
+    );
+    assert_eq!(
+        problems(&number.replace("name: node1", "name: node1, namespace: x")),
+        [
+            "f.yaml:3: NodeNumber node1: metadata.namespace: unknown field; known here: name, labels, annotations, creationTimestamp, finalizers, generation, managedFields, ownerReferences, resourceVersion, uid"
+        ]
+    );
+    assert_eq!(
+        problems(&number.replace("number: 1", "number: 0")),
+        ["f.yaml:4: NodeNumber node1: spec.number: 0 stands for \"this node\"; numbers start at 1"]
+    );
+    assert_eq!(
+        problems(&number.replace("number: 1", "number: 65536")),
+        ["f.yaml:4: NodeNumber node1: spec.number: invalid value: integer `65536`, expected u16"]
+    );
+}
+
+#[test]
+fn identities_are_checked() {
+    let labels =
+        "{'k8s:io.kubernetes.pod.namespace': a, 'k8s:io.cilium.k8s.policy.serviceaccount': b, 'k8s:org': x}";
+    let text = |name: &str, hash: &str| {
+        format!(
+            "apiVersion: authd.io/v1alpha1\nkind: Identity\nmetadata: {{name: '{name}'}}\nspec:\n  namespace: a\n  serviceAccount: b\n  labels: {labels}\n  hash: '{hash}'\n"
+        )
+    };
+    let wrong = problems(&text("256", "00"));
+    let computed = wrong[0].split('`').nth(3).unwrap().to_owned();
+    assert_eq!(
+        wrong,
+        [format!(
+            "f.yaml:1: Identity 256: identity 256: spec.hash is `00`, that of its labels is `{computed}`; identities can't be edited"
+        )]
+    );
+    let Body::Identity(identity) = one_object(&text("256", &computed)).body else { panic!() };
+    assert_eq!((identity.number(), identity.namespace(), identity.service_account()), (256, "a", "b"));
+    for name in ["0256", "x", "-1", "4294967296"] {
+        assert!(problems(&text(name, &computed))[0].contains("metadata.name"), "{name}");
+    }
+    assert!(problems(&text("255", &computed))[0].contains("numbers of identities are 256 to"));
+    assert_eq!(
+        problems(&text("256", &computed).replace("serviceAccount: b\n", "serviceAcount: b\n")),
+        ["f.yaml:6: Identity 256: spec.serviceAcount: unknown field; did you mean \"serviceAccount\"?"]
+    );
+}
+
+#[test]
+fn unparsable_yaml_may_be_a_policy() {
+    let manifest = read("f.yaml", &format!("{POD}---\nkind: [CiliumNetworkPolicy\nx: y\n---\n{POD}"));
+    assert_eq!((manifest.objects.len(), manifest.refused.len()), (2, 1));
+    assert_eq!(manifest.refused[0].key, None);
+    assert!(!manifest.is_good());
+}

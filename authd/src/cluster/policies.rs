@@ -1,0 +1,80 @@
+//! The set of policies, with those that can't be applied in it as refused: they deny what they are about.
+
+use policy::{Condition, ConditionKind, IdentitySet, ObjectRef, Policy, PolicySet, Subject};
+
+use super::manifest::{Body, Object, Refused};
+use super::problem::Problem;
+
+/// Policies in force, and what is to be said about them.
+pub(super) fn collect(
+    objects: &[Object],
+    refused: Vec<Refused>,
+    identities: &IdentitySet,
+) -> (PolicySet, Vec<Problem>) {
+    let mut set = PolicySet::new();
+    for object in objects {
+        if let Body::Policy(policy) = &object.body {
+            set.insert(Policy::clone(policy));
+        }
+    }
+    let mut problems = conditions(objects, &set, identities);
+    for Refused { key, value, mut problem } in refused {
+        let mut policy = denying(Policy::from_value_or_deny(&value), &problem.message);
+        if policy.object.name.is_empty() || set.get(&policy.object).is_some() {
+            rename(&mut policy.object, &problem);
+        }
+        set.insert(policy);
+        problem.message.push_str(match key {
+            Some(_) => "; everything that the policy is about is denied",
+            None => "; it may hold a policy, so everything that it may be about is denied",
+        });
+        problems.push(problem);
+    }
+    (set, problems)
+}
+
+/// The same policy, denying everything that it is about.
+fn denying(policy: Policy, message: &str) -> Policy {
+    if policy.refused.is_some() {
+        return policy;
+    }
+    let selector = |subject| match subject {
+        Subject::Endpoints(selector) => Some(selector),
+        Subject::Nodes => None,
+    };
+    let scope = policy.specs.into_iter().filter_map(|spec| selector(spec.subject)).collect();
+    let condition = Condition {
+        kind: ConditionKind::Refused,
+        path: "metadata.name".to_owned(),
+        message: message.to_owned(),
+    };
+    Policy { object: policy.object, specs: Vec::new(), refused: Some(scope), conditions: vec![condition] }
+}
+
+/// Names are taken once in a set, so one that is missing or taken is told apart by its place.
+fn rename(object: &mut ObjectRef, problem: &Problem) {
+    let file = problem.file.as_deref().unwrap_or_default();
+    let line = problem.line.map(|line| format!(":{line}")).unwrap_or_default();
+    let space = if object.name.is_empty() { "" } else { " " };
+    object.name.push_str(&format!("{space}({file}{line})"));
+}
+
+/// What policies ask for that isn't done as written.
+fn conditions(objects: &[Object], set: &PolicySet, identities: &IdentitySet) -> Vec<Problem> {
+    let mut of_policies = set.conditions(identities);
+    let mut problems = Vec::new();
+    for object in objects {
+        let Body::Policy(policy) = &object.body else { continue };
+        for condition in of_policies.remove(&policy.object).unwrap_or_default() {
+            problems.push(match condition.kind {
+                ConditionKind::Refused | ConditionKind::Unsupported => {
+                    object.error(&condition.path, condition.message)
+                }
+                ConditionKind::AuthImpossible
+                | ConditionKind::ForeignNamespace
+                | ConditionKind::SelectsNothing => object.notice(&condition.path, condition.message),
+            });
+        }
+    }
+    problems
+}
