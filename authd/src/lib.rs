@@ -3,6 +3,7 @@
 //! The library crates know nothing of each other; what connects them is here. `main.rs` and
 //! `bin/authctl.rs` only call into this library, and so do the tests.
 
+pub mod auth;
 pub mod cli;
 pub mod clock;
 pub mod cluster;
@@ -10,4 +11,6 @@ pub mod config;
 pub mod http;
 pub mod logging;
 pub mod metrics;
+pub mod peer;
 pub mod readiness;
+pub mod svids;

@@ -1,0 +1,360 @@
+//! The machine's rules one by one. `model` holds the properties.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use auth_ebpf_abi::{AuthEntry, AuthKey, AuthType};
+use spiffe::SpiffeId;
+
+use super::*;
+use crate::clock::BootTime;
+
+const START: BootTime = BootTime(1_000_000_000_000);
+pub(super) const FAILURE: Failure = Failure { reason: "test", retryable: true };
+
+pub(super) const fn key(local: u32, remote: u32, node: u16) -> AuthKey {
+    AuthKey { local, remote, node, auth_type: AuthType::Spire as u8, pad: 0 }
+}
+
+/// The same numbers in every run.
+pub(super) fn jitter() -> Jitter {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    Box::new(move |below| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        if below == 0 { 0 } else { (state >> 16) % below }
+    })
+}
+
+pub(super) fn spiffe(identity: u32) -> SpiffeId {
+    format!("spiffe://example.test/identity/{identity}").parse().unwrap()
+}
+
+pub(super) fn success(key: AuthKey, expires: BootTime, epoch: u32) -> Success {
+    let proof = Proof {
+        expires,
+        local_spiffe: spiffe(key.local),
+        remote_spiffe: spiffe(key.remote),
+        group: "X25519MLKEM768",
+        epoch,
+    };
+    Success { proof, latency: Duration::from_millis(3) }
+}
+
+pub(super) fn rests_on(key: &AuthKey, identity: u32) -> bool {
+    key.local == identity || (key.node == 0 && key.remote == identity)
+}
+
+fn after(duration: Duration) -> BootTime {
+    START.saturating_add(duration)
+}
+
+fn seconds(seconds: u64) -> BootTime {
+    after(Duration::from_secs(seconds))
+}
+
+fn numbers(numbers: &[u32]) -> BTreeSet<u32> {
+    numbers.iter().copied().collect()
+}
+
+/// Identities 256 and 257 here, 300 and 301 on node 1, all well for 60 s.
+fn machine() -> Machine {
+    let mut machine = Machine::new(Config::default(), jitter());
+    let placed = [(0, numbers(&[256, 257])), (1, numbers(&[300, 301]))].into();
+    machine.handle(Event::Desired(Arc::new(Desired { pairs: None, placed })), START);
+    machine.handle(Event::SvidChanged { identity: 256, expires: seconds(60) }, START);
+    machine.handle(Event::SvidChanged { identity: 257, expires: seconds(60) }, START);
+    machine.handle(up(1, &[300, 301]), START);
+    machine
+}
+
+fn up(epoch: u32, identities: &[u32]) -> Event {
+    Event::PeerUp { node: 1, epoch, identities: Arc::new(numbers(identities)) }
+}
+
+fn actions(machine: &mut Machine) -> Vec<Action> {
+    machine.actions().collect()
+}
+
+/// A machine in which 256 and 300 have authenticated at the start.
+fn authenticated() -> Machine {
+    let mut machine = machine();
+    machine.handle(Event::AuthWanted(key(256, 300, 1)), START);
+    machine.handle(Event::Finished(key(256, 300, 1), Ok(success(key(256, 300, 1), seconds(50), 1))), START);
+    let done = actions(&mut machine);
+    assert_eq!(done.len(), 2, "{done:?}");
+    machine
+}
+
+#[test]
+fn a_wanted_pair_is_dialled_once_and_written() {
+    let mut machine = machine();
+    let pair = key(256, 300, 1);
+    machine.handle(Event::AuthWanted(pair), START);
+    machine.handle(Event::AuthWanted(pair), START);
+    assert_eq!(actions(&mut machine), [Action::StartHandshake(pair)]);
+    machine.handle(Event::Finished(pair, Ok(success(pair, seconds(50), 1))), START);
+    let entry = AuthEntry { expires: seconds(50).0, epoch: 1, pad: 0 };
+    assert_eq!(actions(&mut machine), [Action::WriteEntry(pair, entry)]);
+    let records: Vec<Record> = machine.records().collect();
+    assert_eq!(records.len(), 1);
+    assert_eq!(records[0].why, Why::Requested);
+    assert_eq!(machine.counters().deduplicated, 1);
+}
+
+#[test]
+fn reserved_unknown_and_always_failing_pairs_are_never_dialled() {
+    let mut machine = machine();
+    let always_fail = AuthKey { auth_type: AuthType::AlwaysFail as u8, ..key(256, 300, 1) };
+    for pair in
+        [key(256, 1, 1), key(2, 300, 1), key(256, 999, 1), key(256, 300, 7), key(300, 256, 1), always_fail]
+    {
+        machine.handle(Event::AuthWanted(pair), START);
+    }
+    assert_eq!(actions(&mut machine), []);
+    assert_eq!(machine.counters().not_desired, 6);
+}
+
+#[test]
+fn a_pair_on_this_node_gets_both_directions() {
+    let mut machine = machine();
+    machine.handle(Event::AuthWanted(key(257, 256, 0)), START);
+    machine.handle(Event::AuthWanted(key(256, 257, 0)), START);
+    assert_eq!(actions(&mut machine), [Action::VerifyLocal(key(256, 257, 0))]);
+    let success = success(key(256, 257, 0), seconds(60), 0);
+    machine.handle(Event::Finished(key(256, 257, 0), Ok(success)), START);
+    let entry = AuthEntry { expires: seconds(60).0, epoch: 0, pad: 0 };
+    let written = [Action::WriteEntry(key(256, 257, 0), entry), Action::WriteEntry(key(257, 256, 0), entry)];
+    assert_eq!(actions(&mut machine), written);
+    let records: Vec<Record> = machine.records().collect();
+    assert_eq!(records[1].local_spiffe, Some(spiffe(257)));
+    machine.handle(Event::SvidWithdrawn(257), START);
+    let removed = [Action::RemoveEntry(key(256, 257, 0)), Action::RemoveEntry(key(257, 256, 0))];
+    assert_eq!(actions(&mut machine), removed);
+}
+
+#[test]
+fn failures_back_off_between_bounds_and_a_new_svid_resets_that() {
+    let mut machine = machine();
+    let pair = key(256, 300, 1);
+    machine.handle(Event::AuthWanted(pair), START);
+    let mut now = START;
+    for round in 0..10u32 {
+        assert_eq!(actions(&mut machine), [Action::StartHandshake(pair)], "round {round}");
+        machine.handle(Event::Finished(pair, Err(FAILURE)), now);
+        machine.handle(Event::AuthWanted(pair), now);
+        assert_eq!(actions(&mut machine), []);
+        let at = machine.next_deadline().unwrap();
+        let longest = Duration::from_millis(100).saturating_mul(1 << round).min(Duration::from_secs(5));
+        assert!(at.since(now) >= longest / 2 && at.since(now) <= longest, "{:?}", at.since(now));
+        now = at;
+        machine.handle(Event::Tick, now);
+    }
+    machine.handle(Event::Finished(pair, Err(FAILURE)), now);
+    assert_eq!(actions(&mut machine).len(), 1);
+    machine.handle(Event::SvidChanged { identity: 256, expires: seconds(90) }, now);
+    assert_eq!(actions(&mut machine), [Action::StartHandshake(pair)]);
+}
+
+#[test]
+fn a_request_is_forgotten_when_nobody_repeats_it() {
+    let mut machine = machine();
+    machine.handle(Event::PeerDown(1), START);
+    machine.handle(Event::AuthWanted(key(256, 300, 1)), START);
+    assert_eq!(machine.next_deadline(), Some(seconds(30)));
+    machine.handle(Event::Tick, seconds(30));
+    machine.handle(up(1, &[300]), seconds(31));
+    assert_eq!(actions(&mut machine), []);
+    assert_eq!(machine.next_deadline(), None);
+}
+
+#[test]
+fn an_entry_ends_with_its_svid() {
+    let mut machine = authenticated();
+    machine.handle(Event::Tick, seconds(50));
+    assert!(actions(&mut machine).contains(&Action::RemoveEntry(key(256, 300, 1))));
+    assert_eq!(machine.counters().expired, 1);
+}
+
+#[test]
+fn renewal_comes_at_half_life_while_the_entry_stands() {
+    let mut machine = authenticated();
+    let at = machine.next_deadline().unwrap();
+    assert!(at >= seconds(25) && at <= seconds(29), "{:?}", at.since(START));
+    machine.handle(Event::Tick, at);
+    assert_eq!(actions(&mut machine), [Action::StartHandshake(key(256, 300, 1))]);
+    let again = success(key(256, 300, 1), seconds(60), 1);
+    machine.handle(Event::Finished(key(256, 300, 1), Ok(again)), at);
+    assert_eq!(machine.records().next().unwrap().why, Why::Renewed);
+}
+
+#[test]
+fn a_renewal_that_can_gain_nothing_waits_for_the_next_svid() {
+    let mut machine = machine();
+    let pair = key(256, 300, 1);
+    machine.handle(Event::AuthWanted(pair), START);
+    machine.handle(Event::Finished(pair, Ok(success(pair, seconds(60), 1))), START);
+    assert_eq!(actions(&mut machine).len(), 2);
+    machine.handle(Event::Tick, seconds(40));
+    assert_eq!(actions(&mut machine), []);
+    machine.handle(Event::SvidChanged { identity: 256, expires: seconds(120) }, seconds(41));
+    assert_eq!(actions(&mut machine), [Action::StartHandshake(pair)]);
+}
+
+#[test]
+fn a_withdrawal_removes_at_once_and_tells_the_node() {
+    let mut machine = authenticated();
+    machine.handle(Event::SvidWithdrawn(256), START);
+    let expected = [Action::RemoveEntry(key(256, 300, 1)), Action::TellPeer { node: 1, identity: 256 }];
+    assert_eq!(actions(&mut machine), expected);
+}
+
+#[test]
+fn a_success_overtaken_by_a_withdrawal_counts_for_nothing() {
+    let mut machine = machine();
+    let pair = key(256, 300, 1);
+    machine.handle(Event::AuthWanted(pair), START);
+    assert_eq!(actions(&mut machine).len(), 1);
+    machine.handle(Event::SvidWithdrawn(256), START);
+    machine.handle(Event::SvidChanged { identity: 256, expires: seconds(60) }, START);
+    assert_eq!(actions(&mut machine), [Action::TellPeer { node: 1, identity: 256 }]);
+    machine.handle(Event::Finished(pair, Ok(success(pair, seconds(50), 1))), START);
+    assert_eq!(actions(&mut machine), [Action::StartHandshake(pair)], "afresh, not written");
+    assert_eq!(machine.counters().overtaken, 1);
+}
+
+#[test]
+fn a_gap_stops_new_work_and_keeps_what_stands() {
+    let mut machine = authenticated();
+    machine.handle(Event::SvidMissing(256), START);
+    machine.handle(Event::AuthWanted(key(256, 301, 1)), START);
+    assert_eq!(actions(&mut machine), []);
+    assert_eq!(machine.records().count(), 1);
+    machine.handle(Event::SvidChanged { identity: 256, expires: seconds(60) }, START);
+    assert_eq!(actions(&mut machine), [Action::StartHandshake(key(256, 301, 1))]);
+}
+
+#[test]
+fn what_a_node_revokes_goes_and_an_older_handshake_can_not_bring_it_back() {
+    let mut machine = authenticated();
+    let began = START;
+    machine.handle(Event::PeerRevoked { node: 1, identity: 300 }, seconds(1));
+    assert_eq!(actions(&mut machine), [Action::RemoveEntry(key(256, 300, 1))]);
+    machine.handle(up(1, &[300, 301]), seconds(1));
+    assert_eq!(actions(&mut machine), [Action::StartHandshake(key(256, 300, 1))]);
+    let success = success(key(256, 300, 1), seconds(50), 1);
+    let accepted = |began| Accepted { key: key(256, 300, 1), began, success: success.clone() };
+    assert_eq!(machine.accept(accepted(began), seconds(2)), Err(Refused::Overtaken));
+    assert_eq!(machine.accept(accepted(seconds(2)), seconds(2)), Ok(()));
+    assert_eq!(machine.records().next().unwrap().why, Why::Accepted);
+}
+
+#[test]
+fn a_raised_epoch_revokes_all_that_the_node_vouched_for() {
+    let mut machine = authenticated();
+    machine.handle(up(2, &[300, 301]), START);
+    let expected = [Action::RemoveEntry(key(256, 300, 1)), Action::StartHandshake(key(256, 300, 1))];
+    assert_eq!(actions(&mut machine), expected);
+}
+
+#[test]
+fn a_lost_session_keeps_entries_and_an_announcement_without_the_identity_ends_them() {
+    let mut machine = authenticated();
+    machine.handle(Event::PeerDown(1), START);
+    assert_eq!(actions(&mut machine), []);
+    machine.handle(up(1, &[301]), START);
+    assert_eq!(actions(&mut machine), [Action::RemoveEntry(key(256, 300, 1))]);
+}
+
+#[test]
+fn policy_that_no_longer_asks_ends_the_entry() {
+    let mut machine = authenticated();
+    let placed = [(0, numbers(&[256, 257])), (1, numbers(&[300, 301]))].into();
+    let pairs = Some([(300, 256)].into());
+    machine.handle(Event::Desired(Arc::new(Desired { pairs, placed })), START);
+    assert_eq!(actions(&mut machine), [], "the order within a pair does not matter");
+    let placed = [(0, numbers(&[256, 257])), (1, numbers(&[300, 301]))].into();
+    machine.handle(Event::Desired(Arc::new(Desired { pairs: Some(BTreeSet::new()), placed })), START);
+    assert_eq!(actions(&mut machine), [Action::RemoveEntry(key(256, 300, 1))]);
+}
+
+#[test]
+fn a_handshake_of_another_node_is_refused_for_what_it_lacks() {
+    let mut machine = machine();
+    let accepted = |local, remote, epoch| {
+        let pair = key(local, remote, 1);
+        Accepted { key: pair, began: seconds(1), success: success(pair, seconds(50), epoch) }
+    };
+    assert_eq!(machine.accept(accepted(256, 999, 1), seconds(1)), Err(Refused::NotDesired));
+    assert_eq!(machine.accept(accepted(256, 1, 1), seconds(1)), Err(Refused::NotDesired));
+    assert_eq!(machine.accept(accepted(256, 300, 2), seconds(1)), Err(Refused::NotAnnounced));
+    machine.handle(Event::SvidWithdrawn(257), START);
+    assert_eq!(machine.accept(accepted(257, 300, 1), seconds(1)), Err(Refused::NoSvid));
+    assert_eq!(machine.counters().refused, 4);
+    assert_eq!(machine.records().count(), 0);
+}
+
+#[test]
+fn entries_found_in_the_map_stay_and_are_renewed() {
+    let mut machine = Machine::new(Config::default(), jitter());
+    let entry = |expires: BootTime| AuthEntry { expires: expires.0, epoch: 1, pad: 0 };
+    machine.adopt(key(256, 300, 1), entry(seconds(40)), START);
+    machine.adopt(key(256, 301, 1), entry(START), START);
+    machine.adopt(key(256, 2, 1), entry(seconds(40)), START);
+    let removed = [Action::RemoveEntry(key(256, 301, 1)), Action::RemoveEntry(key(256, 2, 1))];
+    assert_eq!(actions(&mut machine), removed);
+    let placed = [(0, numbers(&[256])), (1, numbers(&[300]))].into();
+    machine.handle(Event::Desired(Arc::new(Desired { pairs: None, placed })), START);
+    machine.handle(up(1, &[300]), START);
+    assert_eq!(actions(&mut machine), []);
+    machine.handle(Event::SvidChanged { identity: 256, expires: seconds(60) }, START);
+    machine.handle(Event::Tick, seconds(5));
+    assert_eq!(actions(&mut machine), [Action::StartHandshake(key(256, 300, 1))]);
+}
+
+#[test]
+fn only_so_many_run_at_a_time_and_the_longest_waiting_comes_next() {
+    let mut machine = Machine::new(Config { max_running: 1, ..Config::default() }, jitter());
+    let placed = [(0, numbers(&[256, 257])), (1, numbers(&[300, 301]))].into();
+    machine.handle(Event::Desired(Arc::new(Desired { pairs: None, placed })), START);
+    machine.handle(Event::SvidChanged { identity: 256, expires: seconds(60) }, START);
+    machine.handle(up(1, &[300, 301]), START);
+    machine.handle(Event::AuthWanted(key(256, 301, 1)), START);
+    machine.handle(Event::AuthWanted(key(256, 300, 1)), seconds(1));
+    assert_eq!(actions(&mut machine), [Action::StartHandshake(key(256, 301, 1))]);
+    assert_eq!(machine.load(), (1, 1));
+    machine.handle(Event::Finished(key(256, 301, 1), Err(FAILURE)), seconds(1));
+    assert_eq!(actions(&mut machine), [Action::StartHandshake(key(256, 300, 1))]);
+}
+
+#[test]
+fn the_number_of_pairs_is_bounded() {
+    let mut machine = Machine::new(Config { max_pairs: 1, ..Config::default() }, jitter());
+    let placed = [(0, numbers(&[256])), (1, numbers(&[300, 301]))].into();
+    machine.handle(Event::Desired(Arc::new(Desired { pairs: None, placed })), START);
+    machine.handle(Event::SvidChanged { identity: 256, expires: seconds(60) }, START);
+    machine.handle(up(1, &[300, 301]), START);
+    machine.handle(Event::AuthWanted(key(256, 301, 1)), START);
+    machine.handle(Event::AuthWanted(key(256, 300, 1)), START);
+    assert_eq!(machine.counters().no_room, 1);
+    let success = success(key(256, 300, 1), seconds(50), 1);
+    let accepted = Accepted { key: key(256, 300, 1), began: seconds(1), success };
+    assert_eq!(machine.accept(accepted, seconds(1)), Err(Refused::Full));
+}
+
+#[test]
+fn a_map_that_refuses_an_entry_gets_no_storm_of_handshakes() {
+    let mut machine = authenticated();
+    machine.handle(Event::WriteFailed(key(256, 300, 1)), START);
+    assert_eq!(actions(&mut machine), [Action::RemoveEntry(key(256, 300, 1))]);
+    assert_eq!(machine.records().count(), 0);
+    assert_eq!(machine.next_deadline(), Some(seconds(5)));
+}
+
+#[test]
+fn a_flush_empties_the_map_and_authenticates_anew() {
+    let mut machine = authenticated();
+    machine.handle(Event::Flush, seconds(40));
+    let expected = [Action::RemoveEntry(key(256, 300, 1)), Action::StartHandshake(key(256, 300, 1))];
+    assert_eq!(actions(&mut machine), expected);
+}

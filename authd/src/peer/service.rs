@@ -1,0 +1,240 @@
+//! Everything between this node and its peers, behind one handle.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use auth_ebpf_abi::{AuthKey, IdentityNumber, NodeNumber};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use spire_adapter::tls::{Groups, Options as TlsOptions};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::directory::Directory;
+use super::error::Error;
+use super::naming::Naming;
+use super::table::{Outgoing, SessionMap, Table};
+use super::{handshake, listener, session};
+use crate::auth::driver::Handshakes;
+use crate::auth::stats::Observer;
+use crate::auth::{Failure, Handle, Proof};
+use crate::clock::Clock;
+use crate::svids::Svids;
+
+/// Connections that may be set up at a time.
+const SETUPS: usize = 64;
+
+/// What is configured.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// This node's name.
+    pub node: String,
+    /// Names of nodes and identities.
+    pub naming: Naming,
+    /// Handshake port that is announced; `None` for the listener's.
+    pub announced_port: Option<u16>,
+    /// Key exchange groups that are accepted.
+    pub groups: Groups,
+    /// Longest time from a connection's beginning to its purpose.
+    pub setup_timeout: Duration,
+    /// Between two pings on a session.
+    pub ping: Duration,
+    /// Silence after which a session is lost.
+    pub silence: Duration,
+    /// First and longest pause between two dials of a node.
+    pub redial: (Duration, Duration),
+}
+
+impl Options {
+    /// The defaults for a node.
+    #[must_use]
+    pub const fn new(node: String, naming: Naming) -> Self {
+        Self {
+            node,
+            naming,
+            announced_port: None,
+            groups: Groups::PostQuantum,
+            setup_timeout: Duration::from_secs(5),
+            ping: Duration::from_secs(2),
+            silence: Duration::from_secs(6),
+            redial: (Duration::from_millis(200), Duration::from_secs(5)),
+        }
+    }
+}
+
+/// What this node announces of itself besides its identities.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnTunnel {
+    /// WireGuard public key, once there is one.
+    pub wireguard_key: Option<[u8; 32]>,
+    /// WireGuard port.
+    pub wireguard_port: u16,
+    /// Session epoch: raising it revokes all that this node vouched for.
+    pub epoch: u32,
+}
+
+/// What peers are made of.
+pub struct Parts {
+    /// What is configured.
+    pub options: Options,
+    /// Listener of the handshake port, dual-stack.
+    pub listener: TcpListener,
+    /// Our SVIDs.
+    pub svids: Svids,
+    /// What cluster state says.
+    pub directory: watch::Receiver<Arc<Directory>>,
+    /// What we announce.
+    pub own: watch::Receiver<OwnTunnel>,
+    /// The authentication driver.
+    pub auth: Handle,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// Who counts handshakes and sessions.
+    pub observer: Arc<dyn Observer>,
+}
+
+/// What all tasks share.
+pub(super) struct Shared {
+    pub(super) options: Options,
+    pub(super) port: u16,
+    pub(super) svids: Svids,
+    pub(super) directory: watch::Receiver<Arc<Directory>>,
+    pub(super) own: watch::Receiver<OwnTunnel>,
+    pub(super) auth: Handle,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) table: Table,
+    pub(super) setups: Arc<Semaphore>,
+    pub(super) tasks: TaskTracker,
+    pub(super) stop: CancellationToken,
+}
+
+impl Shared {
+    pub(super) fn directory(&self) -> Arc<Directory> {
+        Arc::clone(&self.directory.borrow())
+    }
+
+    pub(super) fn tls(&self) -> TlsOptions {
+        TlsOptions::from(self.options.groups)
+    }
+
+    /// The number of this node, once cluster state has it.
+    pub(super) fn own_number(&self) -> Option<NodeNumber> {
+        self.directory.borrow().nodes.get(&self.options.node).map(|node| node.number)
+    }
+}
+
+/// Node sessions and identity handshakes. Cheap to clone.
+#[derive(Clone)]
+pub struct Peers(pub(super) Arc<Shared>);
+
+impl Peers {
+    /// Listens, dials the nodes that are ours to dial, and keeps sessions with all of them until `stop`.
+    ///
+    /// # Errors
+    /// When the listener has no address.
+    pub fn start(parts: Parts, stop: CancellationToken) -> std::io::Result<Self> {
+        let Parts { options, listener, svids, directory, own, auth, clock, observer } = parts;
+        let port = options.announced_port.unwrap_or(listener.local_addr()?.port());
+        let shared = Arc::new(Shared {
+            options,
+            port,
+            svids,
+            directory,
+            own,
+            table: Table::new(auth.clone()),
+            auth,
+            clock,
+            observer,
+            setups: Arc::new(Semaphore::new(SETUPS)),
+            tasks: TaskTracker::new(),
+            stop,
+        });
+        shared.tasks.spawn(listener::run(Arc::clone(&shared), listener));
+        shared.tasks.spawn(dial_nodes(Arc::clone(&shared)));
+        Ok(Self(shared))
+    }
+
+    /// Sessions, live and last known.
+    #[must_use]
+    pub fn sessions(&self) -> watch::Receiver<SessionMap> {
+        self.0.table.watch()
+    }
+
+    /// Waits until every session and handshake has ended after `stop`.
+    pub async fn ended(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+}
+
+impl Handshakes for Peers {
+    fn dial(&self, key: AuthKey) -> BoxFuture<'static, Result<Proof, Failure>> {
+        let shared = Arc::clone(&self.0);
+        async move {
+            let dial = tokio::time::timeout(shared.options.setup_timeout, handshake::dial(&shared, key));
+            let result = dial.await.unwrap_or(Err(Error::Timeout { stage: "identity handshake" }));
+            result.map_err(|error| {
+                tracing::debug!(local = key.local, remote = key.remote, node = key.node, %error, "identity handshake");
+                error.failure()
+            })
+        }
+        .boxed()
+    }
+
+    fn verify_local(&self, key: AuthKey) -> Result<Proof, Failure> {
+        handshake::verify_local(&self.0, key).map_err(|error| {
+            tracing::debug!(local = key.local, remote = key.remote, %error, "verification on this node");
+            error.failure()
+        })
+    }
+
+    fn revoke(&self, node: NodeNumber, identity: IdentityNumber) {
+        if !self.0.table.send(node, Outgoing::Revoke(identity)) {
+            tracing::info!(node, identity, "revocation not sent: no live session");
+        }
+    }
+}
+
+/// Keeps one dialling task per node that is ours to dial, and forgets nodes that are gone.
+async fn dial_nodes(shared: Arc<Shared>) {
+    let mut directory = shared.directory.clone();
+    let mut dialling: BTreeMap<String, CancellationToken> = BTreeMap::new();
+    loop {
+        let now = Arc::clone(&directory.borrow_and_update());
+        let ours = now.nodes.get(&shared.options.node).map(|node| node.spiffe_id.clone());
+        let to_dial = |name: &str| {
+            let node = now.nodes.get(name)?;
+            // The lower SPIFFE ID dials: both ends know which, and no two sessions cross.
+            ours.as_ref().filter(|ours| **ours < node.spiffe_id)
+        };
+        dialling.retain(|name, stop| {
+            let keep = to_dial(name).is_some();
+            if !keep {
+                stop.cancel();
+            }
+            keep
+        });
+        for name in now.nodes.keys().filter(|name| to_dial(name).is_some()) {
+            dialling.entry(name.clone()).or_insert_with(|| {
+                let stop = shared.stop.child_token();
+                shared.tasks.spawn(session::keep_dialled(Arc::clone(&shared), name.clone(), stop.clone()));
+                stop
+            });
+        }
+        shared.table.retain(|name| now.nodes.contains_key(name)).await;
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            changed = directory.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// The address as IPv4 if it is one that a dual-stack socket shows as IPv6.
+pub(super) fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

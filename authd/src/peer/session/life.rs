@@ -1,0 +1,222 @@
+//! A session from its Hellos to its end.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Other, announcement};
+use crate::auth::stats::Side;
+use crate::clock::BootTime;
+use crate::peer::binding::SessionName;
+use crate::peer::error::Error;
+use crate::peer::service::Shared;
+use crate::peer::table::{Live, Outgoing, Session};
+use crate::peer::wire::{
+    self, Announcement, MAX_FRAME, Ping, Reader, Revoke, SessionFrame, SessionMessage, WireError,
+};
+
+/// Revocations that may wait to be sent.
+const OUTBOX: usize = 256;
+/// How often time and cluster state are looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+pub(crate) type Input = Reader<Box<dyn AsyncRead + Send + Unpin>>;
+type Output = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// A session that both ends have agreed on and the table holds.
+pub(in crate::peer) struct Established {
+    name: String,
+    id: SessionName,
+    session: Session,
+    expires: BootTime,
+    input: Input,
+    output: Output,
+    outbox: mpsc::Receiver<Outgoing>,
+    stop: CancellationToken,
+}
+
+impl<R: AsyncRead + Send + Unpin + 'static> Reader<R> {
+    /// The same without its type.
+    pub(super) fn boxed(self) -> Input {
+        self.map(|from| Box::new(from) as Box<dyn AsyncRead + Send + Unpin>)
+    }
+}
+
+impl Established {
+    pub(super) async fn new(
+        shared: &Arc<Shared>,
+        output: Output,
+        input: Input,
+        other: Other,
+        hello: &Announcement,
+        side: Side,
+    ) -> Result<Self, Error> {
+        let expires = other.own_not_after.min(other.svid.not_after);
+        let session = Session {
+            number: other.node.number,
+            spiffe_id: other.svid.spiffe_id.clone(),
+            wireguard_key: None,
+            wireguard_endpoint: other.address,
+            handshake_endpoint: other.address,
+            identities: Arc::default(),
+            epoch: 0,
+            group: other.group,
+            since: shared.clock.wall(),
+            expires,
+            live: true,
+        };
+        let session = announced(&other.name, session, hello)?;
+        let (sender, outbox) = mpsc::channel(OUTBOX);
+        let stop = CancellationToken::new();
+        let id = other.key.name;
+        let live = Live { key: other.key, outbox: sender, stop: stop.clone() };
+        let own_key = shared.own.borrow().wireguard_key;
+        shared.table.install(&other.name, live, session.clone(), own_key).await?;
+        tracing::info!(node = other.name, peer = %session.spiffe_id, side = side.as_str(), group = session.group, "node session up");
+        let expires = shared.clock.deadline(expires);
+        Ok(Self { name: other.name, id, session, expires, input, output, outbox, stop })
+    }
+
+    /// How long it has to live.
+    pub(in crate::peer) fn life(&self, wall: SystemTime) -> Duration {
+        self.session.expires.duration_since(wall).unwrap_or_default()
+    }
+
+    /// Lets it live in a task of its own, until `stop` at the latest. The token says when it has ended.
+    pub(in crate::peer) fn spawn(self, shared: &Arc<Shared>, stop: &CancellationToken) -> CancellationToken {
+        let ended = CancellationToken::new();
+        let guard = ended.clone().drop_guard();
+        let shared_here = Arc::clone(shared);
+        let stop = stop.clone();
+        shared.tasks.spawn(async move {
+            self.run(&shared_here, &stop).await;
+            drop(guard);
+        });
+        ended
+    }
+
+    async fn run(mut self, shared: &Shared, stop: &CancellationToken) {
+        let replaced = self.stop.clone();
+        let reason = tokio::select! {
+            () = stop.cancelled() => "stopped".to_owned(),
+            () = replaced.cancelled() => "replaced".to_owned(),
+            result = self.live(shared) => result.err().map_or_else(|| "expired".to_owned(), |error| error.to_string()),
+        };
+        let known = shared.directory().nodes.contains_key(&self.name);
+        shared.table.end(&self.name, self.id, known).await;
+        tracing::info!(node = self.name, reason, "node session ended");
+    }
+
+    /// Until it expires, or fails.
+    async fn live(&mut self, shared: &Shared) -> Result<(), Error> {
+        let mut own = shared.own.clone();
+        let mut announced = shared.svids.announced();
+        // What changed since our Hello was written.
+        own.mark_changed();
+        let mut look = tokio::time::interval(LOOK);
+        let mut heard = shared.clock.now();
+        let mut pinged = heard;
+        loop {
+            tokio::select! {
+                frame = self.input.next::<SessionFrame>() => {
+                    heard = shared.clock.now();
+                    self.hear(shared, frame?).await?;
+                }
+                Some(Outgoing::Revoke(identity)) = self.outbox.recv() => {
+                    self.say(shared, SessionMessage::Revoke(Revoke { identity })).await?;
+                }
+                Ok(()) = own.changed() => self.say(shared, SessionMessage::Update(announcement(shared))).await?,
+                Ok(()) = announced.changed() => self.say(shared, SessionMessage::Update(announcement(shared))).await?,
+                _ = look.tick() => {
+                    let now = shared.clock.now();
+                    if now >= self.expires {
+                        return Ok(());
+                    }
+                    if now.since(heard) > shared.options.silence {
+                        return Err(Error::Timeout { stage: "ping" });
+                    }
+                    self.check_node(shared)?;
+                    if now.since(pinged) >= shared.options.ping {
+                        pinged = now;
+                        self.say(shared, SessionMessage::Ping(Ping { number: now.0 })).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn say(&mut self, shared: &Shared, message: SessionMessage) -> Result<(), Error> {
+        let frame = SessionFrame { message: Some(message) };
+        let write = wire::write(&mut self.output, &frame, MAX_FRAME);
+        let written = tokio::time::timeout(shared.options.silence, write).await;
+        written.map_err(|_elapsed| Error::Timeout { stage: "writing" })?.map_err(Error::from)
+    }
+
+    async fn hear(&mut self, shared: &Shared, frame: SessionFrame) -> Result<(), Error> {
+        match frame.message {
+            Some(SessionMessage::Update(update)) => {
+                let session = announced(&self.name, self.session.clone(), &update)?;
+                if session != self.session {
+                    self.session = session.clone();
+                    let own_key = shared.own.borrow().wireguard_key;
+                    shared.table.update(&self.name, self.id, session, own_key).await?;
+                }
+            }
+            Some(SessionMessage::Revoke(Revoke { identity })) => {
+                tracing::info!(node = self.name, identity, "identity revoked by its node");
+                Arc::make_mut(&mut self.session.identities).remove(&identity);
+                shared.table.revoked(&self.name, self.id, identity).await;
+            }
+            Some(SessionMessage::Ping(ping)) => self.say(shared, SessionMessage::Pong(ping)).await?,
+            Some(SessionMessage::Hello(_)) => {
+                return Err(WireError::Unexpected { expected: "anything but another Hello" }.into());
+            }
+            Some(SessionMessage::Pong(_)) | None => {}
+        }
+        Ok(())
+    }
+
+    /// Cluster state may take a node away, or say that its name is now another's.
+    fn check_node(&self, shared: &Shared) -> Result<(), Error> {
+        let directory = shared.directory();
+        let same = directory.nodes.get(&self.name).is_some_and(|node| {
+            node.spiffe_id == self.session.spiffe_id && node.number == self.session.number
+        });
+        if same { Ok(()) } else { Err(Error::UnknownNode { node: self.name.clone() }) }
+    }
+}
+
+/// The session with what the node announces, which is validated here.
+fn announced(name: &str, session: Session, announcement: &Announcement) -> Result<Session, Error> {
+    if announcement.version == 0 {
+        return Err(Error::Version { version: announcement.version });
+    }
+    if announcement.node != name {
+        // At most so much of what a peer says goes to a log.
+        let announced = announcement.node.chars().take(64).collect();
+        return Err(Error::WrongNode { spiffe_id: session.spiffe_id, announced });
+    }
+    let wireguard_key = match announcement.wireguard_key.as_slice() {
+        [] => None,
+        key => Some(key.try_into().map_err(|_length| unexpected("a WireGuard key of 32 bytes"))?),
+    };
+    let port = |number: u32| u16::try_from(number).map_err(|_too_large| unexpected("a port"));
+    let address = session.handshake_endpoint.ip();
+    Ok(Session {
+        wireguard_key,
+        wireguard_endpoint: SocketAddr::new(address, port(announcement.wireguard_port)?),
+        handshake_endpoint: SocketAddr::new(address, port(announcement.handshake_port)?),
+        identities: Arc::new(announcement.identities.iter().copied().collect::<BTreeSet<_>>()),
+        epoch: announcement.epoch,
+        ..session
+    })
+}
+
+const fn unexpected(expected: &'static str) -> Error {
+    Error::Wire(WireError::Unexpected { expected })
+}

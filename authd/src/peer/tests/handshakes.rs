@@ -1,0 +1,183 @@
+//! Identity handshakes between honest nodes.
+
+use std::time::{Duration, Instant};
+
+use super::cluster::{Cluster, TTL, key, until, withdrawn};
+use crate::auth::stats::Side;
+use crate::auth::{Event, Why};
+
+async fn authenticated(identities: &[&[u32]]) -> Cluster {
+    let cluster = Cluster::start(identities).await;
+    cluster.meshed().await;
+    assert!(cluster.node("n1").auth.ask(key(256, 300, 2)));
+    until("entry at n1", || cluster.node("n1").entry(key(256, 300, 2)).is_some()).await;
+    cluster
+}
+
+#[tokio::test]
+async fn a_handshake_gives_entries_on_both_sides() {
+    let cluster = authenticated(&[&[256], &[300]]).await;
+    let (n1, n2) = (cluster.node("n1"), cluster.node("n2"));
+    // The server records first, so there is nothing to wait for.
+    let (client, server) = (n1.entry(key(256, 300, 2)).unwrap(), n2.entry(key(300, 256, 1)).unwrap());
+    assert!(client.expires.abs_diff(server.expires) < 50_000_000, "{client:?} {server:?}");
+    assert_eq!((client.epoch, server.epoch), (1, 1));
+    let mut records = n1.auth.records();
+    records.wait_for(|records| !records.is_empty()).await.unwrap();
+    let record = records.borrow().first().cloned().unwrap();
+    assert_eq!(record.local_spiffe, cluster.naming.identity(256));
+    assert_eq!(record.remote_spiffe, cluster.naming.identity(300));
+    assert_eq!((record.group, record.why), ("X25519MLKEM768", Why::Requested));
+    let mut records = n2.auth.records();
+    records
+        .wait_for(|records| records.first().is_some_and(|record| record.why == Why::Accepted))
+        .await
+        .unwrap();
+    assert_eq!((n1.stats.count(Side::Client, "ok"), n2.stats.count(Side::Server, "ok")), (1, 1));
+    assert_eq!((n1.entries(), n2.entries()), (1, 1));
+}
+
+#[tokio::test]
+async fn the_node_that_did_not_dial_the_session_can_ask_as_well() {
+    let cluster = Cluster::start(&[&[256], &[300]]).await;
+    cluster.meshed().await;
+    assert!(cluster.node("n2").auth.ask(key(300, 256, 1)));
+    until("entry at n2", || cluster.node("n2").entry(key(300, 256, 1)).is_some()).await;
+    assert!(cluster.node("n1").entry(key(256, 300, 2)).is_some());
+}
+
+#[tokio::test]
+async fn a_request_before_the_session_is_served_when_it_is_up() {
+    let cluster = Cluster::start(&[&[256], &[300]]).await;
+    assert!(cluster.node("n1").auth.ask(key(256, 300, 2)));
+    until("entry", || cluster.node("n2").entry(key(300, 256, 1)).is_some()).await;
+}
+
+#[tokio::test]
+async fn a_pair_on_one_node_needs_no_network() {
+    let cluster = Cluster::start(&[&[256, 257]]).await;
+    let n1 = cluster.node("n1");
+    assert!(n1.auth.ask(key(257, 256, 0)));
+    until("both directions", || n1.entry(key(256, 257, 0)).is_some() && n1.entry(key(257, 256, 0)).is_some())
+        .await;
+    assert!(n1.auth.ask(key(256, 256, 0)));
+    until("with itself", || n1.entry(key(256, 256, 0)).is_some()).await;
+    n1.agent.give(257, withdrawn());
+    until("gone", || n1.entries() == 1).await;
+}
+
+#[tokio::test]
+async fn a_withdrawn_svid_removes_both_entries_within_a_second_and_restored_they_come_back() {
+    let cluster = authenticated(&[&[256], &[300]]).await;
+    for (node, identity) in [("n1", 256), ("n2", 300)] {
+        let began = Instant::now();
+        cluster.node(node).agent.give(identity, withdrawn());
+        until("both gone", || cluster.nodes.values().all(|node| node.entries() == 0)).await;
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        assert!(cluster.node("n1").auth.ask(key(256, 300, 2)));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(cluster.nodes.values().all(|node| node.entries() == 0));
+        cluster.issue(node, identity, TTL);
+        until("both back", || cluster.nodes.values().all(|node| node.entries() == 1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_gap_that_is_no_withdrawal_cuts_nothing() {
+    let cluster = authenticated(&[&[256], &[300]]).await;
+    let before = cluster.node("n1").entry(key(256, 300, 2));
+    for _ in 0..20 {
+        cluster.node("n1").agent.give(256, withdrawn());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        cluster.issue("n1", 256, TTL);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(cluster.node("n1").entry(key(256, 300, 2)), before);
+    assert!(cluster.node("n2").entry(key(300, 256, 1)).is_some());
+}
+
+#[tokio::test]
+async fn rotation_every_second_renews_without_a_gap() {
+    // Certificates end on whole seconds, so up to one less.
+    let ttl = Duration::from_secs(3);
+    let cluster = Cluster::start_with(&[&[256], &[300]], TTL, |_| {}).await;
+    cluster.issue("n1", 256, ttl);
+    cluster.issue("n2", 300, ttl);
+    cluster.meshed().await;
+    assert!(cluster.node("n1").auth.ask(key(256, 300, 2)));
+    until("entry", || cluster.node("n1").entry(key(256, 300, 2)).is_some()).await;
+    let began = Instant::now();
+    let mut rotated = began;
+    while began.elapsed() < Duration::from_secs(6) {
+        if rotated.elapsed() >= Duration::from_millis(700) {
+            rotated = Instant::now();
+            cluster.issue("n1", 256, ttl);
+            cluster.issue("n2", 300, ttl);
+        }
+        assert!(cluster.node("n1").entry(key(256, 300, 2)).is_some(), "gap after {:?}", began.elapsed());
+        assert!(cluster.node("n2").entry(key(300, 256, 1)).is_some(), "gap after {:?}", began.elapsed());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_restart_keeps_entries_and_renews_them() {
+    let mut cluster = authenticated(&[&[256], &[300]]).await;
+    for name in ["n1", "n2"] {
+        cluster.restart(name).await;
+        cluster.meshed().await;
+        assert!(cluster.node("n1").entry(key(256, 300, 2)).is_some(), "after the restart of {name}");
+        assert!(cluster.node("n2").entry(key(300, 256, 1)).is_some(), "after the restart of {name}");
+    }
+    until("renewed", || {
+        cluster.node("n2").stats.count(Side::Client, "ok") > 0
+            || cluster.node("n2").stats.count(Side::Server, "ok") > 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_raised_epoch_ends_what_the_node_vouched_for() {
+    let cluster = authenticated(&[&[256], &[300]]).await;
+    cluster.node("n2").own.send_modify(|own| own.epoch = 2);
+    until("authenticated under the new epoch", || {
+        cluster.node("n1").entry(key(256, 300, 2)).is_some_and(|entry| entry.epoch == 2)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_identity_that_leaves_a_node_loses_its_entries_at_both_ends() {
+    let cluster = authenticated(&[&[256], &[300]]).await;
+    cluster
+        .node("n2")
+        .redirect(|directory| assert!(directory.nodes.get_mut("n2").unwrap().identities.remove(&300)))
+        .await;
+    until("both gone", || cluster.nodes.values().all(|node| node.entries() == 0)).await;
+}
+
+#[tokio::test]
+async fn policy_decides_at_the_server_as_well() {
+    let cluster = Cluster::start(&[&[256], &[300]]).await;
+    cluster.meshed().await;
+    let n2 = cluster.node("n2");
+    let placed = n2.directory.borrow().placed("n2");
+    let nothing = crate::auth::Desired { pairs: Some([].into()), placed };
+    n2.auth.tell(Event::Desired(std::sync::Arc::new(nothing))).await;
+    assert!(cluster.node("n1").auth.ask(key(256, 300, 2)));
+    until("refused", || n2.stats.count(Side::Server, "not_desired") > 0).await;
+    until("told so", || cluster.node("n1").stats.count(Side::Client, "not_desired") > 0).await;
+    assert_eq!((cluster.node("n1").entries(), n2.entries()), (0, 0));
+}
+
+#[tokio::test]
+async fn many_requests_for_one_pair_are_one_handshake() {
+    let cluster = Cluster::start(&[&[256], &[300]]).await;
+    cluster.meshed().await;
+    let n1 = cluster.node("n1");
+    let taken = (0..10_000).filter(|_| n1.auth.ask(key(256, 300, 2))).count();
+    until("entry", || n1.entry(key(256, 300, 2)).is_some()).await;
+    assert_eq!(u64::try_from(10_000 - taken).unwrap(), n1.auth.dropped());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(n1.stats.count(Side::Client, "ok"), 1);
+}

@@ -1,0 +1,182 @@
+//! Node sessions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use spiffe::TrustDomain;
+use spire_adapter::authority::CertificateAuthority;
+
+use super::cluster::{Cluster, until, usable};
+use crate::auth::stats::Side;
+use crate::peer::OwnTunnel;
+
+#[tokio::test]
+async fn a_session_carries_keys_and_what_a_node_vouches_for() {
+    let cluster = Cluster::start(&[&[256], &[300, 301]]).await;
+    cluster.meshed().await;
+    let (n1, n2) = (cluster.node("n1"), cluster.node("n2"));
+    let at_n1 = n1.session("n2").unwrap();
+    assert_eq!(at_n1.wireguard_key, Some([2; 32]));
+    assert_eq!(at_n1.wireguard_endpoint, "127.0.0.1:51871".parse().unwrap());
+    assert_eq!(at_n1.handshake_endpoint, n2.address);
+    assert_eq!((at_n1.number, at_n1.epoch, at_n1.group), (2, 1, "X25519MLKEM768"));
+    assert_eq!(*at_n1.identities, [300, 301].into());
+    let at_n2 = n2.session("n1").unwrap();
+    assert_eq!(at_n2.wireguard_key, Some([1; 32]));
+    assert_eq!(at_n2.handshake_endpoint, n1.address);
+    assert_eq!(at_n2.expires, at_n1.expires);
+    assert_eq!(
+        (n1.stats.count(Side::SessionClient, "ok"), n2.stats.count(Side::SessionServer, "ok")),
+        (1, 1)
+    );
+    assert_eq!(
+        (n1.stats.count(Side::SessionServer, "ok"), n2.stats.count(Side::SessionClient, "ok")),
+        (0, 0)
+    );
+}
+
+#[tokio::test]
+async fn a_new_key_epoch_or_identity_is_announced_on_the_live_session() {
+    let cluster = Cluster::start(&[&[256], &[300]]).await;
+    cluster.meshed().await;
+    let since = cluster.node("n1").session("n2").unwrap().since;
+    let tunnel = OwnTunnel { wireguard_key: Some([7; 32]), wireguard_port: 7, epoch: 2 };
+    cluster.node("n2").own.send_replace(tunnel);
+    let seen = || cluster.node("n1").session("n2").unwrap();
+    until("new key", || seen().wireguard_key == Some([7; 32]) && seen().epoch == 2).await;
+    assert_eq!(seen().since, since, "the same session");
+}
+
+#[tokio::test]
+async fn a_key_of_ours_or_of_another_node_is_refused() {
+    let cluster = Cluster::start(&[&[], &[], &[]]).await;
+    cluster.meshed().await;
+    for stolen in [[1; 32], [2; 32]] {
+        let tunnel = OwnTunnel { wireguard_key: Some(stolen), ..OwnTunnel::default() };
+        cluster.node("n3").own.send_replace(tunnel);
+        until("session lost", || !cluster.node("n1").session("n3").unwrap().live).await;
+        assert_eq!(
+            cluster.node("n1").session("n3").unwrap().wireguard_key,
+            Some([3; 32]),
+            "the last good one stays"
+        );
+        let tunnel = OwnTunnel { wireguard_key: Some([3; 32]), ..OwnTunnel::default() };
+        cluster.node("n3").own.send_replace(tunnel);
+        cluster.meshed().await;
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_node_has_its_session_again() {
+    let mut cluster = Cluster::start(&[&[256], &[300]]).await;
+    cluster.meshed().await;
+    for name in ["n2", "n1"] {
+        cluster.stop(name).await;
+        let other = if name == "n1" { "n2" } else { "n1" };
+        until("loss noticed", || !cluster.node(other).session(name).unwrap().live).await;
+        assert!(cluster.node(other).session(name).unwrap().wireguard_key.is_some(), "tunnels go on");
+        cluster.start_again(name).await;
+        cluster.meshed().await;
+    }
+}
+
+#[tokio::test]
+async fn a_silent_node_is_lost_after_a_while() {
+    let cluster = Cluster::start_with(&[&[], &[]], super::cluster::TTL, |options| {
+        options.silence = Duration::from_millis(1200);
+        // Neither end pings, so both are silent.
+        options.ping = Duration::from_secs(60);
+    })
+    .await;
+    cluster.meshed().await;
+    until("silence noticed", || cluster.node("n1").stats.count(Side::SessionClient, "ok") >= 2).await;
+}
+
+#[tokio::test]
+async fn a_session_is_renewed_before_its_svids_end() {
+    let cluster = Cluster::start_with(&[&[], &[]], Duration::from_secs(4), |_| {}).await;
+    cluster.meshed().await;
+    let first = cluster.node("n1").session("n2").unwrap();
+    for (name, node) in &cluster.nodes {
+        node.node_svid.send_replace(usable(
+            &cluster.ca,
+            &cluster.naming.node(name).unwrap(),
+            super::cluster::TTL,
+        ));
+    }
+    let watch = async {
+        while cluster.node("n2").session("n1").unwrap().expires == first.expires {
+            assert!(
+                cluster.nodes.values().all(|node| node
+                    .peers
+                    .sessions()
+                    .borrow()
+                    .values()
+                    .all(|session| session.live))
+            );
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_millis(3500), watch).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_ends_with_its_svids() {
+    let cluster = Cluster::start_with(&[&[], &[]], Duration::from_secs(2), |_| {}).await;
+    cluster.meshed().await;
+    until("both have ended", || {
+        cluster
+            .nodes
+            .values()
+            .all(|node| node.peers.sessions().borrow().values().all(|session| !session.live))
+    })
+    .await;
+    let node = cluster.node("n1");
+    assert!(node.session("n2").unwrap().wireguard_key.is_some());
+}
+
+#[tokio::test]
+async fn a_node_that_cluster_state_loses_is_forgotten() {
+    let cluster = Cluster::start(&[&[], &[]]).await;
+    cluster.meshed().await;
+    for (name, other) in [("n1", "n2"), ("n2", "n1")] {
+        cluster.node(name).redirect(|directory| drop(directory.nodes.remove(other))).await;
+        until("forgotten", || cluster.node(name).session(other).is_none()).await;
+    }
+}
+
+#[tokio::test]
+async fn whoever_answers_must_be_the_node_that_was_dialled() {
+    let cluster = Cluster::start(&[&[], &[], &[]]).await;
+    cluster.meshed().await;
+    let elsewhere = cluster.node("n3").address;
+    let n1 = cluster.node("n1");
+    n1.redirect(|directory| drop(directory.nodes.remove("n2"))).await;
+    until("forgotten", || n1.session("n2").is_none()).await;
+    n1.redirect(|directory| {
+        let mut node = directory.nodes.get("n3").unwrap().clone();
+        node.spiffe_id = cluster.naming.node("n2").unwrap();
+        node.number = 2;
+        node.addresses = vec![elsewhere];
+        directory.nodes.insert("n2".to_owned(), node);
+    })
+    .await;
+    until("refused", || n1.stats.count(Side::SessionClient, "certificate") > 0).await;
+    assert!(n1.session("n2").is_none());
+}
+
+#[tokio::test]
+async fn a_node_of_another_authority_is_refused_at_both_ends() {
+    let cluster = Cluster::start(&[&[], &[]]).await;
+    cluster.meshed().await;
+    let other = CertificateAuthority::new(&TrustDomain::new("example.test").unwrap()).unwrap();
+    let mut foreign = usable(&other, &cluster.naming.node("n1").unwrap(), super::cluster::TTL);
+    foreign.bundles = super::cluster::bundles(&cluster.ca);
+    cluster.node("n1").node_svid.send_replace(foreign);
+    let directory = Arc::clone(&cluster.node("n2").directory.borrow());
+    cluster.node("n2").redirect(|directory| drop(directory.nodes.remove("n1"))).await;
+    until("cut", || !cluster.node("n1").session("n2").unwrap().live).await;
+    cluster.node("n2").directory.send_replace(directory);
+    until("refused", || cluster.node("n2").stats.count(Side::SessionServer, "certificate") > 0).await;
+    assert!(cluster.node("n2").session("n1").is_none());
+}

@@ -1,0 +1,122 @@
+//! The SVIDs of this node: its own, and one of each identity that runs here.
+//!
+//! Whoever needs one asks here and gets it only while it is valid. A missing SVID stops new work at once; only
+//! when it stays away for a moment, which the agent's short gaps never do, is it a withdrawal that ends what
+//! stands (SPIRE re-signs in such gaps). An agent that is away withdraws nothing: NotAfter does.
+
+mod follow;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use auth_ebpf_abi::IdentityNumber;
+use spiffe::SpiffeId;
+use spire_adapter::{Bundles, Snapshot, Svid};
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+
+pub use follow::{Feed, Following, SvidSource, follow};
+
+/// An SVID with the bundles by which its peers are verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credential {
+    /// The SVID.
+    pub svid: Svid,
+    /// The bundles.
+    pub bundles: Bundles,
+}
+
+impl Credential {
+    fn of(snapshot: &Snapshot) -> Option<Self> {
+        Some(Self { svid: snapshot.svid()?.clone(), bundles: snapshot.bundles.clone() })
+    }
+}
+
+/// What is known of an identity's SVID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentitySvid {
+    /// Whose it is.
+    pub spiffe_id: SpiffeId,
+    /// The SVID, if there is one now.
+    pub credential: Option<Credential>,
+    /// It is missing for longer than a gap.
+    pub withdrawn: bool,
+    /// What is wrong with the agent, if anything is.
+    pub problem: Option<String>,
+}
+
+/// The SVIDs. Cheap to clone.
+#[derive(Clone)]
+pub struct Svids(Arc<Inner>);
+
+struct Inner {
+    node: watch::Receiver<Snapshot>,
+    identities: Mutex<BTreeMap<IdentityNumber, IdentitySvid>>,
+    announced: watch::Sender<Arc<BTreeSet<IdentityNumber>>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Svids {
+    /// No identities yet; the node's SVID is what `node` has.
+    #[must_use]
+    pub fn new(node: watch::Receiver<Snapshot>, clock: Arc<dyn Clock>) -> Self {
+        let (announced, _) = watch::channel(Arc::default());
+        Self(Arc::new(Inner { node, identities: Mutex::default(), announced, clock }))
+    }
+
+    /// The node's SVID, while it is valid.
+    #[must_use]
+    pub fn node(&self) -> Option<Credential> {
+        self.valid(Credential::of(&self.0.node.borrow()))
+    }
+
+    /// Changes of the node's SVID.
+    #[must_use]
+    pub fn node_changes(&self) -> watch::Receiver<Snapshot> {
+        self.0.node.clone()
+    }
+
+    /// The SVID of an identity that runs here, while it is valid.
+    #[must_use]
+    pub fn identity(&self, identity: IdentityNumber) -> Option<Credential> {
+        let credential = self.identities().get(&identity).and_then(|known| known.credential.clone());
+        self.valid(credential)
+    }
+
+    /// Everything that is known, for status.
+    #[must_use]
+    pub fn all(&self) -> BTreeMap<IdentityNumber, IdentitySvid> {
+        self.identities().clone()
+    }
+
+    /// The identities that this node vouches for: those that run here, but for the withdrawn. One whose SVID
+    /// has not come yet is among them, lest a restart of the daemon look like a withdrawal.
+    #[must_use]
+    pub fn announced(&self) -> watch::Receiver<Arc<BTreeSet<IdentityNumber>>> {
+        self.0.announced.subscribe()
+    }
+
+    fn valid(&self, credential: Option<Credential>) -> Option<Credential> {
+        credential.filter(|credential| credential.svid.is_valid_at(self.0.clock.wall()))
+    }
+
+    /// Changes what is known, and announces what follows from it.
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<IdentityNumber, IdentitySvid>)) {
+        let mut identities = self.identities();
+        change(&mut identities);
+        let vouched: BTreeSet<IdentityNumber> =
+            identities.iter().filter(|(_, known)| !known.withdrawn).map(|(identity, _)| *identity).collect();
+        self.0.announced.send_if_modified(|announced| {
+            let modified = **announced != vouched;
+            if modified {
+                *announced = Arc::new(vouched);
+            }
+            modified
+        });
+    }
+
+    fn identities(&self) -> MutexGuard<'_, BTreeMap<IdentityNumber, IdentitySvid>> {
+        self.0.identities.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,168 @@
+//! One subscription for each identity that runs here, opened when it comes and closed when it goes, and what
+//! the machine is told of it.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use auth_ebpf_abi::IdentityNumber;
+use spiffe::SpiffeId;
+use spire_adapter::{DelegatedAgent, Selector, Snapshot, State};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{Credential, IdentitySvid, Svids};
+use crate::auth::{Event, Handle};
+use crate::peer::Directory;
+
+/// How long an SVID may be missing before that is a withdrawal.
+const GRACE: Duration = Duration::from_millis(400);
+
+/// The snapshots of one identity; dropping it closes its stream.
+pub struct Feed {
+    /// The snapshots.
+    pub snapshots: watch::Receiver<Snapshot>,
+    /// Whatever keeps them coming.
+    pub keep: Box<dyn Any + Send>,
+}
+
+/// Where identities' SVIDs come from.
+pub trait SvidSource: Send + Sync + 'static {
+    /// Follows the SVID of an identity.
+    fn subscribe(&self, identity: IdentityNumber, spiffe_id: &SpiffeId) -> Feed;
+}
+
+/// SPIRE's agent, by the selector `authd:identity:<number>`.
+impl SvidSource for DelegatedAgent {
+    fn subscribe(&self, identity: IdentityNumber, spiffe_id: &SpiffeId) -> Feed {
+        let selector = Selector::new("authd", format!("identity:{identity}"));
+        let subscription = Self::subscribe(self, [selector], spiffe_id.clone());
+        Feed { snapshots: subscription.watch(), keep: Box::new(subscription) }
+    }
+}
+
+/// What [`follow`] needs.
+pub struct Following {
+    /// Where the SVIDs go.
+    pub svids: Svids,
+    /// Where they come from.
+    pub source: Arc<dyn SvidSource>,
+    /// This node's name.
+    pub node: String,
+    /// What runs here.
+    pub directory: watch::Receiver<Arc<Directory>>,
+    /// Who is told.
+    pub auth: Handle,
+}
+
+/// Follows the SVIDs of all identities that run here, until `stop`.
+pub async fn follow(following: Following, stop: CancellationToken) {
+    let Following { svids, source, node, mut directory, auth } = following;
+    let mut open: BTreeMap<IdentityNumber, (SpiffeId, DropGuard)> = BTreeMap::new();
+    let mut tasks = JoinSet::new();
+    loop {
+        let wanted = running_here(&directory.borrow_and_update(), &node);
+        let gone: Vec<IdentityNumber> = open
+            .iter()
+            .filter(|(identity, (spiffe_id, _))| wanted.get(identity) != Some(spiffe_id))
+            .map(|(identity, _)| *identity)
+            .collect();
+        for identity in gone {
+            open.remove(&identity);
+            svids.change(|known| drop(known.remove(&identity)));
+            auth.tell(Event::SvidMissing(identity)).await;
+        }
+        for (identity, spiffe_id) in wanted {
+            open.entry(identity).or_insert_with(|| {
+                let unknown = IdentitySvid {
+                    spiffe_id: spiffe_id.clone(),
+                    credential: None,
+                    withdrawn: false,
+                    problem: None,
+                };
+                svids.change(|known| drop(known.insert(identity, unknown)));
+                let closed = CancellationToken::new();
+                let one = One { identity, svids: svids.clone(), auth: auth.clone() };
+                let feed = source.subscribe(identity, &spiffe_id);
+                tasks.spawn(closed.clone().run_until_cancelled_owned(one.run(feed)));
+                (spiffe_id, closed.drop_guard())
+            });
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            changed = directory.changed() => if changed.is_err() { break },
+            Some(_) = tasks.join_next() => {}
+        }
+    }
+    tasks.shutdown().await;
+}
+
+fn running_here(directory: &Directory, node: &str) -> BTreeMap<IdentityNumber, SpiffeId> {
+    let here = directory.nodes.get(node).map(|node| node.identities.iter()).into_iter().flatten();
+    here.filter_map(|identity| Some((*identity, directory.identities.get(identity)?.clone()))).collect()
+}
+
+/// One identity's stream.
+struct One {
+    identity: IdentityNumber,
+    svids: Svids,
+    auth: Handle,
+}
+
+impl One {
+    async fn run(self, feed: Feed) {
+        let Feed { mut snapshots, keep: _keep } = feed;
+        let mut ends: Option<Instant> = None;
+        loop {
+            let snapshot = snapshots.borrow_and_update().clone();
+            let missing = self.take_in(&snapshot).await;
+            // Further messages without the SVID don't prolong the gap.
+            ends = missing.then(|| ends.unwrap_or_else(|| Instant::now() + GRACE));
+            let end = async {
+                match ends {
+                    Some(end) => tokio::time::sleep_until(end).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = snapshots.changed() => if changed.is_err() { return },
+                () = end => self.withdraw().await,
+            }
+        }
+    }
+
+    /// Whether the SVID is missing now and may be withdrawn.
+    async fn take_in(&self, snapshot: &Snapshot) -> bool {
+        let credential = Credential::of(snapshot);
+        let expires = credential.as_ref().map(|usable| self.svids.0.clock.deadline(usable.svid.not_after()));
+        let mut withdrawn = false;
+        self.svids.change(|known| {
+            if let Some(known) = known.get_mut(&self.identity) {
+                known.withdrawn &= credential.is_none();
+                known.credential = credential;
+                known.problem = snapshot.problem.as_ref().map(ToString::to_string);
+                withdrawn = known.withdrawn;
+            }
+        });
+        let identity = self.identity;
+        match expires {
+            Some(expires) => self.auth.tell(Event::SvidChanged { identity, expires }).await,
+            None => self.auth.tell(Event::SvidMissing(identity)).await,
+        }
+        snapshot.state == State::Withdrawn && !withdrawn
+    }
+
+    async fn withdraw(&self) {
+        let identity = self.identity;
+        self.svids.change(|known| {
+            if let Some(known) = known.get_mut(&identity) {
+                known.withdrawn = true;
+            }
+        });
+        tracing::warn!(identity, "SVID withdrawn");
+        self.auth.tell(Event::SvidWithdrawn(identity)).await;
+    }
+}
