@@ -3,11 +3,13 @@
 //! The library crates know nothing of each other; what connects them is here. `main.rs` and
 //! `bin/authctl.rs` only call into this library, and so do the tests.
 
+pub mod api;
 pub mod auth;
 pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod ctl;
 pub mod http;
 pub mod logging;
 pub mod metrics;

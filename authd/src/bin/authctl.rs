@@ -1,0 +1,5 @@
+//! The authctl binary.
+
+fn main() -> std::process::ExitCode {
+    authd::ctl::main()
+}
