@@ -4,15 +4,20 @@
 //! `bin/authctl.rs` only call into this library, and so do the tests.
 
 pub mod api;
+pub mod app;
 pub mod auth;
 pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod ctl;
+pub mod datapath;
+pub mod encryption;
+pub mod flows;
 pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod peer;
 pub mod readiness;
+pub mod run;
 pub mod svids;

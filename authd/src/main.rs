@@ -1,3 +1,10 @@
-//! The authd binary.
+//! The authd binary: parses the command line and runs what it names.
 
-fn main() {}
+use std::process::ExitCode;
+
+use authd::cli::Cli;
+use clap::Parser;
+
+fn main() -> ExitCode {
+    authd::run::run(Cli::parse())
+}

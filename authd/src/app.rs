@@ -1,0 +1,390 @@
+//! The composition root: makes the parts, connects them by channels, and ends them together.
+//!
+//! Order matters. What can conflict (ports, sockets, another configuration) is tried first; then programs
+//! and modes are put in place from cluster state alone; SPIRE and other nodes come last and are waited for
+//! by nothing.
+
+mod directory;
+mod observer;
+mod source;
+mod table;
+mod vitals;
+
+use std::{net::Ipv4Addr, net::Ipv6Addr, num::NonZeroU16, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use auth_ebpf::{Datapath, Maps, Options as DatapathOptions};
+use futures::FutureExt;
+use spire_adapter::DelegatedAgent;
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api,
+    auth::{Driver, Handle, Settings as AuthSettings, driver::Handshakes},
+    clock::{BootClock, Clock},
+    cluster::{self, Cluster},
+    config::Config,
+    datapath::{self, View, events},
+    encryption::{self, Found},
+    flows::{Flows, Names},
+    http,
+    metrics::Metrics,
+    peer::{self, Directory, Naming, OwnTunnel, Peers, SessionMap},
+    readiness::Readiness,
+    svids::{self, Svids},
+};
+use directory::DirectoryTask;
+use observer::HandshakeObserver;
+use source::DaemonSource;
+use table::PinnedAuth;
+use vitals::VitalsTask;
+
+/// How long tasks may take to end.
+const GRACE: Duration = Duration::from_secs(5);
+/// Session epoch of this node. Raising it revokes all that this node has vouched for.
+const EPOCH: u32 = 1;
+
+/// What listens, bound before anything is changed.
+struct Bound {
+    http: TcpListener,
+    api: api::Listener,
+    handshakes: TcpListener,
+}
+
+impl Bound {
+    async fn bind(config: &Config) -> anyhow::Result<Self> {
+        Ok(Self {
+            http: http::bind(config.http_address).await?,
+            api: api::Listener::bind(&config.api_socket)?,
+            handshakes: bind_handshakes(config.handshake_port).await?,
+        })
+    }
+}
+
+/// Binds the handshake port in both families, or in IPv4 alone where the host has no IPv6.
+async fn bind_handshakes(port: NonZeroU16) -> anyhow::Result<TcpListener> {
+    let bound = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port.get())).await {
+        Err(error) if error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port.get())).await
+        }
+        bound => bound,
+    };
+    bound.with_context(|| {
+        format!(
+            "can't listen on port {port} for handshakes; set another --handshake-port, the same on every node"
+        )
+    })
+}
+
+/// Runs the node daemon until `shutdown`.
+///
+/// # Errors
+/// What can't be bound, opened or loaded at the start; or a part that has ended by itself.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    tracing::info!(
+        node = config.node_name,
+        version = env!("CARGO_PKG_VERSION"),
+        policy = config.policy_mode.as_str(),
+        encryption = config.encryption.mode.as_str(),
+        "starting"
+    );
+    let bound = Bound::bind(&config).await?;
+    let (cluster, _watched) = cluster::watch(&config.cluster_dir)?;
+    let datapath =
+        Datapath::open(&DatapathOptions { pin_dir: config.pin_dir.clone() }).context("datapath")?;
+    let stop = shutdown.child_token();
+    let mut daemon = Daemon::new(config, cluster, datapath, stop.clone())?;
+    daemon.start(bound)?;
+    let ended = daemon.first_end(&shutdown).await;
+    stop.cancel();
+    daemon.finish().await;
+    tracing::info!("stopped; pinned programs and maps stay in force");
+    ended
+}
+
+/// The parts and the channels between them.
+struct Daemon {
+    config: Arc<Config>,
+    clock: Arc<dyn Clock>,
+    maps: Maps,
+    datapath: Option<Datapath>,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    cluster: watch::Receiver<Arc<Cluster>>,
+    view: watch::Sender<Arc<View>>,
+    names: watch::Sender<Arc<Names>>,
+    stop: CancellationToken,
+    tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
+}
+
+impl Daemon {
+    fn new(
+        config: Config,
+        cluster: watch::Receiver<Arc<Cluster>>,
+        datapath: Datapath,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let maps = datapath.maps().clone();
+        let counted = maps.clone();
+        Ok(Self {
+            config: Arc::new(config),
+            clock: Arc::new(BootClock),
+            metrics: Arc::new(Metrics::new(Box::new(move || events::packet_counts(&counted)))),
+            maps,
+            datapath: Some(datapath),
+            readiness: Readiness::new(),
+            cluster,
+            view: watch::Sender::default(),
+            names: watch::Sender::default(),
+            stop,
+            tasks: JoinSet::new(),
+        })
+    }
+
+    fn start(&mut self, bound: Bound) -> anyhow::Result<()> {
+        let naming = Naming::new(self.config.spire.trust_domain.clone(), &self.config.spire.id_template)?;
+        let (driver, auth) = self.driver()?;
+        let (directory_sender, directory) = watch::channel(Arc::new(Directory::default()));
+        let svids = self.start_svids(&naming, &directory, &auth)?;
+        let (own_sender, own) = watch::channel(OwnTunnel {
+            wireguard_key: None,
+            wireguard_port: self.config.encryption.port.get(),
+            epoch: EPOCH,
+        });
+        let peers = Peers::start(
+            peer::Parts {
+                options: peer::Options::new(self.config.node_name.clone(), naming.clone()),
+                listener: bound.handshakes,
+                svids: svids.clone(),
+                directory,
+                own,
+                auth: auth.clone(),
+                clock: Arc::clone(&self.clock),
+                observer: Arc::new(HandshakeObserver(Arc::clone(&self.metrics))),
+            },
+            self.stop.clone(),
+        )?;
+        self.start_driver(driver, &peers);
+        self.start_directory(&naming, directory_sender, &auth);
+        let flows = self.start_datapath(&peers, &auth)?;
+        let found = self.start_encryption(&peers, own_sender);
+        self.start_vitals(&svids, &auth);
+        self.start_http(bound.http);
+        let source = self.source(naming, svids, auth, flows, peers.sessions(), found);
+        self.start_api(bound.api, source);
+        Ok(())
+    }
+
+    fn start_driver(&mut self, driver: Driver, peers: &Peers) {
+        let handshakes: Arc<dyn Handshakes> = Arc::new(peers.clone());
+        let stop = self.stop.clone();
+        self.spawn("authentication", driver.run(handshakes, stop).map(Ok));
+    }
+
+    fn start_directory(&mut self, naming: &Naming, directory: watch::Sender<Arc<Directory>>, auth: &Handle) {
+        let task = DirectoryTask {
+            node: self.config.node_name.clone(),
+            naming: naming.clone(),
+            handshake_port: self.config.handshake_port.get(),
+            cluster: self.cluster.clone(),
+            view: self.view.subscribe(),
+            directory,
+            auth: auth.clone(),
+            stop: self.stop.clone(),
+        };
+        self.spawn("directory", task.run().map(Ok));
+    }
+
+    fn start_vitals(&mut self, svids: &Svids, auth: &Handle) {
+        let task = VitalsTask {
+            metrics: Arc::clone(&self.metrics),
+            maps: self.maps.clone(),
+            clock: Arc::clone(&self.clock),
+            cluster: self.cluster.clone(),
+            svids: svids.clone(),
+            auth: auth.clone(),
+            stop: self.stop.clone(),
+        };
+        self.spawn("vitals", task.run().map(Ok));
+    }
+
+    fn source(
+        &self,
+        naming: Naming,
+        svids: Svids,
+        auth: Handle,
+        flows: Arc<Flows>,
+        sessions: watch::Receiver<SessionMap>,
+        found: watch::Receiver<Arc<Found>>,
+    ) -> DaemonSource {
+        DaemonSource {
+            started: self.clock.wall(),
+            config: Arc::clone(&self.config),
+            naming,
+            clock: Arc::clone(&self.clock),
+            maps: self.maps.clone(),
+            readiness: self.readiness.clone(),
+            cluster: self.cluster.clone(),
+            view: self.view.subscribe(),
+            sessions,
+            found,
+            svids,
+            auth,
+            flows,
+        }
+    }
+
+    /// The authentication machine, with the entries of the pinned map taken over.
+    fn driver(&self) -> anyhow::Result<(Driver, Handle)> {
+        Driver::new(AuthSettings {
+            config: crate::auth::Config::default(),
+            jitter: Box::new(|below| if below == 0 { 0 } else { rand::random_range(0..below) }),
+            clock: Arc::clone(&self.clock),
+            table: Arc::new(PinnedAuth(self.maps.clone())),
+            observer: Arc::new(HandshakeObserver(Arc::clone(&self.metrics))),
+        })
+        .map_err(|error| anyhow::anyhow!(error))
+        .context("can't take over the authentications in the pinned map")
+    }
+
+    fn start_svids(
+        &mut self,
+        naming: &Naming,
+        directory: &watch::Receiver<Arc<Directory>>,
+        auth: &Handle,
+    ) -> anyhow::Result<Svids> {
+        let spire = &self.config.spire;
+        let node_id = naming
+            .node(&self.config.node_name)
+            .with_context(|| format!("node-name {:?} is no segment of a SPIFFE ID", self.config.node_name))?;
+        let own = spire_adapter::workload::subscribe(spire.workload_socket.clone(), node_id);
+        let svids = Svids::new(own.watch(), Arc::clone(&self.clock));
+        let following = svids::Following {
+            svids: svids.clone(),
+            source: Arc::new(DelegatedAgent::new(spire.admin_socket.clone())),
+            node: self.config.node_name.clone(),
+            directory: directory.clone(),
+            auth: auth.clone(),
+        };
+        let stop = self.stop.clone();
+        self.spawn("svids", async move {
+            svids::follow(following, stop).await;
+            // The node's own stream is open for as long as this task runs.
+            drop(own);
+            Ok(())
+        });
+        Ok(svids)
+    }
+
+    fn start_datapath(&mut self, peers: &Peers, auth: &Handle) -> anyhow::Result<Arc<Flows>> {
+        let mut datapath = self.datapath.take().context("the datapath is started twice")?;
+        let events = datapath.events()?;
+        let sessions = self.start_node_sessions(peers);
+        let parts = datapath::Parts {
+            datapath,
+            cluster: self.cluster.clone(),
+            sessions,
+            view: self.view.clone(),
+            names: self.names.clone(),
+            metrics: Arc::clone(&self.metrics),
+            readiness: self.readiness.clone(),
+        };
+        let task = datapath::Task::new(&self.config, parts)?;
+        let stop = self.stop.clone();
+        self.spawn("datapath", task.run(stop).map(Ok));
+        let flows = Arc::new(Flows::new(
+            self.config.node_name.clone(),
+            self.cluster.clone(),
+            self.names.subscribe(),
+            Arc::clone(&self.clock),
+        ));
+        let pump = events::pump(events, auth.clone(), Arc::clone(&flows), self.stop.clone());
+        self.spawn("events", pump.map(|ended| ended.context("the ring buffer")));
+        Ok(flows)
+    }
+
+    /// What the maps need of sessions: their ends in boot time.
+    fn start_node_sessions(&mut self, peers: &Peers) -> watch::Receiver<Arc<datapath::NodeSessions>> {
+        let (sender, receiver) = watch::channel(Arc::default());
+        let task = directory::NodeSessionsTask {
+            sessions: peers.sessions(),
+            grace: self.config.encryption.svid_grace,
+            clock: Arc::clone(&self.clock),
+            metrics: Arc::clone(&self.metrics),
+            sender,
+            stop: self.stop.clone(),
+        };
+        self.spawn("node sessions", task.run().map(Ok));
+        receiver
+    }
+
+    fn start_encryption(
+        &mut self,
+        peers: &Peers,
+        own: watch::Sender<OwnTunnel>,
+    ) -> watch::Receiver<Arc<Found>> {
+        let (found, receiver) = watch::channel(Arc::default());
+        let task = encryption::Task::new(encryption::Parts {
+            config: self.config.encryption.clone(),
+            handshake_port: self.config.handshake_port.get(),
+            node: self.config.node_name.clone(),
+            cluster: self.cluster.clone(),
+            sessions: peers.sessions(),
+            view: self.view.subscribe(),
+            maps: self.maps.clone(),
+            clock: Arc::clone(&self.clock),
+            found,
+            own,
+            metrics: Arc::clone(&self.metrics),
+            readiness: self.readiness.clone(),
+        });
+        let stop = self.stop.clone();
+        self.spawn("encryption", task.run(stop).map(Ok));
+        receiver
+    }
+
+    fn start_api(&mut self, listener: api::Listener, source: DaemonSource) {
+        let stop = self.stop.clone();
+        self.spawn("api", async move { Ok(listener.serve(Arc::new(source), stop).await?) });
+    }
+
+    fn start_http(&mut self, listener: TcpListener) {
+        let serve =
+            http::serve(listener, Arc::clone(&self.metrics), self.readiness.clone(), self.stop.clone());
+        self.spawn("http", serve.map(|ended| ended.context("metrics and health")));
+    }
+
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        self.tasks.spawn(task.map(move |ended| (name, ended)));
+    }
+
+    /// Waits for `shutdown`, or for a part to end that should not have.
+    async fn first_end(&mut self, shutdown: &CancellationToken) -> anyhow::Result<()> {
+        let ended = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            Some(ended) = self.tasks.join_next() => ended,
+        };
+        match ended {
+            // The parts hear of the shutdown before this task does, and one may have ended already.
+            Ok((_, Ok(()))) if self.stop.is_cancelled() => Ok(()),
+            Ok((name, Ok(()))) => Err(anyhow::anyhow!("{name} has ended by itself")),
+            Ok((name, Err(error))) => Err(error.context(name)),
+            Err(error) => Err(error).context("a part has crashed"),
+        }
+    }
+
+    /// Waits for the parts to end, up to the grace.
+    async fn finish(mut self) {
+        let ends = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if let Ok((name, Err(error))) = ended {
+                    tracing::warn!(part = name, error = format!("{error:#}"), "ended with an error");
+                }
+            }
+        };
+        if tokio::time::timeout(GRACE, ends).await.is_err() {
+            tracing::warn!(grace = ?GRACE, "some parts did not end in time and are cut off");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What is wrong or worth knowing, the worst first.
+
+use super::{DaemonSource, v1};
+use crate::{
+    cluster::{Cluster, Severity},
+    datapath::View,
+};
+
+impl DaemonSource {
+    pub(super) fn conditions(&self, cluster: &Cluster, view: &View) -> Vec<v1::Condition> {
+        let mut conditions = Vec::new();
+        for problem in &cluster.problems {
+            let severity = match problem.severity {
+                Severity::Error => v1::Severity::Error,
+                Severity::Notice => v1::Severity::Warning,
+            };
+            let object = problem.object.as_ref().map(ToString::to_string).unwrap_or_default();
+            conditions.push(condition(severity, "CLUSTER_STATE", object, problem.to_string()));
+        }
+        for (policy, message) in &view.conditions {
+            conditions.push(condition(v1::Severity::Warning, "POLICY", policy.clone(), message.clone()));
+        }
+        for (what, why) in &view.failures {
+            conditions.push(condition(v1::Severity::Error, "DATAPATH_INCOMPLETE", what.clone(), why.clone()));
+        }
+        if let Some(why) = &self.found.borrow().failure {
+            conditions.push(condition(v1::Severity::Error, "TUNNEL", String::new(), why.clone()));
+        }
+        self.svid_conditions(&mut conditions);
+        // Stable: what is equally bad stays in the order above.
+        conditions.sort_by_key(|condition| std::cmp::Reverse(condition.severity));
+        conditions
+    }
+
+    fn svid_conditions(&self, conditions: &mut Vec<v1::Condition>) {
+        let snapshot = self.svids.node_changes().borrow().clone();
+        if self.svids.node().is_none() {
+            let why = snapshot.problem.as_ref().map(ToString::to_string);
+            let message = why.unwrap_or_else(|| {
+                "the SPIRE agent has given this node no SVID; is there an entry for it?".to_owned()
+            });
+            conditions.push(condition(v1::Severity::Error, "NODE_SVID_MISSING", String::new(), message));
+        }
+        for (identity, known) in self.svids.all() {
+            if self.svids.identity(identity).is_none() {
+                let why = known.problem.unwrap_or_else(|| "is there an entry for it?".to_owned());
+                let message = format!("the SPIRE agent gives no SVID for {}: {why}", known.spiffe_id);
+                conditions.push(condition(
+                    v1::Severity::Warning,
+                    "SVID_MISSING",
+                    format!("Identity {identity}"),
+                    message,
+                ));
+            }
+        }
+    }
+}
+
+fn condition(severity: v1::Severity, kind: &str, object: String, message: String) -> v1::Condition {
+    v1::Condition { severity: severity.into(), r#type: kind.to_owned(), object, message, since: None }
+}

@@ -1,0 +1,340 @@
+//! Keeps the kernel's maps and programs as cluster state, sessions and interfaces want them.
+//!
+//! [`plan`] says what the maps shall hold; the [`Task`] reads interfaces, applies the plan and attaches the
+//! programs, again at every change and once a second. [`events`] takes what the programs report. Nothing is
+//! removed because a source of state is silent: a restarted daemon takes over what is pinned.
+
+pub mod events;
+pub mod interfaces;
+pub mod plan;
+mod policy_cache;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use auth_ebpf::Datapath;
+use auth_ebpf_abi::{Hook, IdentityNumber, NodeNumber, Setting};
+use ipnet::IpNet;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::BootTime, cluster::Cluster, config::Config, flows::Names, metrics::Metrics, readiness::Readiness,
+};
+use interfaces::Interfaces;
+use plan::{Endpoint, Inputs, Plan};
+use policy_cache::PolicyCache;
+
+/// How often interfaces are looked at without any other cause.
+const RESCAN: Duration = Duration::from_secs(1);
+/// The readiness condition of this task.
+const READY: &str = "datapath";
+
+/// Until when each node's session counts, tunnels' grace included, and its epoch.
+pub type NodeSessions = BTreeMap<NodeNumber, (BootTime, u32)>;
+
+/// What the rest of the daemon, and people, may know of the datapath.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// The pods here, and whether the programs are at their interface.
+    pub endpoints: Vec<(Endpoint, bool)>,
+    /// Identities of the pods here.
+    pub identities: BTreeSet<IdentityNumber>,
+    /// Pairs of a local and another identity for which some policy requires authentication; `None` until
+    /// policies have been compiled for the first time.
+    pub required: Option<BTreeSet<(IdentityNumber, IdentityNumber)>>,
+    /// Entries of the policy map.
+    pub policy_entries: usize,
+    /// What is not done as written, by policy.
+    pub conditions: Vec<(String, String)>,
+    /// What could not be attached or written, and why.
+    pub failures: BTreeMap<String, String>,
+    /// This node's interfaces.
+    pub interfaces: Arc<Interfaces>,
+}
+
+/// What the task is made of.
+pub struct Parts {
+    /// The loaded programs.
+    pub datapath: Datapath,
+    /// Cluster state.
+    pub cluster: watch::Receiver<Arc<Cluster>>,
+    /// Sessions with other nodes.
+    pub sessions: watch::Receiver<Arc<NodeSessions>>,
+    /// Where it tells what it has done.
+    pub view: watch::Sender<Arc<View>>,
+    /// Where it tells names for flows.
+    pub names: watch::Sender<Arc<Names>>,
+    /// Where it counts.
+    pub metrics: Arc<Metrics>,
+    /// Where it says whether enforcement is in place.
+    pub readiness: Readiness,
+}
+
+/// Owns the programs and the contents of all maps but `auth` and `connections`.
+pub struct Task {
+    parts: Parts,
+    netlink: rtnetlink::Handle,
+    node: String,
+    cluster_cidrs: Vec<IpNet>,
+    uplinks: Vec<String>,
+    wireguard: String,
+    policy: PolicyCache,
+}
+
+/// Why the task can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// No netlink socket.
+    #[error("can't open a netlink socket: {0}")]
+    Netlink(#[from] std::io::Error),
+    /// The maps refuse the settings.
+    #[error(transparent)]
+    Maps(#[from] auth_ebpf::Error),
+}
+
+impl Task {
+    /// A task that has written the settings of `config` to the maps and nothing else.
+    ///
+    /// # Errors
+    /// No netlink, or the maps can't be written.
+    pub fn new(config: &Config, parts: Parts) -> Result<Self, DatapathError> {
+        let (connection, netlink, _messages) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        let settings = parts.datapath.maps().config();
+        for (setting, value) in [
+            (Setting::PolicyMode, config.policy_mode as u64),
+            (Setting::EncryptionMode, config.encryption.mode as u64),
+            (Setting::WireguardPort, config.encryption.port.get().into()),
+            (Setting::HandshakePort, config.handshake_port.get().into()),
+        ] {
+            settings.set(setting, value)?;
+        }
+        parts.readiness.wait_for(READY, "programs are not attached yet");
+        Ok(Self {
+            parts,
+            netlink,
+            node: config.node_name.clone(),
+            cluster_cidrs: config.encryption.cluster_cidrs.clone(),
+            uplinks: config.encryption.uplinks.clone(),
+            wireguard: config.encryption.interface.clone(),
+            policy: PolicyCache::default(),
+        })
+    }
+
+    /// Runs until `stop`. Programs and maps stay as they are then.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut rescan = tokio::time::interval(RESCAN);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = rescan.tick() => {}
+                Ok(()) = self.parts.cluster.changed() => {}
+                Ok(()) = self.parts.sessions.changed() => {}
+            }
+            self.reconcile().await;
+        }
+    }
+
+    async fn reconcile(&mut self) {
+        let interfaces = match Interfaces::read(&self.netlink).await {
+            Ok(interfaces) => interfaces,
+            Err(error) => {
+                tracing::error!(%error, "keeping the datapath as it is");
+                self.parts.readiness.wait_for(READY, error.to_string());
+                return;
+            }
+        };
+        let cluster = Arc::clone(&self.parts.cluster.borrow_and_update());
+        let sessions = Arc::clone(&self.parts.sessions.borrow_and_update());
+        let mut plan = Plan::make(&Inputs {
+            cluster: &cluster,
+            node: &self.node,
+            interfaces: &interfaces,
+            cluster_cidrs: &self.cluster_cidrs,
+            sessions: &sessions,
+        });
+        self.policy.refresh(&cluster, plan.local_identities());
+        plan.policy = self.policy.local_entries().clone();
+        let mut failures = BTreeMap::new();
+        // Programs first: a pod that is not in the maps yet gets no traffic, rather than any.
+        let attached = self.attach(&cluster, &plan, &interfaces, &mut failures);
+        if let Err(error) = self.write(&cluster, &mut plan) {
+            failures.insert("maps".to_owned(), chain(&error));
+        }
+        self.publish(&plan, interfaces, &attached, failures);
+    }
+
+    /// Writes the maps: what allows or names before what uses it.
+    fn write(&self, cluster: &Cluster, plan: &mut Plan) -> Result<(), auth_ebpf::Error> {
+        let maps = self.parts.datapath.maps();
+        // A node whose session this process has not seen yet keeps what an earlier one wrote for it.
+        for (number, entry) in maps.nodes().entries()? {
+            if cluster.node_by_number(number).is_some() {
+                plan.nodes.entry(number).or_insert(entry);
+            }
+        }
+        let changes = [
+            ("policy", maps.policy().reconcile(&plan.policy)?),
+            ("endpoints", maps.endpoints().reconcile(&plan.endpoints)?),
+            ("addresses", maps.addresses().reconcile(&plan.addresses)?),
+            ("prefixes", maps.prefixes().reconcile(&plan.prefixes)?),
+            ("nodes", maps.nodes().reconcile(&plan.nodes)?),
+        ];
+        for (map, changes) in changes {
+            if changes != auth_ebpf::Changes::default() {
+                tracing::info!(map, changes.added, changes.changed, changes.removed, "map updated");
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches the programs wherever they belong; returns the interfaces of pods that have them.
+    fn attach(
+        &mut self,
+        cluster: &Cluster,
+        plan: &Plan,
+        interfaces: &Interfaces,
+        failures: &mut BTreeMap<String, String>,
+    ) -> BTreeSet<String> {
+        let uplinks: BTreeSet<String> = if self.uplinks.is_empty() {
+            let own = cluster.nodes.get(&self.node).map(|node| node.addresses.iter().copied().collect());
+            interfaces.carrying(&own.unwrap_or_default())
+        } else {
+            self.uplinks.iter().cloned().collect()
+        };
+        if uplinks.is_empty() {
+            failures.insert(
+                "uplinks".to_owned(),
+                format!("no interface carries an address of node {}; set --uplinks", self.node),
+            );
+        }
+        let device = interfaces.index_of(&self.wireguard);
+        let pods = plan.pods.iter().filter_map(|pod| pod.interface.as_ref().map(|(_, name)| name.clone()));
+        let wanted: Vec<(Hook, String)> = uplinks
+            .into_iter()
+            .flat_map(|name| [(Hook::FromUplink, name.clone()), (Hook::ToUplink, name)])
+            .chain(device.iter().flat_map(|_| {
+                [(Hook::FromWireguard, self.wireguard.clone()), (Hook::ToWireguard, self.wireguard.clone())]
+            }))
+            .chain(pods.flat_map(|name| [(Hook::ToPod, name.clone()), (Hook::FromPod, name)]))
+            .collect();
+        let mut attached = BTreeSet::new();
+        for (hook, interface) in &wanted {
+            match self.parts.datapath.attach(*hook, interface) {
+                Ok(()) => {
+                    attached.insert(interface.clone());
+                }
+                Err(error) => {
+                    failures.insert(format!("{}@{interface}", hook.as_str()), chain(&error));
+                }
+            }
+        }
+        self.know_device(device, &attached, failures);
+        self.drop_links_of_gone(interfaces);
+        attached
+            .retain(|interface| !failures.keys().any(|failure| failure.ends_with(&format!("@{interface}"))));
+        attached
+    }
+
+    /// Tells the programs which device is WireGuard's, once it is guarded itself.
+    fn know_device(
+        &self,
+        device: Option<u32>,
+        attached: &BTreeSet<String>,
+        failures: &mut BTreeMap<String, String>,
+    ) {
+        let index = device.filter(|_| attached.contains(&self.wireguard)).unwrap_or_default();
+        let config = self.parts.datapath.maps().config();
+        let known = config.get(Setting::WireguardIfindex);
+        if known.is_ok_and(|known| known == u64::from(index)) {
+            return;
+        }
+        if let Err(error) = config.set(Setting::WireguardIfindex, index.into()) {
+            failures.insert("config".to_owned(), chain(&error));
+        }
+    }
+
+    /// Unpins links to interfaces that are no more. One that is there keeps its programs even without a
+    /// pod: what it sends then has no endpoint.
+    fn drop_links_of_gone(&mut self, interfaces: &Interfaces) {
+        let Ok(attachments) = self.parts.datapath.attachments() else { return };
+        for attachment in attachments {
+            if interfaces.names.contains_key(&attachment.ifindex) {
+                continue;
+            }
+            if let Err(error) = self.parts.datapath.detach(attachment.hook, &attachment.interface) {
+                tracing::warn!(
+                    interface = attachment.interface,
+                    error = chain(&error),
+                    "stale link stays pinned"
+                );
+            }
+        }
+    }
+
+    fn publish(
+        &mut self,
+        plan: &Plan,
+        interfaces: Interfaces,
+        attached: &BTreeSet<String>,
+        failures: BTreeMap<String, String>,
+    ) {
+        let endpoints: Vec<(Endpoint, bool)> = plan
+            .pods
+            .iter()
+            .map(|pod| (pod.clone(), pod.interface.as_ref().is_some_and(|(_, name)| attached.contains(name))))
+            .collect();
+        let readiness = &self.parts.readiness;
+        match failures.first_key_value() {
+            Some((what, why)) => readiness.wait_for(READY, format!("{what}: {why}")),
+            None => readiness.reached(READY),
+        }
+        let metrics = &self.parts.metrics;
+        metrics
+            .endpoints
+            .set(crate::metrics::saturate(endpoints.iter().filter(|(_, attached)| *attached).count()));
+        let names = Names { interfaces: interfaces.names.clone(), rules: self.policy.rule_names().clone() };
+        self.parts.names.send_if_modified(|last| {
+            let differs = **last != names;
+            if differs {
+                *last = Arc::new(names);
+            }
+            differs
+        });
+        let view = View {
+            endpoints,
+            identities: plan.local_identities(),
+            required: Some(self.policy.required().clone()),
+            policy_entries: plan.policy.len(),
+            conditions: self.policy.conditions().to_vec(),
+            failures,
+            interfaces: Arc::new(interfaces),
+        };
+        self.parts.view.send_if_modified(|last| {
+            let differs = **last != view;
+            if differs {
+                report_failures(last, &view);
+                *last = Arc::new(view);
+            }
+            differs
+        });
+    }
+}
+
+fn report_failures(before: &View, now: &View) {
+    for (what, why) in now.failures.iter().filter(|(what, why)| before.failures.get(*what) != Some(why)) {
+        tracing::error!(what, why, "the datapath is not complete");
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}

@@ -1,0 +1,161 @@
+//! What the maps shall hold, from cluster state, interfaces and sessions. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use auth_ebpf_abi::{
+    Address, AddressEntry, AddressFlags, EndpointEntry, IdentityNumber, NodeEntry, NodeNumber, PolicyEntry,
+    PolicyKey, identity,
+};
+use ipnet::IpNet;
+
+use super::interfaces::Interfaces;
+use crate::{
+    clock::BootTime,
+    cluster::{Cluster, Pod},
+};
+
+/// What the plan is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// Cluster state.
+    pub cluster: &'a Cluster,
+    /// Name of this node.
+    pub node: &'a str,
+    /// This node's interfaces.
+    pub interfaces: &'a Interfaces,
+    /// Configured ranges of the cluster; empty for the nodes' pod ranges.
+    pub cluster_cidrs: &'a [IpNet],
+    /// Until when each node's session counts, tunnels' grace included, and its epoch.
+    pub sessions: &'a BTreeMap<NodeNumber, (BootTime, u32)>,
+}
+
+/// An endpoint of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Namespace and name of the pod, with a slash between.
+    pub pod: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its identity, 0 while it has none.
+    pub identity: IdentityNumber,
+    /// Index and name of the host end of its interface.
+    pub interface: Option<(u32, String)>,
+}
+
+/// What the maps shall hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Who has an address.
+    pub addresses: BTreeMap<Address, AddressEntry>,
+    /// Ranges of the cluster.
+    pub prefixes: BTreeMap<(Address, u32), AddressEntry>,
+    /// Addresses of pods here.
+    pub endpoints: BTreeMap<Address, EndpointEntry>,
+    /// Policy of the identities here.
+    pub policy: BTreeMap<(PolicyKey, u32), PolicyEntry>,
+    /// Other nodes' sessions.
+    pub nodes: BTreeMap<NodeNumber, NodeEntry>,
+    /// The pods here, by name.
+    pub pods: Vec<Endpoint>,
+}
+
+impl Plan {
+    /// Plans everything but the policy, which is compiled only when it changes.
+    #[must_use]
+    pub fn make(inputs: &Inputs<'_>) -> Self {
+        let mut plan = Self::default();
+        plan.nodes_and_hosts(inputs);
+        for pod in inputs.cluster.pods.iter().filter(|pod| !pod.host_network) {
+            plan.pod(inputs, pod);
+        }
+        plan.ranges(inputs);
+        plan.nodes = inputs
+            .sessions
+            .iter()
+            .map(|(number, (expires, epoch))| {
+                (*number, NodeEntry { expires: expires.0, epoch: *epoch, acknowledged: 0 })
+            })
+            .collect();
+        plan
+    }
+
+    fn nodes_and_hosts(&mut self, inputs: &Inputs<'_>) {
+        for node in inputs.cluster.nodes.values().filter(|node| node.name != inputs.node) {
+            // A node without a number can't be told from others in the maps: its addresses stay unknown.
+            let Some(number) = node.number else { continue };
+            let entry = AddressEntry { identity: identity::REMOTE_NODE, node: number, flags: 0 };
+            self.addresses.extend(node.addresses.iter().map(|address| (Address::from(*address), entry)));
+        }
+        let host = AddressEntry { identity: identity::HOST, ..AddressEntry::default() };
+        let own = inputs.interfaces.addresses.keys().filter(|address| !is_link_local(address));
+        self.addresses.extend(own.map(|address| (Address::from(*address), host)));
+    }
+
+    fn pod(&mut self, inputs: &Inputs<'_>, pod: &Pod) {
+        let local = pod.node.as_deref() == Some(inputs.node);
+        let interface = pod.addresses.iter().find_map(|address| {
+            let index = inputs.interfaces.host_routes.get(address)?;
+            Some((*index, inputs.interfaces.names.get(index)?.clone()))
+        });
+        if local {
+            self.pods.push(Endpoint {
+                pod: format!("{}/{}", pod.namespace, pod.name),
+                addresses: pod.addresses.clone(),
+                identity: pod.identity.unwrap_or(identity::UNKNOWN),
+                interface: interface.clone(),
+            });
+        }
+        // Without an identity a pod gets no traffic: its addresses stay unknown in the cluster's ranges.
+        let Some(number) = pod.identity else { return };
+        let Some(node) = node_of(inputs, pod) else { return };
+        for address in pod.addresses.iter().map(|address| Address::from(*address)) {
+            self.addresses.insert(address, AddressEntry { identity: number, node, flags: 0 });
+            if let (true, Some((ifindex, _))) = (local, &interface) {
+                let endpoint = EndpointEntry { identity: number, ifindex: *ifindex, epoch: 1, pad: 0 };
+                self.endpoints.insert(address, endpoint);
+            }
+        }
+    }
+
+    fn ranges(&mut self, inputs: &Inputs<'_>) {
+        let entry = AddressEntry { flags: AddressFlags::CLUSTER_RANGE, ..AddressEntry::default() };
+        let of_nodes = inputs.cluster.nodes.values().flat_map(|node| &node.pod_cidrs);
+        let ranges = inputs.cluster_cidrs.iter().chain(of_nodes);
+        self.prefixes.extend(ranges.map(|range| (prefix_key(*range), entry)));
+        // A pod without a usable range or identity is undecidable by its address alone.
+        let unidentified = inputs.cluster.pods.iter().filter(|pod| pod.identity.is_none());
+        let addresses = unidentified.flat_map(|pod| &pod.addresses);
+        self.prefixes.extend(addresses.map(|address| (prefix_key(IpNet::from(*address)), entry)));
+    }
+
+    /// Identities of the pods here: those for which policy is compiled and SVIDs are needed.
+    #[must_use]
+    pub fn local_identities(&self) -> BTreeSet<IdentityNumber> {
+        self.pods.iter().map(|pod| pod.identity).filter(|number| !identity::is_reserved(*number)).collect()
+    }
+}
+
+/// The number of the pod's node in the maps: 0 for this one, `None` while the node has none.
+fn node_of(inputs: &Inputs<'_>, pod: &Pod) -> Option<NodeNumber> {
+    let name = pod.node.as_deref()?;
+    if name == inputs.node { Some(0) } else { inputs.cluster.nodes.get(name)?.number }
+}
+
+fn prefix_key(range: IpNet) -> (Address, u32) {
+    let bits = u32::from(range.prefix_len());
+    let mapped = if range.addr().is_ipv4() { bits + Address::V4_PREFIX_BITS } else { bits };
+    (Address::from(range.network()), mapped)
+}
+
+fn is_link_local(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

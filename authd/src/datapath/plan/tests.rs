@@ -1,0 +1,105 @@
+use super::*;
+use crate::cluster::Node;
+
+fn cluster() -> Cluster {
+    let mut cluster = Cluster::default();
+    for (name, number, pods) in [("n1", 1, "10.244.1.0/24"), ("n2", 2, "10.244.2.0/24")] {
+        cluster.nodes.insert(
+            name.into(),
+            Node {
+                name: name.into(),
+                number: Some(number),
+                addresses: vec![format!("10.0.0.{number}").parse().unwrap()],
+                pod_cidrs: vec![pods.parse().unwrap()],
+            },
+        );
+    }
+    cluster.pods = vec![
+        pod("here", "n1", &["10.244.1.10", "fd00::10"], Some(256)),
+        pod("there", "n2", &["10.244.2.10"], Some(257)),
+        pod("nameless", "n2", &["10.244.2.11"], None),
+    ];
+    cluster
+}
+
+fn pod(name: &str, node: &str, addresses: &[&str], identity: Option<u32>) -> Pod {
+    Pod {
+        namespace: "default".into(),
+        name: name.into(),
+        node: Some(node.into()),
+        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        host_network: false,
+        service_account: "default".into(),
+        labels: BTreeMap::new(),
+        identity,
+    }
+}
+
+fn interfaces() -> Interfaces {
+    Interfaces {
+        names: BTreeMap::from([(2, "eth0".into()), (7, "lxc-here".into())]),
+        addresses: BTreeMap::from([("10.0.0.1".parse().unwrap(), 2), ("fe80::1".parse().unwrap(), 2)]),
+        host_routes: BTreeMap::from([("10.244.1.10".parse().unwrap(), 7)]),
+    }
+}
+
+fn plan(cluster: &Cluster, sessions: &BTreeMap<NodeNumber, (BootTime, u32)>) -> Plan {
+    let interfaces = interfaces();
+    Plan::make(&Inputs { cluster, node: "n1", interfaces: &interfaces, cluster_cidrs: &[], sessions })
+}
+
+fn entry(plan: &Plan, address: &str) -> Option<AddressEntry> {
+    plan.addresses.get(&address.parse::<IpAddr>().unwrap().into()).copied()
+}
+
+#[test]
+fn addresses_tell_who_is_where() {
+    let plan = plan(&cluster(), &BTreeMap::new());
+    let of = |address| entry(&plan, address).map(|entry| (entry.identity, entry.node));
+    assert_eq!(of("10.244.1.10"), Some((256, 0)));
+    assert_eq!(of("fd00::10"), Some((256, 0)));
+    assert_eq!(of("10.244.2.10"), Some((257, 2)));
+    assert_eq!(of("10.0.0.1"), Some((identity::HOST, 0)));
+    assert_eq!(of("10.0.0.2"), Some((identity::REMOTE_NODE, 2)));
+    assert_eq!(of("fe80::1"), None, "a link-local address names nobody");
+}
+
+#[test]
+fn a_pod_without_identity_stays_unknown() {
+    let plan = plan(&cluster(), &BTreeMap::new());
+    assert_eq!(entry(&plan, "10.244.2.11"), None);
+    let key = prefix_key("10.244.2.11/32".parse().unwrap());
+    assert_eq!(plan.prefixes[&key].flags, AddressFlags::CLUSTER_RANGE);
+}
+
+#[test]
+fn a_node_without_a_number_and_its_pods_stay_unknown() {
+    let mut cluster = cluster();
+    cluster.nodes.get_mut("n2").unwrap().number = None;
+    let plan = plan(&cluster, &BTreeMap::new());
+    assert_eq!(entry(&plan, "10.244.2.10"), None);
+    assert_eq!(entry(&plan, "10.0.0.2"), None);
+}
+
+#[test]
+fn every_address_of_a_local_pod_is_an_endpoint_at_its_interface() {
+    let plan = plan(&cluster(), &BTreeMap::new());
+    let interfaces: BTreeSet<u32> = plan.endpoints.values().map(|endpoint| endpoint.ifindex).collect();
+    assert_eq!((plan.endpoints.len(), interfaces), (2, BTreeSet::from([7])));
+    assert_eq!(plan.pods[0].interface, Some((7, "lxc-here".into())));
+    assert_eq!(plan.local_identities(), BTreeSet::from([256]));
+}
+
+#[test]
+fn ranges_of_both_families_are_keyed_in_ipv6_bits() {
+    assert_eq!(prefix_key("10.244.1.0/24".parse().unwrap()).1, 120);
+    assert_eq!(prefix_key("fd00::/48".parse().unwrap()).1, 48);
+    let plan = plan(&cluster(), &BTreeMap::new());
+    assert!(plan.prefixes.contains_key(&prefix_key("10.244.2.0/24".parse().unwrap())));
+}
+
+#[test]
+fn sessions_become_nodes() {
+    let plan = plan(&cluster(), &BTreeMap::from([(2, (BootTime(77), 3))]));
+    assert_eq!(plan.nodes[&2], NodeEntry { expires: 77, epoch: 3, acknowledged: 0 });
+}

@@ -1,0 +1,141 @@
+//! What tunnel and routes shall be, from sessions and cluster state. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::SystemTime,
+};
+
+use auth_ebpf_abi::{NodeEntry, NodeNumber};
+use ipnet::IpNet;
+use wg_mesh::{
+    Desired, Peer, PublicKey, Status,
+    steering::{DEFAULT_TABLE, Flow, Sources, Steering},
+};
+
+use super::Enforced;
+use crate::{
+    clock::BootTime,
+    cluster::{Cluster, Node},
+    config::EncryptionConfig,
+    peer::{Session, SessionMap},
+};
+
+/// What it is made from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Inputs<'a> {
+    pub(super) cluster: &'a Cluster,
+    pub(super) node: &'a str,
+    pub(super) sessions: &'a SessionMap,
+    /// Nodes in the pinned map: those that this process or an earlier one has had a session with.
+    pub(super) known: &'a BTreeMap<NodeNumber, NodeEntry>,
+    /// The tunnel as it answers now.
+    pub(super) observed: Option<&'a Status>,
+    pub(super) config: &'a EncryptionConfig,
+    pub(super) handshake_port: u16,
+    pub(super) enforced: Enforced,
+    pub(super) mtu: u16,
+    pub(super) now: BootTime,
+    pub(super) wall: SystemTime,
+}
+
+/// What shall be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) desired: Desired,
+    /// `None`: no routes at all.
+    pub(super) steering: Option<Steering>,
+    pub(super) nodes: BTreeMap<PublicKey, String>,
+}
+
+impl Wanted {
+    pub(super) fn make(inputs: &Inputs<'_>) -> Self {
+        let mut nodes = BTreeMap::new();
+        let mut peers = BTreeMap::new();
+        let others = inputs.cluster.nodes.values().filter(|node| node.name != inputs.node);
+        for node in others {
+            let Some(peer) = of_session(inputs, node).or_else(|| of_tunnel(inputs, node)) else { continue };
+            nodes.insert(peer.public_key, node.name.clone());
+            peers.insert(peer.public_key, peer);
+        }
+        let steering = (inputs.enforced != Enforced::Off).then(|| steering(inputs, &peers));
+        let desired = Desired { listen_port: inputs.config.port.get(), mtu: inputs.mtu, peers };
+        Self { desired, steering, nodes }
+    }
+}
+
+/// The peer that the node's session vouches for, also after that is lost, until the grace has passed.
+fn of_session(inputs: &Inputs<'_>, node: &Node) -> Option<Peer> {
+    let session = inputs.sessions.get(&node.name)?;
+    let expires = session.expires.checked_add(inputs.config.svid_grace)?;
+    if expires <= inputs.wall {
+        return None;
+    }
+    peer(session, allowed_ips(inputs.cluster, node))
+}
+
+fn peer(session: &Session, allowed_ips: BTreeSet<IpNet>) -> Option<Peer> {
+    Some(Peer {
+        public_key: PublicKey::from_bytes(session.wireguard_key?).ok()?,
+        endpoint: session.wireguard_endpoint,
+        allowed_ips,
+        persistent_keepalive: None,
+    })
+}
+
+/// The peer that the tunnel has for a node which this process has had no session with yet: an earlier one
+/// has put it there, and its time has not run out.
+fn of_tunnel(inputs: &Inputs<'_>, node: &Node) -> Option<Peer> {
+    if inputs.sessions.contains_key(&node.name) {
+        return None;
+    }
+    let known = inputs.known.get(&node.number?)?;
+    let expected = allowed_ips(inputs.cluster, node);
+    let peer = inputs.observed?.peers.iter().find(|peer| peer.allowed_ips == expected)?;
+    (BootTime(known.expires) > inputs.now).then_some(Peer {
+        public_key: peer.public_key,
+        endpoint: peer.configured_endpoint,
+        allowed_ips: expected,
+        persistent_keepalive: peer.persistent_keepalive,
+    })
+}
+
+/// The node's own addresses and those of its pods: by range where it has any, else one by one.
+fn allowed_ips(cluster: &Cluster, node: &Node) -> BTreeSet<IpNet> {
+    let own = node.addresses.iter().map(|address| IpNet::from(*address));
+    if node.pod_cidrs.is_empty() {
+        let pods = cluster.local_pods(&node.name).flat_map(|pod| &pod.addresses);
+        own.chain(pods.map(|address| IpNet::from(*address))).collect()
+    } else {
+        own.chain(node.pod_cidrs.iter().copied()).collect()
+    }
+}
+
+fn steering(inputs: &Inputs<'_>, peers: &BTreeMap<PublicKey, Peer>) -> Steering {
+    let own = inputs.cluster.nodes.get(inputs.node);
+    let addresses = own.map(|node| node.addresses.as_slice()).unwrap_or_default();
+    let sources = Sources {
+        v4: addresses.iter().find_map(|address| if let IpAddr::V4(v4) = address { Some(*v4) } else { None }),
+        v6: addresses.iter().find_map(|address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None }),
+    };
+    let ranges = inputs.cluster.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied());
+    let guarded = match inputs.enforced {
+        Enforced::Yes => inputs.config.cluster_cidrs.iter().copied().chain(ranges).collect(),
+        Enforced::No | Enforced::Off => BTreeSet::new(),
+    };
+    Steering {
+        table: DEFAULT_TABLE,
+        ifindex: inputs.observed.map(|status| status.ifindex),
+        routes: peers.values().flat_map(|peer| peer.allowed_ips.iter().copied()).collect(),
+        sources,
+        local: own.map(|node| node.pod_cidrs.iter().copied().collect()).unwrap_or_default(),
+        guarded,
+        bootstrap: Flow::wireguard(inputs.config.port.get())
+            .into_iter()
+            .chain(Flow::tcp(inputs.handshake_port))
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

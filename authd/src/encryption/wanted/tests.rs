@@ -1,0 +1,199 @@
+use std::{collections::BTreeSet, num::NonZeroU16, sync::Arc, time::Duration};
+
+use auth_ebpf_abi::Mode;
+use wg_mesh::{BackendKind, Counters, PeerStatus};
+
+use super::*;
+
+const GRACE: Duration = Duration::from_secs(60);
+
+fn key(number: u8) -> [u8; 32] {
+    let mut key = [0; 32];
+    key[0] = number;
+    key
+}
+
+/// What a plan is made from; tests change what they are about.
+struct Given {
+    cluster: Cluster,
+    sessions: SessionMap,
+    known: BTreeMap<NodeNumber, NodeEntry>,
+    observed: Option<Status>,
+    config: EncryptionConfig,
+    enforced: Enforced,
+    wall: SystemTime,
+}
+
+impl Given {
+    fn new() -> Self {
+        let node = |name: &str, number: u16| Node {
+            name: name.into(),
+            number: Some(number),
+            addresses: vec![
+                format!("10.0.0.{number}").parse().unwrap(),
+                format!("fd00::{number}").parse().unwrap(),
+            ],
+            pod_cidrs: vec![format!("10.244.{number}.0/24").parse().unwrap()],
+        };
+        let mut cluster = Cluster::default();
+        for (name, number) in [("n1", 1), ("n2", 2)] {
+            cluster.nodes.insert(name.into(), node(name, number));
+        }
+        Self {
+            cluster,
+            sessions: SessionMap::default(),
+            known: BTreeMap::new(),
+            observed: None,
+            config: EncryptionConfig {
+                mode: Mode::Enforce,
+                tunnel_socket: "/run/t.sock".into(),
+                interface: "authd0".into(),
+                port: NonZeroU16::new(51871).unwrap(),
+                uplinks: Vec::new(),
+                cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+                svid_grace: GRACE,
+            },
+            enforced: Enforced::Yes,
+            wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1000),
+        }
+    }
+
+    fn with_session(mut self, expires_in: i64, live: bool) -> Self {
+        let expires = if expires_in < 0 {
+            self.wall - Duration::from_secs(expires_in.unsigned_abs())
+        } else {
+            self.wall + Duration::from_secs(expires_in.unsigned_abs())
+        };
+        let session = Session {
+            number: 2,
+            spiffe_id: "spiffe://a.test/authd/node/n2".parse().unwrap(),
+            wireguard_key: Some(key(2)),
+            wireguard_endpoint: "10.0.0.2:51871".parse().unwrap(),
+            handshake_endpoint: "10.0.0.2:4250".parse().unwrap(),
+            identities: Arc::default(),
+            epoch: 1,
+            group: "X25519MLKEM768",
+            since: self.wall,
+            expires,
+            live,
+        };
+        self.sessions = Arc::new(BTreeMap::from([("n2".to_owned(), session)]));
+        self
+    }
+
+    fn with_tunnel_peer(mut self, known_until: u64) -> Self {
+        self.known.insert(2, NodeEntry { expires: known_until, epoch: 1, acknowledged: 0 });
+        self.observed = Some(Status {
+            public_key: PublicKey::from_bytes(key(1)).unwrap(),
+            interface: "authd0".into(),
+            ifindex: 9,
+            listen_port: Some(51871),
+            mtu: 1420,
+            peers: vec![PeerStatus {
+                public_key: PublicKey::from_bytes(key(7)).unwrap(),
+                endpoint: "10.0.0.2:51871".parse().unwrap(),
+                configured_endpoint: "10.0.0.2:51871".parse().unwrap(),
+                allowed_ips: allowed_ips(&self.cluster, &self.cluster.nodes["n2"]),
+                persistent_keepalive: None,
+                last_handshake: None,
+                rx_bytes: 0,
+                tx_bytes: 0,
+            }],
+            backend: BackendKind::Userspace,
+            counters: Counters::default(),
+        });
+        self
+    }
+
+    fn wanted(&self) -> Wanted {
+        Wanted::make(&Inputs {
+            cluster: &self.cluster,
+            node: "n1",
+            sessions: &self.sessions,
+            known: &self.known,
+            observed: self.observed.as_ref(),
+            config: &self.config,
+            handshake_port: 4250,
+            enforced: self.enforced,
+            mtu: 1420,
+            now: BootTime(500),
+            wall: self.wall,
+        })
+    }
+
+    fn keys(&self) -> BTreeSet<u8> {
+        self.wanted().desired.peers.keys().map(|key| key.as_bytes()[0]).collect()
+    }
+}
+
+fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_session_makes_a_peer_with_the_nodes_and_its_pods_addresses() {
+    let wanted = Given::new().with_session(100, true).wanted();
+    let peer = wanted.desired.peers.values().next().unwrap();
+    assert_eq!(peer.allowed_ips, nets(&["10.0.0.2/32", "fd00::2/128", "10.244.2.0/24"]));
+    assert_eq!(peer.endpoint, "10.0.0.2:51871".parse().unwrap());
+    assert_eq!(wanted.nodes[&peer.public_key], "n2");
+    assert_eq!(wanted.steering.unwrap().routes, peer.allowed_ips);
+}
+
+#[test]
+fn without_a_session_there_is_no_peer_and_the_ranges_are_unreachable() {
+    let wanted = Given::new().wanted();
+    assert!(wanted.desired.peers.is_empty());
+    let steering = wanted.steering.unwrap();
+    assert!(steering.routes.is_empty());
+    assert_eq!(steering.guarded, nets(&["10.244.0.0/16", "10.244.1.0/24", "10.244.2.0/24"]));
+    assert_eq!(steering.local, nets(&["10.244.1.0/24"]));
+}
+
+#[test]
+fn a_lost_session_keeps_its_tunnel_for_the_grace_and_no_longer() {
+    assert_eq!(Given::new().with_session(10, false).keys(), BTreeSet::from([2]));
+    assert_eq!(Given::new().with_session(-59, false).keys(), BTreeSet::from([2]));
+    assert_eq!(Given::new().with_session(-60, false).keys(), BTreeSet::new());
+}
+
+#[test]
+fn a_restarted_daemon_keeps_the_tunnels_peer_while_the_map_vouches_for_its_node() {
+    assert_eq!(Given::new().with_tunnel_peer(501).keys(), BTreeSet::from([7]));
+    assert_eq!(Given::new().with_tunnel_peer(500).keys(), BTreeSet::new(), "its time has run out");
+    let mut unknown = Given::new().with_tunnel_peer(501);
+    unknown.known.clear();
+    assert_eq!(unknown.keys(), BTreeSet::new(), "nobody vouches for it");
+}
+
+#[test]
+fn a_session_overrules_what_the_tunnel_has() {
+    assert_eq!(Given::new().with_tunnel_peer(501).with_session(100, true).keys(), BTreeSet::from([2]));
+}
+
+#[test]
+fn a_node_that_has_gone_has_no_peer() {
+    let mut given = Given::new().with_tunnel_peer(501).with_session(100, true);
+    given.cluster.nodes.remove("n2");
+    assert_eq!(given.keys(), BTreeSet::new());
+}
+
+#[test]
+fn observe_guards_no_range_and_off_steers_nothing() {
+    let mut given = Given::new().with_session(100, true);
+    given.enforced = Enforced::No;
+    let steering = given.wanted().steering.unwrap();
+    assert!(steering.guarded.is_empty() && !steering.routes.is_empty());
+    given.enforced = Enforced::Off;
+    assert_eq!(given.wanted().steering, None);
+    assert!(!given.wanted().desired.peers.is_empty(), "the tunnel stays ready");
+}
+
+#[test]
+fn handshakes_and_wireguard_stay_out_of_the_tunnel() {
+    let bootstrap = Given::new().wanted().steering.unwrap().bootstrap;
+    assert_eq!(
+        bootstrap.iter().map(|flow| flow.port).collect::<BTreeSet<_>>(),
+        BTreeSet::from([4250, 51871])
+    );
+}
