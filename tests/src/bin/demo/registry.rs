@@ -1,0 +1,58 @@
+//! Registration at the authority, by the API that SPIRE's server has.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use spire_adapter::{Entry, EntryClient, Outcome, Selector, SpiffeId};
+use tokio::runtime::Runtime;
+
+/// Who may obtain which SVID: each node's agent those of the node and of what it hosts.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    client: EntryClient,
+    runtime: Runtime,
+    trust_domain: String,
+}
+
+impl Registry {
+    /// A registry behind the server's socket.
+    pub(crate) fn new(socket: &Path, trust_domain: &str) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { client: EntryClient::new(socket), runtime, trust_domain: trust_domain.to_owned() })
+    }
+
+    /// Registers the daemon of a node.
+    pub(crate) fn add_node(&self, node: &str) -> Result<()> {
+        self.create(node, &format!("/authd/node/{node}"), Selector::new("unix", "uid:0"))
+    }
+
+    /// Registers an identity for a node that runs a pod of it.
+    pub(crate) fn add_identity(&self, identity: u32, node: &str) -> Result<()> {
+        let selector = Selector::new("authd", format!("identity:{identity}"));
+        self.create(node, &format!("/identity/{identity}"), selector)
+    }
+
+    /// Withdraws an identity everywhere; how many entries that were.
+    pub(crate) fn withdraw(&self, identity: u32) -> Result<usize> {
+        let wanted = self.id(&format!("/identity/{identity}"))?;
+        let entries = self.runtime.block_on(self.client.list(None))?;
+        let ids: Vec<_> =
+            entries.into_iter().filter(|entry| entry.spiffe_id == wanted).map(|entry| entry.id).collect();
+        let outcomes = self.runtime.block_on(self.client.delete(&ids))?;
+        Ok(outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Deleted(_))).count())
+    }
+
+    fn create(&self, node: &str, path: &str, selector: Selector) -> Result<()> {
+        let parent = self.id(&format!("/spire/agent/dev/{node}"))?;
+        let entry = Entry::new(parent, self.id(path)?, [selector]);
+        match self.runtime.block_on(self.client.create(&[entry]))?.as_slice() {
+            [Outcome::Created(_) | Outcome::Exists(_)] => Ok(()),
+            other => bail!("register {path} for {node}: {other:?}"),
+        }
+    }
+
+    fn id(&self, path: &str) -> Result<SpiffeId> {
+        let text = format!("spiffe://{}{path}", self.trust_domain);
+        SpiffeId::new(&text).with_context(|| text)
+    }
+}

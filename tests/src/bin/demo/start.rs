@@ -1,0 +1,86 @@
+//! First in the clear, to prove that the capture would see it; then authd comes.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use authd_tests::daemon::Daemon;
+use authd_tests::lab::node::Family;
+use authd_tests::manifests::Manifests;
+use authd_tests::{Node, wait};
+
+use crate::authctl;
+use crate::registry::Registry;
+use crate::report::Report;
+use crate::scene::{PATIENCE, Scene, TRUST_DOMAIN};
+
+/// How long daemons may take until they have what they need of each other.
+const SETTLE: Duration = Duration::from_secs(20);
+
+/// Lands without authd. What a capture does not see now it could not see later either.
+pub(crate) fn in_the_clear(scene: &Scene, report: &mut Report) -> Result<()> {
+    report.part("Without authd");
+    let capture = scene.lab.capture()?;
+    for family in Family::ALL {
+        let mut connection = scene.connect("tiefighter", family, PATIENCE)?;
+        scene.land(&mut connection, PATIENCE)?;
+    }
+    let frames = capture.stop()?;
+    for (needle, what) in scene.needles().into_iter().zip(["request", "answer"]) {
+        let seen = frames.containing(needle);
+        report.figure(&format!("control: the {what} is seen on the wire"), seen > 0, seen, "frames");
+    }
+    Ok(())
+}
+
+/// Gives identities their numbers, starts the authority and registers everybody.
+pub(crate) fn authority(scene: &mut Scene, report: &mut Report) -> Result<Registry> {
+    report.part("With authd");
+    let directory = scene.lab.inside("cluster");
+    let directory = directory.to_str().context("a path that is no text")?;
+    authctl::run(scene.lab.underlay(), &["identities", "allocate", directory])?;
+    scene.manifests = Manifests::read(&scene.lab.outside("cluster"))?;
+    let nodes: Vec<_> = scene.manifests.nodes.keys().map(String::as_str).collect();
+    let mut authority = Daemon::authority(&scene.lab, TRUST_DOMAIN, &nodes)?;
+    authority.wait_ready(PATIENCE)?;
+    let registry = Registry::new(&scene.lab.outside("authority/server.sock"), TRUST_DOMAIN)?;
+    for node in &nodes {
+        registry.add_node(node)?;
+    }
+    let placements = scene.manifests.placements()?;
+    for (identity, node) in &placements {
+        registry.add_identity(*identity, node)?;
+    }
+    report.figure("identities allocated and registered", !placements.is_empty(), placements.len(), "");
+    scene.authority = Some(authority);
+    Ok(registry)
+}
+
+/// Starts tunnel and daemon on every node and waits until each has what it needs of the others.
+pub(crate) fn daemons(scene: &mut Scene, report: &mut Report) -> Result<()> {
+    let start = Instant::now();
+    let cluster = scene.cluster();
+    for node in scene.world().nodes.clone().values() {
+        scene.tunnels.push(Daemon::tunnel(&scene.lab, node)?);
+        scene.agents.push(Daemon::agent(&scene.lab, node, &cluster)?);
+    }
+    for daemon in scene.tunnels.iter_mut().chain(&mut scene.agents) {
+        daemon.wait_ready(PATIENCE)?;
+    }
+    report.time("daemons and tunnels of both nodes are ready", Some(start.elapsed()), PATIENCE);
+    for node in scene.world().nodes.values() {
+        wait_settled(node)?;
+    }
+    report.time("node sessions, WireGuard peers and SVIDs are there", Some(start.elapsed()), SETTLE);
+    Ok(())
+}
+
+/// Waits until a node has a session with every other one, each of them as a peer, and the SVIDs of all
+/// that it hosts.
+pub(crate) fn wait_settled(node: &Node) -> Result<()> {
+    let settled =
+        wait::until(SETTLE, || authctl::status(node).is_ok_and(|status| status.settled()).then_some(()));
+    settled.map(drop).with_context(|| {
+        let status = authctl::run(node, &["status"]).unwrap_or_else(|error| format!("{error:#}"));
+        format!("{} lacks a session, a peer or an SVID:\n{status}", node.name())
+    })
+}

@@ -1,0 +1,189 @@
+//! authd's processes in a lab: started, awaited, killed, started again.
+
+use std::ffi::OsString;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::lab::node::{Cidr, Node};
+use crate::lab::{Lab, namespace::Namespace};
+use crate::process::Process;
+use crate::scrape::Samples;
+use crate::{binaries, http, wait};
+
+/// Where the daemon of each node answers HTTP.
+pub const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::LOCALHOST), 9465);
+
+/// What is the same for all daemons of a cluster.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// The SPIFFE trust domain.
+    pub trust_domain: String,
+    /// The directory of manifests, as the lab's processes see it.
+    pub directory: PathBuf,
+    /// The pod ranges.
+    pub cidrs: Vec<Cidr>,
+    /// Further flags of `authd run`.
+    pub flags: Vec<String>,
+}
+
+/// How to see that a process serves.
+#[derive(Clone, Debug)]
+enum Ready {
+    /// By HTTP, at `/readyz`.
+    Http,
+    /// By a unix socket that accepts; as this process sees it.
+    Sockets(Vec<PathBuf>),
+}
+
+/// One of authd's processes.
+#[derive(Debug)]
+pub struct Daemon {
+    lab: Lab,
+    namespace: Namespace,
+    name: String,
+    arguments: Vec<OsString>,
+    ready: Ready,
+    process: Process,
+}
+
+impl Daemon {
+    /// Starts `authd run` on a node. Sockets, pins and ports are the defaults: each node has its own.
+    ///
+    /// # Errors
+    /// When it does not start; whether it gets ready is [`Daemon::wait_ready`]'s to say.
+    pub fn agent(lab: &Lab, node: &Node, cluster: &Cluster) -> Result<Self> {
+        let name = node.name();
+        let socket = |kind: &str| lab.inside(&format!("authority/{name}/{kind}/api.sock")).into_os_string();
+        let cidrs: Vec<_> = cluster.cidrs.iter().map(Cidr::to_string).collect();
+        let mut arguments: Vec<OsString> = vec!["run".into()];
+        let flags = [
+            ("--node-name", name.into()),
+            ("--cluster-dir", cluster.directory.clone().into_os_string()),
+            ("--trust-domain", cluster.trust_domain.clone().into()),
+            ("--workload-socket", socket("workload")),
+            ("--admin-socket", socket("admin")),
+            ("--cluster-cidrs", cidrs.join(",").into()),
+            ("--log-format", "json".into()),
+        ];
+        for (flag, value) in flags {
+            arguments.extend([flag.into(), value]);
+        }
+        arguments.extend(cluster.flags.iter().map(OsString::from));
+        Self::start(lab, node, format!("authd-{name}"), arguments, Ready::Http)
+    }
+
+    /// Starts `authd tunnel` on a node.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn tunnel(lab: &Lab, node: &Node) -> Result<Self> {
+        let socket = PathBuf::from("/run/authd/tunnel.sock");
+        let ready = Ready::Sockets(vec![node.outside(&socket)]);
+        let arguments =
+            vec!["tunnel".into(), "--socket".into(), socket.into(), "--interface".into(), "authd0".into()];
+        Self::start(lab, node, format!("tunnel-{}", node.name()), arguments, ready)
+    }
+
+    /// Starts `authd authority` with an agent for each node.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn authority(lab: &Lab, trust_domain: &str, nodes: &[&str]) -> Result<Self> {
+        let mut sockets = vec![lab.outside("authority/server.sock")];
+        let mut arguments: Vec<OsString> = vec!["authority".into(), "--trust-domain".into()];
+        arguments.extend([trust_domain.into(), "--dir".into(), lab.inside("authority").into()]);
+        for node in nodes {
+            arguments.extend(["--node".into(), node.into()]);
+            for kind in ["workload", "admin"] {
+                sockets.push(lab.outside(&format!("authority/{node}/{kind}/api.sock")));
+            }
+        }
+        Self::start(lab, lab.underlay(), "authority".to_owned(), arguments, Ready::Sockets(sockets))
+    }
+
+    fn start(
+        lab: &Lab,
+        namespace: &Namespace,
+        name: String,
+        arguments: Vec<OsString>,
+        ready: Ready,
+    ) -> Result<Self> {
+        let process = launch(lab, namespace, &name, &arguments)?;
+        Ok(Self { lab: lab.clone(), namespace: namespace.clone(), name, arguments, ready, process })
+    }
+
+    /// Waits until it serves; how long that took from now.
+    ///
+    /// # Errors
+    /// When it ends or the limit passes; with the end of its log.
+    pub fn wait_ready(&mut self, limit: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        loop {
+            if self.is_ready() {
+                return Ok(start.elapsed());
+            }
+            if let Some(status) = self.process.status()? {
+                return Err(self.process.failure(&format!("ended with {status} before it was ready")));
+            }
+            if start.elapsed() > limit {
+                return Err(self.process.failure(&format!("is not ready after {limit:?}")));
+            }
+            wait::pause(Duration::from_millis(10));
+        }
+    }
+
+    /// Whether it serves at this moment.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        match &self.ready {
+            Ready::Http => http::get(&self.namespace, HTTP, "/readyz", Duration::from_secs(1))
+                .is_ok_and(|response| response.status == 200),
+            Ready::Sockets(paths) => paths.iter().all(|path| UnixStream::connect(path).is_ok()),
+        }
+    }
+
+    /// Kills it at once, as a crash would end it.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill9(&mut self) -> Result<()> {
+        self.process.kill9()
+    }
+
+    /// Starts it anew, with the same arguments, after it has ended or been killed.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart(&mut self) -> Result<()> {
+        if self.process.status()?.is_none() {
+            self.process.kill9()?;
+        }
+        self.process = launch(&self.lab, &self.namespace, &self.name, &self.arguments)?;
+        Ok(())
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Its metrics now.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn metrics(&self) -> Result<Samples> {
+        let response = http::get(&self.namespace, HTTP, "/metrics", Duration::from_secs(2))
+            .with_context(|| format!("metrics of {}", self.name))?;
+        Ok(Samples::parse(&response.body))
+    }
+}
+
+fn launch(lab: &Lab, namespace: &Namespace, name: &str, arguments: &[OsString]) -> Result<Process> {
+    let mut command = namespace.command(binaries::path("authd")?);
+    command.args(arguments).env("RUST_BACKTRACE", "1");
+    Process::start(lab, namespace, name, command)
+}
