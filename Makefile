@@ -1,0 +1,46 @@
+# The commands of this project; CI calls the same. `make` alone lists them.
+
+CARGO ?= cargo
+DEMO = $${CARGO_TARGET_DIR:-target}/debug/demo
+export CARGO_TERM_COLOR ?= auto
+
+.PHONY: help
+help: ## List the commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+.PHONY: setup
+setup: ## Install what building, testing and the demo need (Debian 12, root)
+	@scripts/setup
+
+.PHONY: build
+build: setup ## Build everything
+	$(CARGO) build --locked --workspace --all-targets
+
+.PHONY: demo
+demo: setup ## Show the whole promise on real packets (KEEP=1 leaves it running)
+	$(CARGO) build --locked --quiet --bins
+	@$(DEMO) $(if $(KEEP),--keep)
+
+.PHONY: demo-stop
+demo-stop: ## End a demo that was kept
+	@$(DEMO) --stop
+
+.PHONY: test
+test: setup ## Format check, lints, documentation and all tests, with counts at the end
+	@scripts/test
+
+.PHONY: lint
+lint: setup ## Format check, clippy and rustdoc only
+	@scripts/test --lint
+
+.PHONY: fmt
+fmt: ## Format all code
+	$(CARGO) fmt --all
+	$(CARGO) fmt --manifest-path auth-ebpf/programs/Cargo.toml
+
+.PHONY: deny
+deny: ## Licences, bans and sources of all dependencies (builds cargo-deny the first time: minutes)
+	@test -x target/tools/bin/cargo-deny || $(CARGO) install --quiet --locked --root target/tools --target-dir target/tools/build cargo-deny@0.20.2
+	@rm -rf target/tools/build
+	@target/tools/bin/cargo-deny --manifest-path Cargo.toml check licenses bans sources
+	@target/tools/bin/cargo-deny --manifest-path auth-ebpf/programs/Cargo.toml --config deny.toml check licenses bans sources
