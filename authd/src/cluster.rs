@@ -9,6 +9,7 @@ mod directory;
 mod files;
 mod loader;
 mod manifest;
+mod offline;
 mod policies;
 mod problem;
 mod snapshot;
@@ -24,6 +25,7 @@ use policy::{IdentityNumber, IdentitySet, NodeNumber, PolicySet};
 
 pub use allocate::{IDENTITIES_FILE, Summary, allocate};
 pub use directory::{Watch, load, watch};
+pub use offline::load_offline;
 pub use problem::{Problem, Severity};
 
 /// The cluster's name in the labels of identities, until several clusters are supported.
@@ -32,6 +34,8 @@ pub const CLUSTER_NAME: &str = "default";
 /// The state of the cluster at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cluster {
+    /// The labels of the namespaces, by name.
+    pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// The nodes by name.
     pub nodes: BTreeMap<String, Node>,
     /// The pods that haven't ended, in the order of namespace and name.
@@ -130,6 +134,14 @@ pub enum Error {
         directory: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A file that was named can't be read.
+    #[error("{}: {message}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        message: String,
     },
     /// The directory can't be watched for changes.
     #[error("cluster directory {}: can't be watched: {source} (fs.inotify.max_user_watches may be too low)", directory.display())]

@@ -17,6 +17,7 @@ mod identities;
 mod observe;
 mod output;
 mod pinned;
+mod policy;
 mod status;
 mod table;
 #[cfg(test)]
@@ -89,6 +90,7 @@ async fn dispatch(cli: &Cli, output: &mut Output<'_>) -> Result<u8, Error> {
         Command::Identities(IdentitiesCommand::Allocate { directory }) => {
             identities::allocate(directory, output)?;
         }
+        Command::Policy(command) => return policy::run(command, output),
         Command::Off(args) => guard::off(args, global, output).await?,
         Command::On(args) => guard::on(args, global, output).await?,
         Command::Drops => drops::run(global, output)?,

@@ -20,7 +20,9 @@ mod selector;
 mod trace;
 
 pub use allocate::{AllocateError, Allocated, Allocation, allocate};
-pub use auth_ebpf_abi::{AuthType, Choice, Direction, IdentityNumber, NodeNumber, PolicyEntry, PolicyKey};
+pub use auth_ebpf_abi::{
+    AuthType, Choice, Direction, IdentityNumber, NodeNumber, PolicyEntry, PolicyKey, identity as reserved,
+};
 pub use compile::{Compiled, PolicyMap, compile};
 pub use condition::{Condition, ConditionKind};
 pub use identity::{
@@ -39,4 +41,6 @@ pub use policy_set::PolicySet;
 pub use port::{PortPrefix, protocol};
 pub use rule::{Peer, Peers, Policy, Rule, Spec, Subject};
 pub use selector::{Operator, Requirement, Selector};
-pub use trace::{Authentication, DirectionTrace, Trace, TraceVerdict, Traffic, trace, trace_compiled};
+pub use trace::{
+    Authentication, DirectionTrace, Encryption, Trace, TraceVerdict, Traffic, trace, trace_compiled,
+};

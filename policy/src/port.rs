@@ -6,14 +6,67 @@ use auth_ebpf_abi::PolicyKey;
 pub mod protocol {
     /// ICMP for IPv4.
     pub const ICMP: u8 = 1;
+    /// IGMP.
+    pub const IGMP: u8 = 2;
+    /// IPv4 in IP.
+    pub const IPIP: u8 = 4;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// IPv6 in IP.
+    pub const IPV6: u8 = 41;
+    /// GRE.
+    pub const GRE: u8 = 47;
+    /// ESP of IPsec.
+    pub const ESP: u8 = 50;
+    /// AH of IPsec.
+    pub const AH: u8 = 51;
     /// ICMP for IPv6.
     pub const ICMPV6: u8 = 58;
+    /// VRRP.
+    pub const VRRP: u8 = 112;
     /// SCTP.
     pub const SCTP: u8 = 132;
+
+    const NAMES: [(u8, &str); 12] = [
+        (ICMP, "ICMP"),
+        (IGMP, "IGMP"),
+        (IPIP, "IPIP"),
+        (TCP, "TCP"),
+        (UDP, "UDP"),
+        (IPV6, "IPV6"),
+        (GRE, "GRE"),
+        (ESP, "ESP"),
+        (AH, "AH"),
+        (ICMPV6, "ICMPv6"),
+        (VRRP, "VRRP"),
+        (SCTP, "SCTP"),
+    ];
+
+    /// The name of a protocol.
+    #[must_use]
+    pub fn name(number: u8) -> Option<&'static str> {
+        NAMES.iter().find(|(have, _)| *have == number).map(|(_, name)| *name)
+    }
+
+    /// The protocol with this name, in whatever case.
+    #[must_use]
+    pub fn number(name: &str) -> Option<u8> {
+        NAMES.iter().find(|(_, have)| have.eq_ignore_ascii_case(name)).map(|(number, _)| *number)
+    }
+
+    /// Whether its packets have a type instead of ports.
+    #[must_use]
+    pub const fn is_icmp(number: u8) -> bool {
+        matches!(number, ICMP | ICMPV6)
+    }
+
+    /// Whether its packets have ports.
+    #[must_use]
+    pub const fn has_ports(number: u8) -> bool {
+        matches!(number, TCP | UDP | SCTP)
+    }
 }
 
 /// Bits of a protocol number.

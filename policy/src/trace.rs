@@ -54,6 +54,27 @@ impl Serialize for Authentication {
     }
 }
 
+/// How packets must travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encryption {
+    /// As the node's mode says for all traffic.
+    Default,
+    /// Over an encrypted path only.
+    Required,
+}
+
+impl Encryption {
+    /// The word for tables.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Required => "required",
+        }
+    }
+}
+
 /// What policy says at one end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -62,6 +83,8 @@ pub struct DirectionTrace {
     pub verdict: TraceVerdict,
     /// What they need.
     pub authentication: Authentication,
+    /// How they must travel.
+    pub encryption: Encryption,
     /// The rule that decides; none if no rule allows it, or if this end isn't an endpoint with policies.
     pub rule: Option<RuleRef>,
 }
@@ -74,6 +97,8 @@ pub struct Trace {
     pub verdict: TraceVerdict,
     /// What either end requires.
     pub authentication: Authentication,
+    /// What either end requires of their path.
+    pub encryption: Encryption,
     /// Authentication is required, but one end can't have an SVID: the packets are dropped.
     pub authentication_impossible: bool,
     /// Where they come from.
@@ -107,6 +132,7 @@ pub fn trace_compiled(compiled: &Compiled, traffic: Traffic) -> Trace {
     Trace {
         verdict,
         authentication,
+        encryption: egress.encryption.max(ingress.encryption),
         authentication_impossible: is_reserved && authentication.0 == AuthType::Spire,
         decided_by,
         egress,
@@ -124,6 +150,7 @@ fn one_end(
     let open = DirectionTrace {
         verdict: TraceVerdict::Allowed,
         authentication: Authentication(AuthType::Disabled),
+        encryption: Encryption::Default,
         rule: None,
     };
     if reserved::is_reserved(local) && local != reserved::UNKNOWN {
@@ -138,5 +165,6 @@ fn one_end(
     }
     // A type that isn't known can't be satisfied.
     let auth_type = AuthType::from_number(choice.auth_type).unwrap_or(AuthType::AlwaysFail);
-    DirectionTrace { authentication: Authentication(auth_type), rule, ..open }
+    let encryption = if choice.entry.encryption == 0 { Encryption::Default } else { Encryption::Required };
+    DirectionTrace { authentication: Authentication(auth_type), encryption, rule, ..open }
 }

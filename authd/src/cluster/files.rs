@@ -45,6 +45,13 @@ pub(super) fn read(directory: &Path) -> Result<Listing, Error> {
     Ok(listing)
 }
 
+/// Reads one file that was named by a person, whatever it is called and wherever it leads.
+pub(super) fn read_named(path: &Path) -> Result<String, String> {
+    let bytes = read_bounded(File::open(path).map_err(|error| error.to_string())?)?;
+    String::from_utf8(bytes)
+        .map_err(|error| format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
+}
+
 /// Which directory this is, to notice when another has taken its place.
 pub(super) fn directory_id(directory: &Path) -> io::Result<(u64, u64)> {
     let metadata = std::fs::metadata(directory)?;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::files::{self, Listing};
 use super::manifest::{self, Manifest, Object, ObjectKey, Refused};
 use super::problem::Problem;
-use super::snapshot::{self, Duplicate, Memory};
+use super::snapshot::{self, Duplicate, Memory, Missing};
 use super::{Cluster, Error, policies};
 
 /// The directory as it was when it was last read.
@@ -18,6 +18,7 @@ pub(super) struct Loader {
     directory: PathBuf,
     files: BTreeMap<String, File>,
     memory: Memory,
+    missing: Missing,
 }
 
 struct File {
@@ -36,7 +37,18 @@ pub(super) struct Effective {
 
 impl Loader {
     pub(super) fn new(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), files: BTreeMap::new(), memory: Memory::default() }
+        Self {
+            directory: directory.to_owned(),
+            files: BTreeMap::new(),
+            memory: Memory::default(),
+            missing: Missing::Reported,
+        }
+    }
+
+    /// The snapshot of these files, in which what nobody declared or numbered is assumed.
+    pub(super) fn assume(listing: Listing) -> Cluster {
+        let mut loader = Self { missing: Missing::Assumed, ..Self::new(Path::new("")) };
+        loader.take(listing)
     }
 
     /// Reads the directory and builds the snapshot.
@@ -107,7 +119,7 @@ impl Loader {
                 Some(_) | None => problems.push(problem),
             }
         }
-        let mut cluster = snapshot::build(&objects, &mut self.memory);
+        let mut cluster = snapshot::build(&objects, &mut self.memory, self.missing);
         let (policies, refusals) = policies::collect(&objects, refused, &cluster.identities);
         cluster.policies = policies;
         cluster.problems.extend(problems);

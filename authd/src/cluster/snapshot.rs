@@ -14,6 +14,9 @@ use super::manifest::{Body, Object, ObjectKey, PodBody};
 use super::problem::Problem;
 use super::{CLUSTER_NAME, Cluster, Node, Pod};
 
+/// The label that the API server sets on every namespace.
+const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
 /// What earlier snapshots settled.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
@@ -41,21 +44,38 @@ impl Memory {
     }
 }
 
+/// What becomes of objects that nobody has numbered or declared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// They have no traffic, and are reported.
+    Reported,
+    /// They are assumed, so that policies can be tried on manifests alone.
+    Assumed,
+}
+
 /// Builds the snapshot; its policies are left empty.
-pub(super) fn build(objects: &[Object], memory: &mut Memory) -> Cluster {
+pub(super) fn build(objects: &[Object], memory: &mut Memory, missing: Missing) -> Cluster {
     let mut builder = Builder {
         cluster: Cluster::default(),
+        missing,
         memory,
         namespaces: BTreeMap::new(),
         holders: BTreeMap::new(),
     };
     builder.remembered_claims(objects);
     builder.namespaces = namespaces(objects);
+    if missing == Missing::Assumed {
+        builder.assume_namespaces(objects);
+    }
     builder.nodes(objects);
     builder.node_numbers(objects);
     builder.identities(objects);
+    if missing == Missing::Assumed {
+        builder.assume_identities(objects);
+    }
     builder.pods(objects);
-    let Builder { cluster, memory, holders, .. } = builder;
+    let Builder { mut cluster, memory, holders, namespaces, .. } = builder;
+    cluster.namespaces = namespaces;
     memory.holders = holders;
     cluster
 }
@@ -105,6 +125,7 @@ pub(super) fn unique(objects: Vec<Object>, memory: &mut Memory) -> (Vec<Object>,
 
 struct Builder<'a> {
     cluster: Cluster,
+    missing: Missing,
     memory: &'a mut Memory,
     namespaces: BTreeMap<String, BTreeMap<String, String>>,
     holders: BTreeMap<IpAddr, ObjectKey>,
@@ -181,7 +202,10 @@ impl Builder<'_> {
             }
         }
         for object in objects.iter().filter(|object| matches!(object.body, Body::Node { .. })) {
-            if self.cluster.nodes.get(&object.key.name).is_some_and(|node| node.number.is_none()) {
+            let is_reported = self.missing == Missing::Reported;
+            if is_reported
+                && self.cluster.nodes.get(&object.key.name).is_some_and(|node| node.number.is_none())
+            {
                 let message = "no number; run `authctl identities allocate DIR`";
                 self.cluster.problems.push(object.notice("", message));
             }
@@ -214,6 +238,38 @@ impl Builder<'_> {
         self.memory.current = self.cluster.identities.iter().map(Identity::number).collect();
     }
 
+    /// Namespaces that pods are in without being declared, with the label that the API server sets.
+    fn assume_namespaces(&mut self, objects: &[Object]) {
+        for namespace in objects.iter().filter_map(|object| object.key.namespace.as_ref()) {
+            let named = || BTreeMap::from([(NAME_LABEL.to_owned(), namespace.clone())]);
+            self.namespaces.entry(namespace.clone()).or_insert_with(named);
+        }
+    }
+
+    /// Identities of the label sets that have none.
+    fn assume_identities(&mut self, objects: &[Object]) {
+        let labels = objects.iter().filter_map(|object| match &object.body {
+            Body::Pod(body) if !body.host_network => {
+                labels(object.key.namespace.as_deref().unwrap_or_default(), body, &self.namespaces).ok()
+            }
+            _ => None,
+        });
+        let nodes = BTreeMap::new();
+        let allocated = policy::Allocated {
+            identities: &self.cluster.identities,
+            nodes: &nodes,
+            highest_identity: 0,
+            highest_node: 0,
+        };
+        // Labels that make no identity are reported with their pod.
+        let new = policy::allocate(allocated, labels.collect::<Vec<_>>(), []).unwrap_or_default();
+        for identity in new.identities {
+            if let Err(error) = self.cluster.identities.insert(identity) {
+                self.cluster.problems.push(Problem::error(error.to_string()));
+            }
+        }
+    }
+
     fn pods(&mut self, objects: &[Object]) {
         for object in objects {
             let Body::Pod(body) = &object.body else { continue };
@@ -240,7 +296,9 @@ impl Builder<'_> {
         if body.host_network {
             return pod;
         }
-        if let Some(node) = body.node.as_ref().filter(|node| !self.cluster.nodes.contains_key(*node)) {
+        let is_reported = self.missing == Missing::Reported;
+        let absent = |node: &&String| is_reported && !self.cluster.nodes.contains_key(*node);
+        if let Some(node) = body.node.as_ref().filter(absent) {
             let message = format!("there is no Node {node}; the pod has no traffic until there is");
             self.cluster.problems.push(object.notice("spec.nodeName", message));
         }
@@ -280,6 +338,9 @@ impl Builder<'_> {
 
     fn out_of_range(&self, address: IpAddr, node: Option<&str>) -> Option<String> {
         let Some(name) = node else {
+            if self.missing == Missing::Assumed {
+                return None;
+            }
             return Some("is the address of a pod without spec.nodeName".to_owned());
         };
         let node = self.cluster.nodes.get(name).filter(|node| !node.pod_cidrs.is_empty());
@@ -345,7 +406,7 @@ pub(super) fn namespaces(objects: &[Object]) -> BTreeMap<String, BTreeMap<String
         if let Body::Namespace { labels } = &object.body {
             let mut labels = labels.clone();
             // The API server sets this on every namespace.
-            labels.insert("kubernetes.io/metadata.name".to_owned(), object.key.name.clone());
+            labels.insert(NAME_LABEL.to_owned(), object.key.name.clone());
             namespaces.insert(object.key.name.clone(), labels);
         }
     }

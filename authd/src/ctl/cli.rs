@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::time;
+use super::{policy, time};
 use crate::api::{
     v1::{DropReason, Verdict},
     word::Word,
@@ -79,6 +79,9 @@ pub(super) enum Command {
     /// List or allocate identities
     #[command(subcommand)]
     Identities(IdentitiesCommand),
+    /// Check policies, and say what they mean for a pair; needs no daemon
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Let pass and count what policy or encryption would drop, for a while; works with the daemon dead
     Off(OffArgs),
     /// End what `authctl off` began
@@ -124,6 +127,54 @@ pub(super) enum IdentitiesCommand {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PolicyCommand {
+    /// Look for mistakes in manifests; exit status 1 if there are errors
+    Check {
+        /// Files, or directories whose *.yaml, *.yml and *.json are read
+        #[arg(value_name = "FILE|DIR", required = true)]
+        paths: Vec<PathBuf>,
+    },
+    /// Say what policy says about packets from one end to another, and which rules say so
+    Trace(TraceArgs),
+    /// List the policies and what isn't done as they are written
+    Get {
+        #[command(flatten)]
+        manifests: Manifests,
+        /// Only the policies with this name, or namespace/name
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
+
+/// Where policies, pods and identities are read from.
+#[derive(Debug, Args)]
+pub(super) struct Manifests {
+    /// Directory or file of manifests; the one that the daemon reads, unless told otherwise
+    #[arg(long, value_name = "DIR", env = "AUTHD_CLUSTER_DIR", default_value = "/etc/authd/cluster")]
+    pub(super) manifests: Vec<PathBuf>,
+}
+
+/// An end is a pod (namespace/name), identity:NUMBER, ip:ADDRESS or entity:NAME.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  authctl policy trace --manifests DIR --from default/xwing --to default/deathstar --port 80/TCP
+  authctl policy trace --from default/xwing --to ip:192.0.2.7 --port 443/TCP -o json
+  authctl policy trace --from entity:world --to default/deathstar --port 8/ICMP")]
+pub(super) struct TraceArgs {
+    #[command(flatten)]
+    pub(super) manifests: Manifests,
+    /// Where the packets come from
+    #[arg(long, value_name = "END")]
+    pub(super) from: policy::End,
+    /// Where they go
+    #[arg(long, value_name = "END")]
+    pub(super) to: policy::End,
+    /// Port and protocol (80/TCP), type of ICMP (8/ICMP, 128/ICMPv6), or a protocol alone
+    #[arg(long, value_name = "PORT")]
+    pub(super) port: policy::Port,
 }
 
 /// What is guarded, each with a mode of its own.

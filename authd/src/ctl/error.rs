@@ -69,6 +69,9 @@ pub enum Error {
         "all else is done, but the routes into the tunnel stay: {0}; see `ip rule` and `ip route show table all proto 97`"
     )]
     Steering(#[from] wg_mesh::steering::Error),
+    /// An end of a trace isn't there.
+    #[error("{0}")]
+    NoEnd(String),
     /// `detach` was not confirmed.
     #[error(
         "detach takes every program of authd off this node: nothing is checked, nothing is encrypted; \

@@ -79,15 +79,16 @@ fn pod_body(labels: BTreeMap<String, String>, pod: spec::Pod) -> Result<PodBody,
     let one =
         || status.pod_ip.map(|ip| ("status.podIP".to_owned(), ip.0.to_canonical())).into_iter().collect();
     let addresses: Vec<_> = listed.unwrap_or_else(one);
-    let service_account = pod.spec.service_account_name.filter(|name| !name.is_empty());
+    let spec = pod.spec.unwrap_or_default();
+    let service_account = spec.service_account_name.filter(|name| !name.is_empty());
     // What the API server fills in when it is left out.
     let service_account = service_account.unwrap_or_else(|| "default".to_owned());
     check_name("spec.serviceAccountName", &service_account)?;
     Ok(PodBody {
         labels,
-        node: pod.spec.node_name.filter(|name| !name.is_empty()),
+        node: spec.node_name.filter(|name| !name.is_empty()),
         service_account,
-        host_network: pod.spec.host_network.unwrap_or_default(),
+        host_network: spec.host_network.unwrap_or_default(),
         has_ended,
         addresses,
     })

@@ -57,11 +57,11 @@ pub(super) struct NodeAddress {
 /// Of a Pod.
 #[derive(Debug, serde::Deserialize)]
 pub(super) struct Pod {
-    pub(super) spec: PodSpec,
+    pub(super) spec: Option<PodSpec>,
     pub(super) status: Option<PodStatus>,
 }
 
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PodSpec {
     pub(super) node_name: Option<String>,

@@ -1,0 +1,207 @@
+//! An end of a trace: a pod, an identity, an address or an entity.
+
+use std::{net::IpAddr, str::FromStr};
+
+use policy::{Identity, IdentityNumber, RESERVED};
+use serde::Serialize;
+
+use crate::{
+    cluster::{Cluster, Node, Pod},
+    ctl::error::Error,
+};
+
+/// An end as it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::ctl) enum End {
+    Pod { namespace: String, name: String },
+    Identity(IdentityNumber),
+    Address(IpAddr),
+    Entity(IdentityNumber),
+}
+
+impl FromStr for End {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("`{text}` is no end; write NAMESPACE/POD, identity:NUMBER, ip:ADDRESS or entity:NAME");
+        match text.split_once(':') {
+            Some(("identity", number)) => number.parse().map(Self::Identity).map_err(|_error| wrong()),
+            Some(("ip", address)) => {
+                address.parse().map(|ip: IpAddr| Self::Address(ip.to_canonical())).map_err(|_error| wrong())
+            }
+            Some(("entity", name)) => entity(name).map(Self::Entity),
+            Some(_) => Err(wrong()),
+            None => {
+                let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+                if namespace.is_empty() || name.is_empty() || name.contains('/') {
+                    return Err(wrong());
+                }
+                Ok(Self::Pod { namespace: namespace.to_owned(), name: name.to_owned() })
+            }
+        }
+    }
+}
+
+/// The identity of an entity that is one; `cluster` and `all` are many.
+fn entity(name: &str) -> Result<IdentityNumber, String> {
+    let found = RESERVED.iter().find(|(_, names)| names.first() == Some(&name));
+    found.map(|(number, _)| *number).ok_or_else(|| {
+        let names: Vec<&str> = RESERVED.iter().filter_map(|(_, names)| names.first().copied()).collect();
+        format!("`{name}` is not one identity; entities to trace are {}", names.join(", "))
+    })
+}
+
+/// An end with its identity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Resolved {
+    /// Its number; 0 for an address inside the cluster that nobody has.
+    pub(super) identity: IdentityNumber,
+    /// Its labels.
+    pub(super) labels: Vec<String>,
+    /// Namespace and name of the pod, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) pod: Option<String>,
+    /// The address, if one was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) address: Option<IpAddr>,
+    #[serde(skip)]
+    pub(super) node: Option<String>,
+}
+
+impl Resolved {
+    /// The words for it.
+    pub(super) fn words(&self) -> String {
+        let name = policy::reserved_name(self.identity);
+        match (&self.pod, self.address) {
+            (Some(pod), _) => format!("{pod} (identity {})", self.identity),
+            (None, Some(address)) => format!(
+                "{address} (identity {})",
+                name.map_or_else(|| self.identity.to_string(), str::to_owned)
+            ),
+            (None, None) => name.map_or_else(|| format!("identity {}", self.identity), str::to_owned),
+        }
+    }
+}
+
+impl End {
+    /// The end in this cluster. Of a node's own address the other end decides whether it is its host.
+    pub(super) fn resolve(&self, cluster: &Cluster, other: &Self) -> Result<Resolved, Error> {
+        match self {
+            Self::Pod { namespace, name } => {
+                let pod = cluster.pod(namespace, name).ok_or_else(|| no_pod(cluster, namespace, name))?;
+                of_pod(cluster, pod, other)
+            }
+            Self::Identity(number) | Self::Entity(number) => {
+                let identity = cluster.identities.get(*number);
+                identity
+                    .map(|identity| of_identity(cluster, identity.number()))
+                    .ok_or_else(|| Error::NoEnd(format!("there is no identity {number}")))
+            }
+            Self::Address(address) => {
+                let resolved = of_address(cluster, *address, other)?;
+                Ok(Resolved { address: Some(*address), ..resolved })
+            }
+        }
+    }
+
+    /// The node that it is on, if that is known.
+    fn node<'a>(&self, cluster: &'a Cluster) -> Option<&'a str> {
+        match self {
+            Self::Pod { namespace, name } => cluster.pod(namespace, name)?.node.as_deref(),
+            Self::Address(address) => match node_with(cluster, *address) {
+                Some(node) => Some(&node.name),
+                None => pod_with(cluster, *address)?.node.as_deref(),
+            },
+            Self::Identity(_) | Self::Entity(_) => None,
+        }
+    }
+}
+
+fn of_identity(cluster: &Cluster, number: IdentityNumber) -> Resolved {
+    let labels = cluster.identities.get(number).map(Identity::labels);
+    Resolved {
+        identity: number,
+        labels: labels.into_iter().flatten().map(ToString::to_string).collect(),
+        pod: None,
+        address: None,
+        node: None,
+    }
+}
+
+fn of_pod(cluster: &Cluster, pod: &Pod, other: &End) -> Result<Resolved, Error> {
+    let full_name = format!("{}/{}", pod.namespace, pod.name);
+    let number = match pod.identity {
+        Some(number) => number,
+        None if pod.host_network => of_node(cluster, pod.node.as_deref(), other),
+        None => {
+            return Err(Error::NoEnd(format!(
+                "Pod {full_name} has no identity; `authctl policy check` says why"
+            )));
+        }
+    };
+    Ok(Resolved { pod: Some(full_name), node: pod.node.clone(), ..of_identity(cluster, number) })
+}
+
+fn of_address(cluster: &Cluster, address: IpAddr, other: &End) -> Result<Resolved, Error> {
+    if let Some(pod) = pod_with(cluster, address) {
+        return of_pod(cluster, pod, other);
+    }
+    if let Some(node) = node_with(cluster, address) {
+        let number = of_node(cluster, Some(&node.name), other);
+        return Ok(Resolved { node: Some(node.name.clone()), ..of_identity(cluster, number) });
+    }
+    let in_cluster =
+        cluster.nodes.values().flat_map(|node| &node.pod_cidrs).any(|range| range.contains(&address));
+    let number = if in_cluster { policy::reserved::UNKNOWN } else { policy::reserved::WORLD };
+    Ok(of_identity(cluster, number))
+}
+
+/// What a node is for the other end: its host, or another node.
+fn of_node(cluster: &Cluster, node: Option<&str>, other: &End) -> IdentityNumber {
+    let is_host = node.is_some() && other.node(cluster) == node;
+    if is_host { policy::reserved::HOST } else { policy::reserved::REMOTE_NODE }
+}
+
+fn pod_with(cluster: &Cluster, address: IpAddr) -> Option<&Pod> {
+    cluster.pods.iter().find(|pod| pod.addresses.contains(&address))
+}
+
+fn node_with(cluster: &Cluster, address: IpAddr) -> Option<&Node> {
+    cluster.nodes.values().find(|node| node.addresses.contains(&address))
+}
+
+fn no_pod(cluster: &Cluster, namespace: &str, name: &str) -> Error {
+    let mut others = cluster.pods.iter().filter(|pod| pod.name == name);
+    let hint = others.next().map(|pod| format!("; there is one in namespace {}", pod.namespace));
+    Error::NoEnd(format!("there is no Pod {namespace}/{name}{}", hint.unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_are_parsed() {
+        let pod = |namespace: &str, name: &str| End::Pod { namespace: namespace.into(), name: name.into() };
+        for (text, end) in [
+            ("galaxy/xwing", pod("galaxy", "xwing")),
+            ("xwing", pod("default", "xwing")),
+            ("identity:256", End::Identity(256)),
+            ("ip:192.0.2.1", End::Address([192, 0, 2, 1].into())),
+            ("ip:::ffff:192.0.2.1", End::Address([192, 0, 2, 1].into())),
+            ("entity:world", End::Entity(2)),
+            ("entity:kube-apiserver", End::Entity(7)),
+        ] {
+            assert_eq!(text.parse::<End>().unwrap(), end, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_end_is_refused_in_words() {
+        for text in ["", "/x", "x/", "a/b/c", "identity:x", "ip:1.2.3", "entity:all", "pod:x"] {
+            assert!(text.parse::<End>().is_err(), "{text}");
+        }
+    }
+}

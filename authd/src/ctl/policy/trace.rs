@@ -1,0 +1,84 @@
+//! `authctl policy trace`: what policy says about packets between two ends.
+
+use policy::{Trace, TraceVerdict, Traffic};
+use serde::Serialize;
+
+use super::{
+    end::{End, Resolved},
+    port::{Number, Port},
+};
+use crate::{
+    cluster::{self, Cluster},
+    ctl::{
+        cli::{Format, TraceArgs},
+        error::Error,
+        output::{Output, json},
+        table::printable,
+    },
+};
+
+/// What is printed as JSON.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    from: Resolved,
+    to: Resolved,
+    port: String,
+    #[serde(flatten)]
+    trace: Trace,
+}
+
+/// Prints the verdict; the exit status is 0 whatever it is.
+pub(super) fn run(args: &TraceArgs, output: &mut Output<'_>) -> Result<u8, Error> {
+    let cluster = cluster::load_offline(&args.manifests.manifests)?;
+    let answer = answer(&cluster, &args.from, &args.to, &args.port)?;
+    for problem in cluster.problems.iter().filter(|problem| problem.severity == cluster::Severity::Error) {
+        output.note(&printable(&problem.to_string()))?;
+    }
+    let text = match output.format {
+        Format::Table => words(&answer),
+        Format::Json => json(&answer)?,
+    };
+    output.text(&text)?;
+    Ok(0)
+}
+
+fn answer(cluster: &Cluster, from: &End, to: &End, port: &Port) -> Result<Answer, Error> {
+    let resolved = (from.resolve(cluster, to)?, to.resolve(cluster, from)?);
+    let number = match &port.number {
+        Number::None => 0,
+        Number::Given(number) => *number,
+        Number::Named(name) => return Err(Error::NoEnd(format!("port `{name}` has no number here"))),
+    };
+    let traffic = Traffic {
+        from: resolved.0.identity,
+        to: resolved.1.identity,
+        protocol: port.protocol,
+        port: port.in_key(number),
+    };
+    let trace = policy::trace(&cluster.policies, &cluster.identities, traffic);
+    Ok(Answer { from: resolved.0, to: resolved.1, port: port.to_string(), trace })
+}
+
+fn words(answer: &Answer) -> String {
+    let Answer { from, to, port, trace } = answer;
+    let word = |verdict| match verdict {
+        TraceVerdict::Allowed => "allowed",
+        TraceVerdict::Denied => "denied",
+    };
+    let mut text = format!("{} -> {}, {port}\n", from.words(), to.words());
+    for (name, end) in [("egress", &trace.egress), ("ingress", &trace.ingress)] {
+        let rule = end.rule.as_ref().map_or_else(|| "no rule allows it".to_owned(), ToString::to_string);
+        text.push_str(&format!("{name:<8} {:<8} {rule}\n", word(end.verdict)));
+    }
+    text.push_str(&format!("verdict  {}", word(trace.verdict)));
+    if trace.verdict == TraceVerdict::Allowed {
+        text.push_str(&format!("; authentication {}", trace.authentication.as_str()));
+        if trace.authentication_impossible {
+            text.push_str(", which this pair can't have: its packets drop (AUTH_IMPOSSIBLE)");
+        }
+        text.push_str(&format!("; encryption {}", trace.encryption.as_str()));
+    }
+    text.push('\n');
+    text
+}
