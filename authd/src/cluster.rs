@@ -13,6 +13,7 @@ mod offline;
 mod policies;
 mod problem;
 mod snapshot;
+mod surroundings;
 mod yaml;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +22,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use policy::{IdentityNumber, IdentitySet, NodeNumber, PolicySet};
+use policy::{IdentityNumber, IdentitySet, Input, NamedPort, NodeNumber, PolicySet, Surroundings};
 
 pub use allocate::{IDENTITIES_FILE, Summary, allocate};
 pub use directory::{Watch, load, watch};
@@ -44,6 +45,8 @@ pub struct Cluster {
     pub identities: IdentitySet,
     /// The policies; those that can't be applied are in it as refused and deny.
     pub policies: PolicySet,
+    /// What else the policies refer to.
+    pub surroundings: Surroundings,
     /// What is wrong with the directory.
     pub problems: Vec<Problem>,
 }
@@ -76,6 +79,8 @@ pub struct Pod {
     pub host_network: bool,
     /// Its service account.
     pub service_account: String,
+    /// The ports of its containers that have names.
+    pub named_ports: Vec<(NamedPort, u16)>,
     /// Its labels as written.
     pub labels: BTreeMap<String, String>,
     /// Its identity. A pod without one gets no traffic.
@@ -83,6 +88,12 @@ pub struct Pod {
 }
 
 impl Cluster {
+    /// What policies are compiled from.
+    #[must_use]
+    pub const fn policy_input(&self) -> Input<'_> {
+        Input { policies: &self.policies, identities: &self.identities, surroundings: &self.surroundings }
+    }
+
     /// The pods that are bound to this node.
     pub fn local_pods<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a Pod> {
         self.pods.iter().filter(move |pod| pod.node.as_deref() == Some(node))

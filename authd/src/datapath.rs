@@ -150,15 +150,17 @@ impl Task {
         };
         let cluster = Arc::clone(&self.parts.cluster.borrow_and_update());
         let sessions = Arc::clone(&self.parts.sessions.borrow_and_update());
-        let mut plan = Plan::make(&Inputs {
+        let inputs = Inputs {
             cluster: &cluster,
             node: &self.node,
             interfaces: &interfaces,
             cluster_cidrs: &self.cluster_cidrs,
             sessions: &sessions,
-        });
+        };
+        let mut plan = Plan::make(&inputs);
         self.policy.refresh(&cluster, plan.local_identities());
         plan.policy = self.policy.local_entries().clone();
+        plan.add_prefixes(self.policy.prefixes(), &inputs);
         let mut failures = BTreeMap::new();
         // Programs first: a pod that is not in the maps yet gets no traffic, rather than any.
         let attached = self.attach(&cluster, &plan, &interfaces, &mut failures);

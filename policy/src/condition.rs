@@ -17,8 +17,15 @@ pub enum ConditionKind {
     AuthImpossible,
     /// The selector names another namespace than the policy's own; the policy's own counts.
     ForeignNamespace,
-    /// A list is there but empty, so the rule selects nothing.
+    /// The rule selects nothing: a list is there but empty, or nothing is as it says.
     SelectsNothing,
+    /// Another rule already says the same, or denies all of it.
+    Shadowed,
+    /// Authentication is required of some identities but not of others with the same SPIFFE ID; the rule
+    /// allows nothing.
+    SharedSpiffeId,
+    /// What the rule selects is known for a part of an identity only; such an identity isn't allowed.
+    Ambiguous,
 }
 
 impl ConditionKind {
@@ -31,6 +38,9 @@ impl ConditionKind {
             Self::AuthImpossible => "AuthImpossible",
             Self::ForeignNamespace => "ForeignNamespace",
             Self::SelectsNothing => "SelectsNothing",
+            Self::Shadowed => "Shadowed",
+            Self::SharedSpiffeId => "SharedSpiffeId",
+            Self::Ambiguous => "Ambiguous",
         }
     }
 }

@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::label::{Label, LabelError, NAMESPACE_KEY, SERVICE_ACCOUNT_KEY, Source};
 use crate::label_set::LabelSet;
+use crate::peer::Remote;
 
 /// The largest number of an identity; what is above is for numbers that only one node knows.
-pub const LAST_USER: IdentityNumber = (1 << 24) - 1;
+pub const LAST_USER: IdentityNumber = reserved::FIRST_LOCAL - 1;
 
 /// Why an identity is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -211,6 +212,12 @@ pub const RESERVED: [(IdentityNumber, &[&str]); 8] = [
 /// The name of a reserved identity (`host`, `world`, …).
 #[must_use]
 pub fn reserved_name(number: IdentityNumber) -> Option<&'static str> {
+    match number {
+        // These two are there only if policies name all of a family.
+        reserved::WORLD_IPV4 => return Some("world-ipv4"),
+        reserved::WORLD_IPV6 => return Some("world-ipv6"),
+        _ => {}
+    }
     RESERVED.iter().find(|(have, _)| *have == number).and_then(|(_, names)| names.first().copied())
 }
 
@@ -282,6 +289,11 @@ impl IdentitySet {
     /// All of them in the order of their numbers, reserved ones first.
     pub fn iter(&self) -> impl Iterator<Item = &Identity> {
         self.by_number.values()
+    }
+
+    /// All of them, as rules look at them.
+    pub fn remotes(&self) -> impl Iterator<Item = Remote<'_>> {
+        self.iter().map(|identity| Remote { number: identity.number, labels: &identity.labels, net: None })
     }
 
     fn put(&mut self, identity: Identity) {

@@ -24,6 +24,8 @@ pub enum Source {
     K8s,
     /// This system: hosts, the world and other peers that aren't pods.
     Reserved,
+    /// A prefix of addresses outside the cluster.
+    Cidr,
 }
 
 impl Source {
@@ -34,6 +36,7 @@ impl Source {
             Self::Any => "any",
             Self::K8s => "k8s",
             Self::Reserved => "reserved",
+            Self::Cidr => "cidr",
         }
     }
 }
@@ -52,6 +55,7 @@ impl FromStr for Source {
             "any" => Ok(Self::Any),
             "k8s" => Ok(Self::K8s),
             "reserved" => Ok(Self::Reserved),
+            "cidr" => Ok(Self::Cidr),
             _ => Err(LabelError::Source(text.to_owned())),
         }
     }

@@ -4,27 +4,33 @@
 //! policy denies.
 
 mod allocate;
+mod cidr;
 mod compile;
 mod condition;
+mod fqdn;
 mod identity;
 mod label;
 mod label_set;
 mod lookup;
 mod object;
 mod parse;
+mod peer;
 mod pod;
 mod policy_set;
 mod port;
 mod rule;
 mod selector;
+mod surroundings;
 mod trace;
 
 pub use allocate::{AllocateError, Allocated, Allocation, allocate};
 pub use auth_ebpf_abi::{
     AuthType, Choice, Direction, IdentityNumber, NodeNumber, PolicyEntry, PolicyKey, identity as reserved,
 };
-pub use compile::{Compiled, PolicyMap, compile};
+pub use cidr::{ALL_V4, ALL_V6, CidrBlock, Prefixes, prefix_key};
+pub use compile::{Compiled, Input, PolicyMap, compile};
 pub use condition::{Condition, ConditionKind};
+pub use fqdn::{NameSelector, canonical_name};
 pub use identity::{
     Identity, IdentityError, IdentitySet, IdentitySpec, LAST_USER, NodeNumberSpec, RESERVED, reserved_name,
 };
@@ -36,11 +42,13 @@ pub use label_set::LabelSet;
 pub use lookup::lookup;
 pub use object::{Kind, ObjectRef, RuleList, RuleRef};
 pub use parse::{Fault, PolicyError, Problem};
+pub use peer::{GroupSelector, Peer, Peers, Remote, ServiceSelector};
 pub use pod::{Pod, is_relevant};
 pub use policy_set::PolicySet;
-pub use port::{PortPrefix, protocol};
-pub use rule::{Peer, Peers, Policy, Rule, Spec, Subject};
+pub use port::{NamedPort, PortPrefix, protocol};
+pub use rule::{Policy, Rule, Spec, Subject};
 pub use selector::{Operator, Requirement, Selector};
+pub use surroundings::{CidrGroup, NamedPorts, Service, Surroundings};
 pub use trace::{
     Authentication, DirectionTrace, Encryption, Trace, TraceVerdict, Traffic, trace, trace_compiled,
 };

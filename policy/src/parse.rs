@@ -3,6 +3,10 @@
 //! Every field is known by name. An unknown one, or one that has the wrong form, refuses the whole object;
 //! a known one that isn't supported takes the effect of its rule and leaves a condition. Nothing is skipped.
 
+mod addresses;
+mod annotations;
+mod icmp;
+mod network_policy;
 mod node;
 mod peers;
 mod policy_error;
@@ -25,7 +29,8 @@ use node::Node;
 const DEFAULT_NAMESPACE: &str = "default";
 
 impl Policy {
-    /// The policy that an object describes: CiliumNetworkPolicy or CiliumClusterwideNetworkPolicy.
+    /// The policy that an object describes: CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy or
+    /// NetworkPolicy.
     ///
     /// # Errors
     /// [`PolicyError`] if the object can't be understood; [`PolicyError::into_policy`] then denies what it is
@@ -60,7 +65,7 @@ impl PolicyError {
         let path = self.fault().path.clone();
         let (object, scope) = self.into_parts();
         let conditions = vec![Condition { kind: ConditionKind::Refused, path, message }];
-        Policy { object, specs: Vec::new(), refused: Some(scope), conditions }
+        Policy { object, specs: Vec::new(), refused: Some(scope), audit: false, conditions }
     }
 }
 
@@ -80,10 +85,14 @@ fn parse(value: &Value, object: &ObjectRef) -> Result<Policy, Fault> {
     let root = Node::root(value);
     let version = match object.kind {
         Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => "cilium.io/v2",
-        Kind::NetworkPolicy => return Err(Fault::new("kind", Problem::UnsupportedKind)),
+        Kind::NetworkPolicy => "networking.k8s.io/v1",
         Kind::Unknown => return Err(Fault::new("kind", Problem::UnknownKind)),
     };
-    let fields = root.fields(&["apiVersion", "kind", "metadata", "spec", "specs", "status"])?;
+    let mut known = vec!["apiVersion", "kind", "metadata", "spec", "status"];
+    if object.kind != Kind::NetworkPolicy {
+        known.push("specs");
+    }
+    let fields = root.fields(&known)?;
     let found = fields.require("apiVersion")?;
     if found.text()? != version {
         return Err(found.fault(Problem::Version { expected: version }));
@@ -91,10 +100,16 @@ fn parse(value: &Value, object: &ObjectRef) -> Result<Policy, Fault> {
     if object.name.is_empty() {
         return Err(Fault::new("metadata.name", Problem::Missing));
     }
+    let annotations = annotations::parse(fields.get("metadata"))?;
     let mut conditions = Vec::new();
     let mut specs = Vec::new();
     if let Some(node) = fields.get("spec") {
-        specs.push(spec::parse(&node, None, object, &mut conditions)?);
+        specs.push(match object.kind {
+            Kind::NetworkPolicy => network_policy::parse(&node, object)?,
+            Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy | Kind::Unknown => {
+                spec::parse(&node, None, object, &mut conditions)?
+            }
+        });
     }
     for (place, node) in fields.items("specs")?.unwrap_or_default().iter().enumerate() {
         specs.push(spec::parse(node, Some(place), object, &mut conditions)?);
@@ -102,7 +117,9 @@ fn parse(value: &Value, object: &ObjectRef) -> Result<Policy, Fault> {
     if specs.is_empty() {
         return Err(Fault::new("spec", Problem::Missing));
     }
-    Ok(Policy { object: object.clone(), specs, refused: None, conditions })
+    let audit = annotations.audit;
+    annotations.apply(&mut specs)?;
+    Ok(Policy { object: object.clone(), specs, refused: None, audit, conditions })
 }
 
 /// What a refused object is about: what its selectors select if they can be understood, otherwise its

@@ -1,13 +1,15 @@
 //! All policies there are, by name.
 
+mod conditions;
+
 use std::collections::BTreeMap;
 
-use auth_ebpf_abi::AuthType;
-
-use crate::condition::{Condition, ConditionKind};
-use crate::identity::{IdentitySet, RESERVED, reserved_name};
+use crate::cidr::Prefixes;
+use crate::condition::Condition;
+use crate::identity::IdentitySet;
 use crate::object::ObjectRef;
-use crate::rule::{Peers, Policy, Rule, Spec};
+use crate::rule::Policy;
+use crate::surroundings::Surroundings;
 
 /// A set of policies, one of each name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,14 +57,28 @@ impl PolicySet {
         self.policies.is_empty()
     }
 
+    /// The prefixes that the policies name, with their identities.
+    #[must_use]
+    pub fn prefixes(&self, surroundings: &Surroundings) -> Prefixes {
+        let specs = self.policies.values().flat_map(|policy| &policy.specs);
+        let rules = specs.flat_map(|spec| &spec.rules);
+        Prefixes::new(rules.flat_map(|rule| rule.peers.nets(surroundings)))
+    }
+
     /// The conditions of each policy that has any: those of its fields, and those which follow from the
     /// identities that its rules select.
     #[must_use]
-    pub fn conditions(&self, identities: &IdentitySet) -> BTreeMap<ObjectRef, Vec<Condition>> {
+    pub fn conditions(
+        &self,
+        identities: &IdentitySet,
+        surroundings: &Surroundings,
+    ) -> BTreeMap<ObjectRef, Vec<Condition>> {
+        let prefixes = self.prefixes(surroundings);
+        let view = conditions::View { identities, surroundings, prefixes: &prefixes };
         let of_policy = |policy: &Policy| {
             let mut conditions = policy.conditions.clone();
             for spec in &policy.specs {
-                conditions.extend(spec.rules.iter().filter_map(|rule| impossible(spec, rule, identities)));
+                conditions.extend(spec.rules.iter().flat_map(|rule| view.of_rule(spec, rule)));
             }
             (policy.object.clone(), conditions)
         };
@@ -78,33 +94,4 @@ impl FromIterator<Policy> for PolicySet {
         }
         set
     }
-}
-
-/// The condition of a rule that requires authentication of peers for which no SVID exists.
-fn impossible(spec: &Spec, rule: &Rule, identities: &IdentitySet) -> Option<Condition> {
-    if rule.list.is_deny() || rule.authentication != Some(AuthType::Spire) {
-        return None;
-    }
-    let selected = |number| match &rule.peers {
-        Peers::Any => true,
-        // The endpoint's own labels matter for pods of its cluster only, and these aren't reserved.
-        Peers::Selected(_) => identities
-            .get(number)
-            .is_some_and(|identity| rule.peers.matches(identity.labels(), identity.labels())),
-    };
-    let names: Vec<&str> = RESERVED
-        .iter()
-        .filter(|(number, _)| selected(*number))
-        .filter_map(|(number, _)| reserved_name(*number))
-        .collect();
-    if names.is_empty() {
-        return None;
-    }
-    let spec = spec.place.map_or("spec".to_owned(), |place| format!("specs[{place}]"));
-    let path = format!("{spec}.{}[{}].authentication", rule.list.as_str(), rule.index);
-    let message = format!(
-        "required of {}, which can't have an SVID: their packets are dropped (AUTH_IMPOSSIBLE)",
-        names.join(", ")
-    );
-    Some(Condition { kind: ConditionKind::AuthImpossible, path, message })
 }

@@ -69,6 +69,23 @@ pub mod protocol {
     }
 }
 
+/// A port by its name, which pods give a number.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamedPort {
+    /// The name, in lower case.
+    pub name: String,
+    /// IP protocol number.
+    pub protocol: u8,
+}
+
+impl NamedPort {
+    /// The port with this name, whatever its case.
+    #[must_use]
+    pub fn new(name: &str, protocol: u8) -> Self {
+        Self { name: name.to_ascii_lowercase(), protocol }
+    }
+}
+
 /// Bits of a protocol number.
 const PROTOCOL_BITS: u8 = 8;
 /// Bits of a protocol number and a whole port.

@@ -1,12 +1,12 @@
 //! Policies as understood: what remains of an object once every field has a meaning.
 
-use auth_ebpf_abi::AuthType;
+use auth_ebpf_abi::{AuthType, Direction};
 
 use crate::condition::Condition;
-use crate::label::{CLUSTER_KEY, Source};
 use crate::label_set::LabelSet;
 use crate::object::{ObjectRef, RuleList};
-use crate::port::PortPrefix;
+use crate::peer::Peers;
+use crate::port::{NamedPort, PortPrefix};
 use crate::selector::Selector;
 
 /// A policy object.
@@ -18,6 +18,8 @@ pub struct Policy {
     pub specs: Vec<Spec>,
     /// Set if it was refused: everything these select is denied, whatever any policy says.
     pub refused: Option<Vec<Selector>>,
+    /// Whether it is only tried: what it would drop passes, and is reported.
+    pub audit: bool,
     /// What isn't done as written.
     pub conditions: Vec<Condition>,
 }
@@ -41,6 +43,17 @@ pub struct Spec {
     pub labels: Vec<String>,
     /// A text for flows that it decides.
     pub log: Option<String>,
+}
+
+impl Spec {
+    /// Whether what no rule allows is denied in this direction.
+    #[must_use]
+    pub const fn default_deny(&self, direction: Direction) -> bool {
+        match direction {
+            Direction::Ingress => self.default_deny_ingress,
+            Direction::Egress => self.default_deny_egress,
+        }
+    }
 }
 
 /// Whom a spec is for.
@@ -74,50 +87,10 @@ pub struct Rule {
     pub peers: Peers,
     /// The protocols and ports that it is about, none twice.
     pub ports: Vec<PortPrefix>,
+    /// The ports that it names, whose numbers depend on the pods at the destination.
+    pub named_ports: Vec<NamedPort>,
     /// The authentication that it names, if it names one.
     pub authentication: Option<AuthType>,
-}
-
-/// The other ends that a rule is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Peers {
-    /// Every one, known or not.
-    Any,
-    /// Those that one of these selects; no one if there are none.
-    Selected(Vec<Peer>),
-}
-
-impl Peers {
-    /// No one.
-    pub const NONE: Self = Self::Selected(Vec::new());
-
-    /// Whether an identity with these labels is meant, seen from an endpoint with the `own` labels.
-    #[must_use]
-    pub fn matches(&self, labels: &LabelSet, own: &LabelSet) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Selected(peers) => peers.iter().any(|peer| peer.matches(labels, own)),
-        }
-    }
-}
-
-/// Some of the other ends that a rule is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Peer {
-    /// Those selected.
-    Selector(Selector),
-    /// Pods of the endpoint's own cluster.
-    OwnCluster,
-}
-
-impl Peer {
-    fn matches(&self, labels: &LabelSet, own: &LabelSet) -> bool {
-        match self {
-            Self::Selector(selector) => selector.matches(labels),
-            Self::OwnCluster => {
-                let cluster = labels.get(Source::K8s, CLUSTER_KEY);
-                cluster.is_some() && cluster == own.get(Source::K8s, CLUSTER_KEY)
-            }
-        }
-    }
+    /// Whether what it allows must travel encrypted.
+    pub encryption: bool,
 }

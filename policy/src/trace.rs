@@ -3,11 +3,9 @@
 use auth_ebpf_abi::{AuthType, Direction, IdentityNumber, identity as reserved};
 use serde::{Serialize, Serializer};
 
-use crate::compile::{Compiled, compile};
-use crate::identity::IdentitySet;
+use crate::compile::{Compiled, Input, compile};
 use crate::lookup::lookup;
 use crate::object::RuleRef;
-use crate::policy_set::PolicySet;
 
 /// Packets from one identity to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,8 +109,8 @@ pub struct Trace {
 
 /// Traces packets through the policies of both ends.
 #[must_use]
-pub fn trace(policies: &PolicySet, identities: &IdentitySet, traffic: Traffic) -> Trace {
-    let compiled = compile(policies, identities, [traffic.from, traffic.to]);
+pub fn trace(input: Input<'_>, traffic: Traffic) -> Trace {
+    let compiled = compile(input, [traffic.from, traffic.to]);
     trace_compiled(&compiled, traffic)
 }
 

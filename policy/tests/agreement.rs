@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
+use std::sync::LazyLock;
+
 use policy::{
-    AuthType, Direction, Identity, IdentityNumber, IdentitySet, Pod, Policy, PolicySet, PortPrefix, RuleRef,
-    compile, lookup, protocol,
+    AuthType, Direction, Identity, IdentityNumber, IdentitySet, Input, Pod, Policy, PolicySet, PortPrefix,
+    Remote, RuleRef, Surroundings, compile, lookup, protocol,
 };
 use proptest::collection::vec;
 use proptest::option::{of, weighted};
@@ -27,6 +29,11 @@ fn identities() -> IdentitySet {
             .unwrap()
     };
     IdentitySet::from_identities(PODS.map(identity)).unwrap()
+}
+
+fn input<'a>(policies: &'a PolicySet, identities: &'a IdentitySet) -> Input<'a> {
+    static NOTHING: LazyLock<Surroundings> = LazyLock::new(Surroundings::default);
+    Input { policies, identities, surroundings: &NOTHING }
 }
 
 /// What a packet gets: nothing, or the authentication that it needs.
@@ -60,7 +67,10 @@ fn naive(
             for rule in spec.rules.iter().filter(|rule| rule.list.direction() == direction) {
                 let is_any = rule.peers == policy::Peers::Any;
                 let is_peer = is_any
-                    || identities.get(remote).is_some_and(|remote| rule.peers.matches(remote.labels(), own));
+                    || identities.get(remote).is_some_and(|remote| {
+                        let remote = Remote { number: remote.number(), labels: remote.labels(), net: None };
+                        rule.peers.select(remote, own, &Surroundings::default(), rule.list.is_deny())
+                    });
                 let ports = rule.ports.iter().filter(|ports| ports.covers(packet)).map(|ports| ports.bits());
                 let (true, Some(bits)) = (is_peer, ports.max()) else { continue };
                 if rule.list.is_deny() {
@@ -210,7 +220,7 @@ proptest! {
     #[test]
     fn the_map_says_what_the_rules_say(policies in policy_set(), packets in vec(packet(), 8)) {
         let identities = identities();
-        let compiled = compile(&policies, &identities, PODS);
+        let compiled = compile(input(&policies, &identities), PODS);
         for local in PODS {
             for remote in remotes() {
                 for direction in [Direction::Ingress, Direction::Egress] {
@@ -238,7 +248,7 @@ proptest! {
     #[test]
     fn entries_are_well_formed(policies in policy_set()) {
         let identities = identities();
-        let compiled = compile(&policies, &identities, PODS);
+        let compiled = compile(input(&policies, &identities), PODS);
         for ((key, bits), entry) in &compiled.map {
             prop_assert!(PODS.contains(&key.local));
             prop_assert_eq!(u32::from(entry.port_prefix), bits - 72);
@@ -253,9 +263,9 @@ proptest! {
     #[test]
     fn compiling_is_deterministic_and_local(policies in policy_set(), local in PODS) {
         let identities = identities();
-        let all = compile(&policies, &identities, PODS);
-        prop_assert_eq!(&all, &compile(&policies, &identities, PODS.rev()));
-        let mut one = compile(&policies, &identities, [local]).map;
+        let all = compile(input(&policies, &identities), PODS);
+        prop_assert_eq!(&all, &compile(input(&policies, &identities), PODS.rev()));
+        let mut one = compile(input(&policies, &identities), [local]).map;
         let same: std::collections::BTreeMap<_, _> =
             all.map.into_iter().filter(|((key, _), _)| key.local == local).collect();
         prop_assert_eq!(&one, &same);

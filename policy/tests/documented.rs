@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::sync::LazyLock;
+
 use policy::{
-    AuthType, Authentication, Identity, IdentityNumber, IdentitySet, Kind, ObjectRef, Pod, Policy, PolicySet,
-    RuleRef, Trace, TraceVerdict, Traffic, compile, protocol, trace,
+    AuthType, Authentication, Identity, IdentityNumber, IdentitySet, Input, Kind, ObjectRef, Pod, Policy,
+    PolicySet, RuleRef, Surroundings, Trace, TraceVerdict, Traffic, compile, protocol, trace,
 };
 
 const HOST: IdentityNumber = 1;
@@ -32,6 +34,11 @@ fn galaxy() -> IdentitySet {
     .unwrap()
 }
 
+fn input<'a>(policies: &'a PolicySet, identities: &'a IdentitySet) -> Input<'a> {
+    static NOTHING: LazyLock<Surroundings> = LazyLock::new(Surroundings::default);
+    Input { policies, identities, surroundings: &NOTHING }
+}
+
 /// A CiliumNetworkPolicy in `galaxy` for the deathstar, with these lines as the rest of its spec.
 fn for_deathstar(rest: &str) -> PolicySet {
     let rest: String = rest.lines().map(|line| format!("  {line}\n")).collect();
@@ -46,7 +53,7 @@ fn policies(documents: &[&str]) -> PolicySet {
 }
 
 fn ask(policies: &PolicySet, from: IdentityNumber, to: IdentityNumber, protocol: u8, port: u16) -> Trace {
-    trace(policies, &galaxy(), Traffic { from, to, protocol, port })
+    trace(input(policies, &galaxy()), Traffic { from, to, protocol, port })
 }
 
 /// Word for what TCP packets from `from` to `to` get.
@@ -88,7 +95,7 @@ fn the_demo() {
 
 #[test]
 fn the_demo_asks_for_its_pairs_only() {
-    let compiled = compile(&for_deathstar(DEMO), &galaxy(), [DEATHSTAR, TIEFIGHTER]);
+    let compiled = compile(input(&for_deathstar(DEMO), &galaxy()), [DEATHSTAR, TIEFIGHTER]);
     assert!(compiled.asks_authentication(DEATHSTAR, TIEFIGHTER));
     assert!(compiled.asks_authentication(DEATHSTAR, DEATHSTAR));
     assert!(!compiled.asks_authentication(DEATHSTAR, XWING));

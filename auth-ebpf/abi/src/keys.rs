@@ -31,13 +31,20 @@ pub mod identity {
     pub const KUBE_APISERVER: IdentityNumber = 7;
     /// Ingress proxies.
     pub const INGRESS: IdentityNumber = 8;
+    /// Everything outside the cluster that has an IPv4 address, where policies name all of IPv4.
+    pub const WORLD_IPV4: IdentityNumber = 9;
+    /// The same of IPv6.
+    pub const WORLD_IPV6: IdentityNumber = 10;
     /// The first number that stands for a set of labels.
     pub const FIRST_USER: IdentityNumber = 256;
+    /// The first number that one node alone knows: it stands for a prefix outside the cluster.
+    pub const FIRST_LOCAL: IdentityNumber = 1 << 24;
 
-    /// Whether `number` is reserved: no SVID exists for it, so it can't satisfy `required`.
+    /// Whether `number` is reserved, or a prefix: no SVID exists for it, so it can't satisfy `required`.
     #[must_use]
+    #[inline(always)]
     pub const fn is_reserved(number: IdentityNumber) -> bool {
-        number < FIRST_USER
+        number < FIRST_USER || number >= FIRST_LOCAL
     }
 }
 

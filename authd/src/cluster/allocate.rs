@@ -134,6 +134,9 @@ fn wanted(objects: &[Object]) -> Result<(Vec<LabelSet>, Vec<String>), Error> {
             }
             Body::Pod(_)
             | Body::Namespace { .. }
+            | Body::Service { .. }
+            | Body::Endpoints { .. }
+            | Body::CidrGroup { .. }
             | Body::Identity(_)
             | Body::NodeNumber(_)
             | Body::Policy(_) => {}
@@ -145,9 +148,14 @@ fn wanted(objects: &[Object]) -> Result<(Vec<LabelSet>, Vec<String>), Error> {
 fn node_numbers(objects: &[Object]) -> BTreeMap<String, NodeNumber> {
     let number = |object: &Object| match object.body {
         Body::NodeNumber(number) => Some((object.key.name.clone(), number)),
-        Body::Namespace { .. } | Body::Node { .. } | Body::Pod(_) | Body::Identity(_) | Body::Policy(_) => {
-            None
-        }
+        Body::Namespace { .. }
+        | Body::Node { .. }
+        | Body::Pod(_)
+        | Body::Service { .. }
+        | Body::Endpoints { .. }
+        | Body::CidrGroup { .. }
+        | Body::Identity(_)
+        | Body::Policy(_) => None,
     };
     objects.iter().filter_map(number).collect()
 }

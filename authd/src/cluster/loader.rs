@@ -120,7 +120,7 @@ impl Loader {
             }
         }
         let mut cluster = snapshot::build(&objects, &mut self.memory, self.missing);
-        let (policies, refusals) = policies::collect(&objects, refused, &cluster.identities);
+        let (policies, refusals) = policies::collect(&objects, refused, &cluster);
         cluster.policies = policies;
         cluster.problems.extend(problems);
         cluster.problems.extend(refusals);

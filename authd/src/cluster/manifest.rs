@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use policy::{Identity, Policy};
+use policy::{Identity, NamedPort, Policy};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -56,9 +56,30 @@ pub(super) struct Object {
 /// What an object says.
 #[derive(Clone, Debug)]
 pub(super) enum Body {
-    Namespace { labels: BTreeMap<String, String> },
-    Node { addresses: Vec<(String, IpAddr)>, pod_cidrs: Vec<IpNet> },
+    Namespace {
+        labels: BTreeMap<String, String>,
+        audit: bool,
+    },
+    Node {
+        labels: BTreeMap<String, String>,
+        addresses: Vec<(String, IpAddr)>,
+        pod_cidrs: Vec<IpNet>,
+    },
     Pod(PodBody),
+    /// `selector` is none if its endpoints are kept by hand.
+    Service {
+        labels: BTreeMap<String, String>,
+        selector: Option<BTreeMap<String, String>>,
+    },
+    /// Addresses that stand behind a service of the same namespace.
+    Endpoints {
+        service: String,
+        addresses: Vec<IpAddr>,
+    },
+    CidrGroup {
+        labels: BTreeMap<String, String>,
+        nets: Vec<IpNet>,
+    },
     Identity(Box<Identity>),
     NodeNumber(u16),
     Policy(Box<Policy>),
@@ -74,6 +95,8 @@ pub(super) struct PodBody {
     pub(super) has_ended: bool,
     /// Field and address.
     pub(super) addresses: Vec<(String, IpAddr)>,
+    /// The ports of its containers that have names.
+    pub(super) named_ports: Vec<(NamedPort, u16)>,
 }
 
 /// A policy, or what may have been one, that can't be applied.
@@ -282,8 +305,12 @@ fn class(header: &Header) -> Class {
     let kind = header.kind.as_str();
     let group = header.api_version.split_once('/').map_or("", |(group, _)| group);
     match (header.api_version.as_str(), kind) {
-        ("v1", "Pod") => return Class::Used(Scope::Namespaced),
-        ("v1", "Namespace" | "Node") | (API_VERSION, "Identity" | "NodeNumber") => {
+        ("v1", "Pod" | "Service" | "Endpoints") | ("discovery.k8s.io/v1", "EndpointSlice") => {
+            return Class::Used(Scope::Namespaced);
+        }
+        ("v1", "Namespace" | "Node")
+        | (API_VERSION, "Identity" | "NodeNumber")
+        | ("cilium.io/v2" | "cilium.io/v2alpha1", "CiliumCIDRGroup") => {
             return Class::Used(Scope::Cluster);
         }
         _ => {}

@@ -1,7 +1,8 @@
 //! The set of policies, with those that can't be applied in it as refused: they deny what they are about.
 
-use policy::{Condition, ConditionKind, IdentitySet, ObjectRef, Policy, PolicySet, Subject};
+use policy::{Condition, ConditionKind, ObjectRef, Policy, PolicySet, Subject};
 
+use super::Cluster;
 use super::manifest::{Body, Object, Refused};
 use super::problem::Problem;
 
@@ -9,7 +10,7 @@ use super::problem::Problem;
 pub(super) fn collect(
     objects: &[Object],
     refused: Vec<Refused>,
-    identities: &IdentitySet,
+    cluster: &Cluster,
 ) -> (PolicySet, Vec<Problem>) {
     let mut set = PolicySet::new();
     for object in objects {
@@ -17,7 +18,7 @@ pub(super) fn collect(
             set.insert(Policy::clone(policy));
         }
     }
-    let mut problems = conditions(objects, &set, identities);
+    let mut problems = conditions(objects, &set, cluster);
     for Refused { key, value, mut problem } in refused {
         let mut policy = denying(Policy::from_value_or_deny(&value), &problem.message);
         if policy.object.name.is_empty() || set.get(&policy.object).is_some() {
@@ -48,7 +49,13 @@ fn denying(policy: Policy, message: &str) -> Policy {
         path: "metadata.name".to_owned(),
         message: message.to_owned(),
     };
-    Policy { object: policy.object, specs: Vec::new(), refused: Some(scope), conditions: vec![condition] }
+    Policy {
+        object: policy.object,
+        specs: Vec::new(),
+        refused: Some(scope),
+        audit: false,
+        conditions: vec![condition],
+    }
 }
 
 /// Names are taken once in a set, so one that is missing or taken is told apart by its place.
@@ -60,18 +67,20 @@ fn rename(object: &mut ObjectRef, problem: &Problem) {
 }
 
 /// What policies ask for that isn't done as written.
-fn conditions(objects: &[Object], set: &PolicySet, identities: &IdentitySet) -> Vec<Problem> {
-    let mut of_policies = set.conditions(identities);
+fn conditions(objects: &[Object], set: &PolicySet, cluster: &Cluster) -> Vec<Problem> {
+    let mut of_policies = set.conditions(&cluster.identities, &cluster.surroundings);
     let mut problems = Vec::new();
     for object in objects {
         let Body::Policy(policy) = &object.body else { continue };
         for condition in of_policies.remove(&policy.object).unwrap_or_default() {
             problems.push(match condition.kind {
-                ConditionKind::Refused | ConditionKind::Unsupported => {
+                ConditionKind::Refused | ConditionKind::Unsupported | ConditionKind::SharedSpiffeId => {
                     object.error(&condition.path, condition.message)
                 }
                 ConditionKind::AuthImpossible
                 | ConditionKind::ForeignNamespace
+                | ConditionKind::Ambiguous
+                | ConditionKind::Shadowed
                 | ConditionKind::SelectsNothing => object.notice(&condition.path, condition.message),
             });
         }

@@ -12,6 +12,7 @@ use policy::{Identity, IdentityNumber, LabelSet, NodeNumber};
 
 use super::manifest::{Body, Object, ObjectKey, PodBody};
 use super::problem::Problem;
+use super::surroundings;
 use super::{CLUSTER_NAME, Cluster, Node, Pod};
 
 /// The label that the API server sets on every namespace.
@@ -74,6 +75,7 @@ pub(super) fn build(objects: &[Object], memory: &mut Memory, missing: Missing) -
         builder.assume_identities(objects);
     }
     builder.pods(objects);
+    builder.cluster.surroundings = surroundings::collect(objects, &builder.cluster);
     let Builder { mut cluster, memory, holders, namespaces, .. } = builder;
     cluster.namespaces = namespaces;
     memory.holders = holders;
@@ -290,6 +292,7 @@ impl Builder<'_> {
             addresses: Vec::new(),
             host_network: body.host_network,
             service_account: body.service_account.clone(),
+            named_ports: body.named_ports.clone(),
             labels: body.labels.clone(),
             identity: None,
         };
@@ -403,7 +406,7 @@ fn overlapping<'a>(ranges: &'a BTreeMap<IpNet, String>, cidr: IpNet, name: &str)
 pub(super) fn namespaces(objects: &[Object]) -> BTreeMap<String, BTreeMap<String, String>> {
     let mut namespaces = BTreeMap::new();
     for object in objects {
-        if let Body::Namespace { labels } = &object.body {
+        if let Body::Namespace { labels, .. } = &object.body {
             let mut labels = labels.clone();
             // The API server sets this on every namespace.
             labels.insert(NAME_LABEL.to_owned(), object.key.name.clone());

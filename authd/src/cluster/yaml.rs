@@ -141,6 +141,8 @@ fn parse(lines_before: u32, text: &str) -> Result<Document, Unreadable> {
         with_snippet: false,
         emit_comments: false,
         reject_unsupported_tags: true,
+        // As in YAML 1.2: a namespace may be called `y`.
+        strict_booleans: true,
     };
     let read: Result<Spanned<Content>, _> = serde_saphyr::from_str_with_options(text, options);
     match read {

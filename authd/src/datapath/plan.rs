@@ -11,6 +11,8 @@ use auth_ebpf_abi::{
 };
 use ipnet::IpNet;
 
+use policy::prefix_key;
+
 use super::interfaces::Interfaces;
 use crate::{
     clock::BootTime,
@@ -30,6 +32,14 @@ pub struct Inputs<'a> {
     pub cluster_cidrs: &'a [IpNet],
     /// Until when each node's session counts, tunnels' grace included, and its epoch.
     pub sessions: &'a BTreeMap<NodeNumber, (BootTime, u32)>,
+}
+
+impl<'a> Inputs<'a> {
+    /// The ranges of the cluster.
+    pub fn ranges(&self) -> impl Iterator<Item = &'a IpNet> {
+        let of_nodes = self.cluster.nodes.values().flat_map(|node| &node.pod_cidrs);
+        self.cluster_cidrs.iter().chain(of_nodes)
+    }
 }
 
 /// An endpoint of this node.
@@ -122,13 +132,21 @@ impl Plan {
 
     fn ranges(&mut self, inputs: &Inputs<'_>) {
         let entry = AddressEntry { flags: AddressFlags::CLUSTER_RANGE, ..AddressEntry::default() };
-        let of_nodes = inputs.cluster.nodes.values().flat_map(|node| &node.pod_cidrs);
-        let ranges = inputs.cluster_cidrs.iter().chain(of_nodes);
-        self.prefixes.extend(ranges.map(|range| (prefix_key(*range), entry)));
+        self.prefixes.extend(inputs.ranges().map(|range| (prefix_key(*range), entry)));
         // A pod without a usable range or identity is undecidable by its address alone.
         let unidentified = inputs.cluster.pods.iter().filter(|pod| pod.identity.is_none());
         let addresses = unidentified.flat_map(|pod| &pod.addresses);
         self.prefixes.extend(addresses.map(|address| (prefix_key(IpNet::from(*address)), entry)));
+    }
+
+    /// Adds the identities of prefixes outside the cluster; what lies in the cluster's ranges stays theirs.
+    pub fn add_prefixes(&mut self, prefixes: &BTreeMap<IpNet, IdentityNumber>, inputs: &Inputs<'_>) {
+        for (net, number) in prefixes {
+            if !inputs.ranges().any(|range| range.contains(net)) {
+                let entry = AddressEntry { identity: *number, ..AddressEntry::default() };
+                self.prefixes.entry(prefix_key(*net)).or_insert(entry);
+            }
+        }
     }
 
     /// Identities of the pods here: those for which policy is compiled and SVIDs are needed.
@@ -142,12 +160,6 @@ impl Plan {
 fn node_of(inputs: &Inputs<'_>, pod: &Pod) -> Option<NodeNumber> {
     let name = pod.node.as_deref()?;
     if name == inputs.node { Some(0) } else { inputs.cluster.nodes.get(name)?.number }
-}
-
-fn prefix_key(range: IpNet) -> (Address, u32) {
-    let bits = u32::from(range.prefix_len());
-    let mapped = if range.addr().is_ipv4() { bits + Address::V4_PREFIX_BITS } else { bits };
-    (Address::from(range.network()), mapped)
 }
 
 fn is_link_local(address: &IpAddr) -> bool {

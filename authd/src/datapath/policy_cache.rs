@@ -6,6 +6,7 @@ use std::{
 };
 
 use auth_ebpf_abi::IdentityNumber;
+use ipnet::IpNet;
 use policy::{Compiled, PolicyMap};
 
 use crate::cluster::Cluster;
@@ -16,6 +17,7 @@ pub(super) struct PolicyCache {
     source: Option<(Arc<Cluster>, BTreeSet<IdentityNumber>)>,
     local: PolicyMap,
     required: BTreeSet<(IdentityNumber, IdentityNumber)>,
+    prefixes: BTreeMap<IpNet, IdentityNumber>,
     rule_names: BTreeMap<u32, String>,
     conditions: Vec<(String, String)>,
 }
@@ -29,7 +31,7 @@ impl PolicyCache {
         // The other end's policy may require authentication too, so all identities are compiled; the
         // kernel gets those of the pods here.
         let everyone = cluster.identities.iter().map(policy::Identity::number);
-        let compiled = policy::compile(&cluster.policies, &cluster.identities, everyone);
+        let compiled = policy::compile(cluster.policy_input(), everyone);
         self.required = required(&compiled, cluster, &locals);
         self.rule_names = compiled.rules.iter().map(|(cookie, rule)| (*cookie, rule.to_string())).collect();
         self.conditions = compiled
@@ -40,11 +42,17 @@ impl PolicyCache {
             })
             .collect();
         self.local = compiled.map.into_iter().filter(|((key, _), _)| locals.contains(&key.local)).collect();
+        self.prefixes = compiled.prefixes;
         self.source = Some((Arc::clone(cluster), locals));
     }
 
     pub(super) const fn local_entries(&self) -> &PolicyMap {
         &self.local
+    }
+
+    /// Identities of prefixes outside the cluster.
+    pub(super) const fn prefixes(&self) -> &BTreeMap<IpNet, IdentityNumber> {
+        &self.prefixes
     }
 
     pub(super) const fn required(&self) -> &BTreeSet<(IdentityNumber, IdentityNumber)> {

@@ -4,6 +4,7 @@
 //! names one: more bits of protocol and port first, then a chosen identity before any. This is what Cilium
 //! documents as explicit over derived, taken from the most specific superset.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,19 +17,32 @@ use crate::port::PortPrefix;
 const ALLOW_PRECEDENCE: u32 = 1;
 
 /// What one rule says.
+#[derive(Clone)]
 pub(super) struct Term<'a> {
     pub(super) deny: bool,
     /// The authentication that it names, if it names one.
     pub(super) explicit: Option<AuthType>,
+    /// Whether what it allows must travel encrypted.
+    pub(super) encryption: bool,
     pub(super) cookie: u32,
-    pub(super) ports: &'a [PortPrefix],
+    pub(super) ports: Cow<'a, [PortPrefix]>,
     pub(super) remotes: Remotes,
 }
 
 /// Whom it says it about.
+#[derive(Clone)]
 pub(super) enum Remotes {
     Any,
     These(Arc<BTreeSet<IdentityNumber>>),
+}
+
+impl Remotes {
+    pub(super) fn has(&self, identity: IdentityNumber) -> bool {
+        match self {
+            Self::Any => true,
+            Self::These(identities) => identities.contains(&identity),
+        }
+    }
 }
 
 /// Puts the entries for all terms, by remote identity (0 for any) and prefix.
@@ -73,6 +87,7 @@ type Entries = BTreeMap<PortPrefix, PolicyEntry>;
 struct Said<'a> {
     deny: bool,
     explicit: Option<AuthType>,
+    encryption: bool,
     cookie: u32,
     ports: &'a [PortPrefix],
     /// Whether its rule chooses this identity, not any.
@@ -80,20 +95,20 @@ struct Said<'a> {
 }
 
 impl<'a> Said<'a> {
-    fn about_any(term: &Term<'a>) -> Option<Self> {
+    fn about_any(term: &'a Term<'_>) -> Option<Self> {
         match term.remotes {
             Remotes::Any => Some(Self::new(term, false)),
             Remotes::These(_) => None,
         }
     }
 
-    fn about_chosen(term: &Term<'a>) -> Self {
+    fn about_chosen(term: &'a Term<'_>) -> Self {
         Self::new(term, true)
     }
 
-    const fn new(term: &Term<'a>, chosen: bool) -> Self {
-        let Term { deny, explicit, cookie, ports, .. } = *term;
-        Self { deny, explicit, cookie, ports, chosen }
+    fn new(term: &'a Term<'_>, chosen: bool) -> Self {
+        let Term { deny, explicit, encryption, cookie, .. } = *term;
+        Self { deny, explicit, encryption, cookie, ports: &term.ports, chosen }
     }
 }
 
@@ -138,7 +153,7 @@ fn entries_beside(said: &[Said<'_>], any_entries: &Entries) -> Entries {
 /// Whether the kernel comes to the same without this entry. The entry for any identity at the same prefix is
 /// longer than what is left for the identity, so it wins, unless what is left denies.
 fn is_implied(entry: &PolicyEntry, prefix: PortPrefix, entries: &Entries, any_entries: &Entries) -> bool {
-    let says = |entry: &PolicyEntry| (entry.deny, entry.auth_type, entry.auth_explicit);
+    let says = |entry: &PolicyEntry| (entry.deny, entry.auth_type, entry.auth_explicit, entry.encryption);
     let left = prefix.and_covering().find_map(|covering| entries.get(&covering));
     any_entries.get(&prefix).is_some_and(|any| says(any) == says(entry))
         || (entry.deny == 1 && left.is_some_and(|left| left.deny == 1))
@@ -146,7 +161,7 @@ fn is_implied(entry: &PolicyEntry, prefix: PortPrefix, entries: &Entries, any_en
 
 /// What is said about everything under a prefix.
 fn entry(said: &[Said<'_>], prefix: PortPrefix) -> Option<PolicyEntry> {
-    let (mut deny, mut allow, mut explicit) = (None, None, None);
+    let (mut deny, mut allow, mut explicit, mut encryption) = (None, None, None, false);
     for (place, said) in said.iter().enumerate() {
         let Some(bits) =
             said.ports.iter().filter(|ports| ports.covers(prefix)).map(|ports| ports.bits()).max()
@@ -158,6 +173,8 @@ fn entry(said: &[Said<'_>], prefix: PortPrefix) -> Option<PolicyEntry> {
             deny = deny.max(Some((rank, Reverse(place), said.cookie)));
         } else {
             allow = allow.max(Some((rank, said.explicit, Reverse(place), said.cookie)));
+            // Whoever asks for encryption gets it, however broad the rule.
+            encryption |= said.encryption;
             explicit = explicit.max(said.explicit.map(|authentication| (rank, authentication)));
         }
     }
@@ -167,5 +184,6 @@ fn entry(said: &[Said<'_>], prefix: PortPrefix) -> Option<PolicyEntry> {
     }
     let (_, _, _, cookie) = allow?;
     let (auth_type, auth_explicit) = explicit.map_or((0, 0), |(_, authentication)| (authentication as u8, 1));
-    Some(PolicyEntry { precedence: ALLOW_PRECEDENCE, cookie, auth_type, auth_explicit, ..named })
+    let encryption = u8::from(encryption);
+    Some(PolicyEntry { precedence: ALLOW_PRECEDENCE, cookie, auth_type, auth_explicit, encryption, ..named })
 }

@@ -39,6 +39,12 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// One of its fields, whatever others there are.
+    pub(super) fn child(&self, name: &str) -> Option<Self> {
+        let value = self.value.get(name).filter(|value| !value.is_null())?;
+        Some(Self { value, path: join(&self.path, name) })
+    }
+
     /// Its fields, whatever they are called.
     pub(super) fn entries(&self) -> Result<Vec<(&'a str, Self)>, Fault> {
         let map = self.value.as_object().ok_or_else(|| self.wrong("an object"))?;

@@ -1,35 +1,68 @@
-//! The peers of a rule: `fromEndpoints`, `fromEntities` and their egress twins.
+//! The peers of a rule: `fromEndpoints`, `fromEntities`, `fromCIDR` and the like, and their egress twins.
 
+use super::addresses;
 use super::node::{Fields, Node};
 use super::policy_error::Fault;
 use super::selector;
 use super::spec::RuleContext;
+use crate::cidr::{ALL_V4, ALL_V6, CidrBlock};
 use crate::label::{CLUSTER_KEY, LabelKey, Source};
-use crate::rule::{Peer, Peers};
+use crate::peer::{Peer, Peers};
 use crate::selector::{Operator, Requirement, Selector};
 
-/// Fields that select peers.
-pub(super) struct PeerFields {
-    endpoints: &'static str,
-    entities: &'static str,
-    unsupported: &'static [&'static str],
+/// How a field selects peers.
+#[derive(Clone, Copy)]
+enum Kind {
+    Endpoints,
+    Entities,
+    Cidr,
+    CidrSet,
+    Nodes,
+    Services,
+    Names,
+    Unsupported,
 }
 
-pub(super) const FROM: PeerFields = PeerFields {
-    endpoints: "fromEndpoints",
-    entities: "fromEntities",
-    unsupported: &["fromCIDR", "fromCIDRSet", "fromNodes", "fromGroups", "fromRequires"],
-};
+/// Fields that select peers.
+pub(super) struct PeerFields(&'static [(&'static str, Kind)]);
 
-pub(super) const TO: PeerFields = PeerFields {
-    endpoints: "toEndpoints",
-    entities: "toEntities",
-    unsupported: &["toCIDR", "toCIDRSet", "toFQDNs", "toServices", "toNodes", "toGroups", "toRequires"],
-};
+pub(super) const FROM: PeerFields = PeerFields(&[
+    ("fromEndpoints", Kind::Endpoints),
+    ("fromEntities", Kind::Entities),
+    ("fromCIDR", Kind::Cidr),
+    ("fromCIDRSet", Kind::CidrSet),
+    ("fromNodes", Kind::Nodes),
+    ("fromGroups", Kind::Unsupported),
+    ("fromRequires", Kind::Unsupported),
+]);
+
+pub(super) const TO: PeerFields = PeerFields(&[
+    ("toEndpoints", Kind::Endpoints),
+    ("toEntities", Kind::Entities),
+    ("toCIDR", Kind::Cidr),
+    ("toCIDRSet", Kind::CidrSet),
+    ("toFQDNs", Kind::Names),
+    ("toServices", Kind::Services),
+    ("toNodes", Kind::Nodes),
+    ("toGroups", Kind::Unsupported),
+    ("toRequires", Kind::Unsupported),
+]);
+
+/// Deny rules can't be about names: whoever answers for DNS would decide what is denied.
+pub(super) const TO_DENY: PeerFields = PeerFields(&[
+    ("toEndpoints", Kind::Endpoints),
+    ("toEntities", Kind::Entities),
+    ("toCIDR", Kind::Cidr),
+    ("toCIDRSet", Kind::CidrSet),
+    ("toServices", Kind::Services),
+    ("toNodes", Kind::Nodes),
+    ("toGroups", Kind::Unsupported),
+    ("toRequires", Kind::Unsupported),
+]);
 
 impl PeerFields {
     pub(super) fn names(&self) -> impl Iterator<Item = &'static str> {
-        [self.endpoints, self.entities].into_iter().chain(self.unsupported.iter().copied())
+        self.0.iter().map(|(name, _)| *name)
     }
 }
 
@@ -40,8 +73,9 @@ enum Entity {
     None,
     Cluster,
     ClusterMesh,
+    WorldV4,
+    WorldV6,
     Reserved(&'static str),
-    Unsupported,
 }
 
 const ENTITIES: [(&str, Entity); 14] = [
@@ -52,8 +86,8 @@ const ENTITIES: [(&str, Entity); 14] = [
     ("host", Entity::Reserved("host")),
     ("remote-node", Entity::Reserved("remote-node")),
     ("world", Entity::Reserved("world")),
-    ("world-ipv4", Entity::Unsupported),
-    ("world-ipv6", Entity::Unsupported),
+    ("world-ipv4", Entity::WorldV4),
+    ("world-ipv6", Entity::WorldV6),
     ("init", Entity::Reserved("init")),
     ("health", Entity::Reserved("health")),
     ("unmanaged", Entity::Reserved("unmanaged")),
@@ -71,43 +105,55 @@ pub(super) fn parse(
     names: &PeerFields,
     rule: &mut RuleContext<'_>,
 ) -> Result<Option<Peers>, Fault> {
-    let present: Vec<Node<'_>> = names.names().filter_map(|name| fields.get(name)).collect();
-    let Some(last) = present.last() else { return Ok(None) };
-    let endpoints = parse_endpoints(fields, names, rule)?;
-    let entities = parse_entities(fields, names, rule)?;
-    // An empty list means no one, never everyone (CVE-2025-64715).
-    if let Some(empty) = present.iter().find(|node| node.is_empty()) {
-        rule.selects_nothing(empty.path());
-        return Ok(Some(Peers::NONE));
+    let present: Vec<(Node<'_>, Kind)> =
+        names.0.iter().filter_map(|(name, kind)| Some((fields.get(name)?, *kind))).collect();
+    if present.is_empty() {
+        return Ok(None);
     }
-    if present.len() > 1 {
-        rule.unsupported_peers(last.path(), "several kinds of peers in one rule");
+    let mut selected = Vec::new();
+    let (mut all, mut kinds) = (false, 0);
+    for (node, kind) in &present {
+        // An empty list means no one, never everyone (CVE-2025-64715).
+        if node.items()?.is_empty() {
+            rule.selects_nothing(node.path());
+            continue;
+        }
+        kinds += 1;
+        if kinds > 1 {
+            rule.unsupported_peers(node.path(), "several kinds of peers in one rule");
+        }
+        match parse_kind(node, *kind, rule)? {
+            Peers::Any => all = true,
+            Peers::Selected(peers) => selected.extend(peers),
+        }
     }
-    for node in names.unsupported.iter().filter_map(|name| fields.get(name)) {
+    Ok(Some(if all { Peers::Any } else { Peers::Selected(selected) }))
+}
+
+fn parse_kind(node: &Node<'_>, kind: Kind, rule: &mut RuleContext<'_>) -> Result<Peers, Fault> {
+    if matches!(kind, Kind::Unsupported) {
         rule.unsupported_peers(node.path(), "this field");
+        return Ok(Peers::NONE);
     }
-    Ok(endpoints.or(entities).or(Some(Peers::NONE)))
-}
-
-fn parse_endpoints(
-    fields: &Fields<'_>,
-    names: &PeerFields,
-    rule: &RuleContext<'_>,
-) -> Result<Option<Peers>, Fault> {
-    let Some(items) = fields.items(names.endpoints)? else { return Ok(None) };
-    let peer = |node: &Node<'_>| {
-        let selector = selector::of_peers(selector::parse(node)?, rule.object, rule.subject_is_init);
-        Ok(Peer::Selector(selector))
+    let items = node.items()?;
+    if matches!(kind, Kind::Entities) {
+        return parse_entities(&items);
+    }
+    let peer = |node: &Node<'_>| match kind {
+        Kind::Cidr => addresses::cidr(node),
+        Kind::CidrSet => addresses::cidr_set(node),
+        Kind::Services => addresses::service(node),
+        Kind::Names => addresses::name(node),
+        Kind::Nodes => Ok(Peer::Nodes(selector::parse(node)?)),
+        Kind::Endpoints | Kind::Entities | Kind::Unsupported => {
+            let selector = selector::of_peers(selector::parse(node)?, rule.object, rule.subject_is_init);
+            Ok(Peer::Selector(selector))
+        }
     };
-    Ok(Some(Peers::Selected(items.iter().map(peer).collect::<Result<_, Fault>>()?)))
+    Ok(Peers::Selected(items.iter().map(peer).collect::<Result<_, Fault>>()?))
 }
 
-fn parse_entities(
-    fields: &Fields<'_>,
-    names: &PeerFields,
-    rule: &mut RuleContext<'_>,
-) -> Result<Option<Peers>, Fault> {
-    let Some(items) = fields.items(names.entities)? else { return Ok(None) };
+fn parse_entities(items: &[Node<'_>]) -> Result<Peers, Fault> {
     let mut peers = Vec::new();
     let mut all = false;
     for node in items {
@@ -122,11 +168,12 @@ fn parse_entities(
                 peers.extend(IN_CLUSTER.iter().filter_map(|name| reserved(name)));
                 peers.extend(exists(Source::K8s, CLUSTER_KEY));
             }
+            Entity::WorldV4 => peers.push(Peer::Cidr(CidrBlock::whole(ALL_V4))),
+            Entity::WorldV6 => peers.push(Peer::Cidr(CidrBlock::whole(ALL_V6))),
             Entity::Reserved(name) => peers.extend(reserved(name)),
-            Entity::Unsupported => rule.unsupported_peers(node.path(), "this entity"),
         }
     }
-    Ok(Some(if all { Peers::Any } else { Peers::Selected(peers) }))
+    Ok(if all { Peers::Any } else { Peers::Selected(peers) })
 }
 
 fn reserved(name: &str) -> Option<Peer> {

@@ -45,11 +45,8 @@ pub enum Problem {
         /// The version that is understood.
         expected: &'static str,
     },
-    /// A kind that isn't supported yet.
-    #[error("NetworkPolicy of networking.k8s.io is not supported yet; write a CiliumNetworkPolicy")]
-    UnsupportedKind,
     /// Not a policy.
-    #[error("must be CiliumNetworkPolicy or CiliumClusterwideNetworkPolicy")]
+    #[error("must be CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy or NetworkPolicy")]
     UnknownKind,
 }
 

@@ -1,38 +1,56 @@
 //! The protocols and ports of a rule: `toPorts` and `icmps`.
 
+use super::icmp;
 use super::node::{Fields, Node};
 use super::policy_error::{Fault, Problem};
 use super::spec::RuleContext;
-use crate::port::{PortPrefix, protocol};
+use crate::port::{NamedPort, PortPrefix, protocol};
 
 /// Most ports in one element of `toPorts`, and types in one of `icmps`.
 const MAX_ITEMS: usize = 40;
 /// What `ANY` stands for.
 const ANY: [u8; 3] = [protocol::TCP, protocol::UDP, protocol::SCTP];
-/// Protocols by name; those without numbers are known, but not supported.
+/// Protocols by name.
 const PROTOCOLS: [(&str, &[u8]); 13] = [
     ("TCP", &[protocol::TCP]),
     ("UDP", &[protocol::UDP]),
     ("SCTP", &[protocol::SCTP]),
     ("ANY", &ANY),
-    ("ICMP", &[]),
-    ("ICMPV6", &[]),
-    ("VRRP", &[]),
-    ("IGMP", &[]),
-    ("GRE", &[]),
-    ("IPIP", &[]),
-    ("IPV6", &[]),
-    ("ESP", &[]),
-    ("AH", &[]),
+    ("ICMP", &[protocol::ICMP]),
+    ("ICMPV6", &[protocol::ICMPV6]),
+    ("VRRP", &[protocol::VRRP]),
+    ("IGMP", &[protocol::IGMP]),
+    ("GRE", &[protocol::GRE]),
+    ("IPIP", &[protocol::IPIP]),
+    ("IPV6", &[protocol::IPV6]),
+    ("ESP", &[protocol::ESP]),
+    ("AH", &[protocol::AH]),
 ];
 /// Fields of an element of `toPorts` that are not supported.
 const UNSUPPORTED: [&str; 5] = ["rules", "terminatingTLS", "originatingTLS", "serverNames", "listener"];
 
+/// Protocols and ports, those with numbers and those with names.
+#[derive(Default)]
+pub(super) struct Ports {
+    pub(super) prefixes: Vec<PortPrefix>,
+    pub(super) named: Vec<NamedPort>,
+}
+
+impl Ports {
+    pub(super) fn name(&mut self, name: &str, protocol: u8) {
+        self.named.push(NamedPort::new(name, protocol));
+    }
+
+    pub(super) fn sort(&mut self) {
+        self.prefixes.sort_unstable();
+        self.prefixes.dedup();
+        self.named.sort_unstable();
+        self.named.dedup();
+    }
+}
+
 /// The protocols and ports of a rule; none if it doesn't restrict them.
-pub(super) fn parse(
-    fields: &Fields<'_>,
-    rule: &mut RuleContext<'_>,
-) -> Result<Option<Vec<PortPrefix>>, Fault> {
+pub(super) fn parse(fields: &Fields<'_>, rule: &mut RuleContext<'_>) -> Result<Option<Ports>, Fault> {
     let to_ports = fields.items("toPorts")?.filter(|items| !items.is_empty());
     let icmps = fields.items("icmps")?.filter(|items| !items.is_empty());
     let (Some(path), true) =
@@ -41,36 +59,35 @@ pub(super) fn parse(
         return Ok(None);
     };
     let both = to_ports.is_some() && icmps.is_some();
-    let mut prefixes = Vec::new();
+    let mut ports = Ports::default();
     for node in to_ports.unwrap_or_default() {
-        parse_port_rule(&node, rule, &mut prefixes)?;
+        parse_port_rule(&node, rule, &mut ports)?;
     }
     for node in icmps.unwrap_or_default() {
-        parse_icmp(&node, rule, &mut prefixes)?;
+        let fields = node.fields(&["fields"])?.items("fields")?.unwrap_or_default();
+        limit(&node, fields.len())?;
+        for node in fields {
+            ports.prefixes.push(icmp::parse(&node)?);
+        }
     }
     if both {
         rule.unsupported(path.path(), "`toPorts` beside `icmps` in one rule");
     }
-    if prefixes.is_empty() {
+    if ports.prefixes.is_empty() && ports.named.is_empty() {
         rule.selects_nothing(path.path());
     }
-    prefixes.sort_unstable();
-    prefixes.dedup();
-    Ok(Some(prefixes))
+    ports.sort();
+    Ok(Some(ports))
 }
 
-fn parse_port_rule(
-    node: &Node<'_>,
-    rule: &mut RuleContext<'_>,
-    prefixes: &mut Vec<PortPrefix>,
-) -> Result<(), Fault> {
+fn parse_port_rule(node: &Node<'_>, rule: &mut RuleContext<'_>, ports: &mut Ports) -> Result<(), Fault> {
     let mut known = vec!["ports"];
     known.extend(UNSUPPORTED);
     let fields = node.fields(&known)?;
-    let ports = fields.items("ports")?.unwrap_or_default();
-    limit(node, ports.len())?;
-    for port in ports {
-        parse_port(&port, rule, prefixes)?;
+    let nodes = fields.items("ports")?.unwrap_or_default();
+    limit(node, nodes.len())?;
+    for port in nodes {
+        parse_port(&port, ports)?;
     }
     for field in UNSUPPORTED.iter().filter_map(|name| fields.get(name)).filter(|field| !field.is_empty()) {
         rule.unsupported(field.path(), "this field");
@@ -78,11 +95,7 @@ fn parse_port_rule(
     Ok(())
 }
 
-fn parse_port(
-    node: &Node<'_>,
-    rule: &mut RuleContext<'_>,
-    prefixes: &mut Vec<PortPrefix>,
-) -> Result<(), Fault> {
+fn parse_port(node: &Node<'_>, ports: &mut Ports) -> Result<(), Fault> {
     let fields = node.fields(&["port", "endPort", "protocol"])?;
     let protocols = match fields.get("protocol") {
         Some(protocol) => parse_protocol(&protocol)?,
@@ -94,24 +107,43 @@ fn parse_port(
             .ok_or_else(|| end.invalid("must be a port number, up to 65535"))
             .map(|port| (end, port))
     });
-    if protocols.is_empty() {
-        rule.unsupported(node.path(), "this protocol");
-        prefixes.push(PortPrefix::ANY);
+    let number = parse_number(&port)?;
+    if let [one] = protocols
+        && !protocol::has_ports(*one)
+    {
+        ports.prefixes.push(without_ports(*one, &number, &port)?);
         return Ok(());
     }
-    let (first, last) = match (parse_port_number(&port)?, end.transpose()?) {
-        // A port that has a name could be any.
-        (None, _) => {
-            rule.unsupported(port.path(), "a port by its name");
-            (0, u16::MAX)
+    let (first, last) = match (number, end.transpose()?) {
+        (PortNumber::Named(name), None | Some((_, 0))) => {
+            protocols.iter().for_each(|protocol| ports.name(&name, *protocol));
+            return Ok(());
         }
-        (Some(0), None) => (0, u16::MAX),
-        (Some(first), None | Some((_, 0))) => (first, first),
-        (Some(first), Some((_, last))) if first != 0 && first <= last => (first, last),
-        (Some(_), Some((end, _))) => return Err(end.invalid("must not be below `port`, which must not be 0")),
+        (PortNumber::Named(_), Some((end, _))) => {
+            return Err(end.invalid("can't be beside the name of a port"));
+        }
+        (PortNumber::Given(0), None) => (0, u16::MAX),
+        (PortNumber::Given(first), None | Some((_, 0))) => (first, first),
+        (PortNumber::Given(first), Some((_, last))) if first != 0 && first <= last => (first, last),
+        (PortNumber::Given(_), Some((end, _))) => {
+            return Err(end.invalid("must not be below `port`, which must not be 0"));
+        }
     };
-    prefixes.extend(protocols.iter().flat_map(|protocol| PortPrefix::range(*protocol, first, last)));
+    ports.prefixes.extend(protocols.iter().flat_map(|protocol| PortPrefix::range(*protocol, first, last)));
     Ok(())
+}
+
+/// What is meant of a protocol whose packets have no ports: all of it, or a type of ICMP.
+fn without_ports(protocol: u8, number: &PortNumber, node: &Node<'_>) -> Result<PortPrefix, Fault> {
+    match number {
+        PortNumber::Given(0) => Ok(PortPrefix::protocol(protocol)),
+        PortNumber::Given(number) if protocol::is_icmp(protocol) => u8::try_from(*number)
+            .map(|number| PortPrefix::icmp(protocol, number))
+            .map_err(|_error| node.invalid("must be a type of ICMP, 0 to 255")),
+        PortNumber::Given(_) | PortNumber::Named(_) => {
+            Err(node.invalid("must be `0`: this protocol has no ports"))
+        }
+    }
 }
 
 fn parse_protocol(node: &Node<'_>) -> Result<&'static [u8], Fault> {
@@ -124,11 +156,17 @@ fn parse_protocol(node: &Node<'_>) -> Result<&'static [u8], Fault> {
     }
 }
 
-/// The number, or none for a name.
-fn parse_port_number(node: &Node<'_>) -> Result<Option<u16>, Fault> {
+/// A port as it is written.
+pub(super) enum PortNumber {
+    Given(u16),
+    Named(String),
+}
+
+/// The number or name of a port.
+pub(super) fn parse_number(node: &Node<'_>) -> Result<PortNumber, Fault> {
     let invalid = || node.invalid("must be a port number up to 65535, in decimal, or the name of a port");
     if node.is_number() {
-        return node.number().map(Some).ok_or_else(invalid);
+        return node.number().map(PortNumber::Given).ok_or_else(invalid);
     }
     let text = node.text()?;
     let is_name = text.len() <= 15
@@ -140,40 +178,10 @@ fn parse_port_number(node: &Node<'_>) -> Result<Option<u16>, Fault> {
     let is_decimal =
         text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     match text.parse() {
-        Ok(port) if is_decimal => Ok(Some(port)),
-        Ok(_) | Err(_) if is_name => Ok(None),
+        Ok(port) if is_decimal => Ok(PortNumber::Given(port)),
+        Ok(_) | Err(_) if is_name => Ok(PortNumber::Named(text.to_owned())),
         Ok(_) | Err(_) => Err(invalid()),
     }
-}
-
-fn parse_icmp(
-    node: &Node<'_>,
-    rule: &mut RuleContext<'_>,
-    prefixes: &mut Vec<PortPrefix>,
-) -> Result<(), Fault> {
-    let fields = node.fields(&["fields"])?.items("fields")?.unwrap_or_default();
-    limit(node, fields.len())?;
-    for node in fields {
-        let fields = node.fields(&["family", "type"])?;
-        let family = fields.get("family").filter(|family| family.text() != Ok(""));
-        let protocol = family
-            .map(|family| family.one_of(&[("IPv4", protocol::ICMP), ("IPv6", protocol::ICMPV6)]))
-            .transpose()?
-            .unwrap_or(protocol::ICMP);
-        let icmp_type = fields.require("type")?;
-        match icmp_type.number() {
-            Some(number) => prefixes.push(PortPrefix::icmp(protocol, number)),
-            None if icmp_type.is_number() => {
-                return Err(icmp_type.invalid("must be a type of ICMP, 0 to 255"));
-            }
-            None => {
-                icmp_type.text()?;
-                rule.unsupported(icmp_type.path(), "a type of ICMP by its name");
-                prefixes.push(PortPrefix::protocol(protocol));
-            }
-        }
-    }
-    Ok(())
 }
 
 fn limit(node: &Node<'_>, count: usize) -> Result<(), Fault> {

@@ -2,7 +2,7 @@
 
 use super::node::Node;
 use super::policy_error::{Fault, Problem};
-use crate::label::{Label, LabelKey, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, Source};
+use crate::label::{Label, LabelError, LabelKey, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, Source};
 use crate::object::{Kind, ObjectRef};
 use crate::selector::{Operator, Requirement, Selector};
 
@@ -22,7 +22,18 @@ const WORDS: [(&str, Word); 4] = [
     ("DoesNotExist", Word::DoesNotExist),
 ];
 
+/// A selector whose keys may have a source.
 pub(super) fn parse(node: &Node<'_>) -> Result<Selector, Fault> {
+    parse_with(node, str::parse)
+}
+
+/// A selector whose keys are read like this.
+pub(super) fn parse_with(
+    node: &Node<'_>,
+    read: impl Fn(&str) -> Result<LabelKey, LabelError>,
+) -> Result<Selector, Fault> {
+    let label_key =
+        |text: &str, node: &Node<'_>| read(text).map_err(|error| node.fault(Problem::Label(error)));
     let fields = node.fields(&["matchLabels", "matchExpressions"])?;
     let mut requirements = Vec::new();
     if let Some(labels) = fields.get("matchLabels") {
@@ -34,12 +45,15 @@ pub(super) fn parse(node: &Node<'_>) -> Result<Selector, Fault> {
         }
     }
     for expression in fields.items("matchExpressions")?.unwrap_or_default() {
-        requirements.push(parse_expression(&expression)?);
+        requirements.push(parse_expression(&expression, label_key)?);
     }
     Ok(Selector { requirements })
 }
 
-fn parse_expression(node: &Node<'_>) -> Result<Requirement, Fault> {
+fn parse_expression(
+    node: &Node<'_>,
+    label_key: impl Fn(&str, &Node<'_>) -> Result<LabelKey, Fault>,
+) -> Result<Requirement, Fault> {
     let fields = node.fields(&["key", "operator", "values"])?;
     let key = fields.require("key")?;
     let key = label_key(key.text()?, &key)?;
@@ -62,10 +76,6 @@ fn parse_expression(node: &Node<'_>) -> Result<Requirement, Fault> {
         Word::DoesNotExist => Operator::DoesNotExist,
     };
     Ok(Requirement { key, operator })
-}
-
-fn label_key(text: &str, node: &Node<'_>) -> Result<LabelKey, Fault> {
-    text.parse().map_err(|error| node.fault(Problem::Label(error)))
 }
 
 /// Everything in this namespace.

@@ -5,12 +5,14 @@ use auth_ebpf_abi::{AuthType, Direction};
 use super::node::{Fields, Node};
 use super::peers::{self, PeerFields};
 use super::policy_error::Fault;
-use super::{ports, selector};
+use super::ports::{self, Ports};
+use super::selector;
 use crate::condition::{Condition, ConditionKind};
 use crate::label::Source;
 use crate::object::{Kind, ObjectRef, RuleList};
+use crate::peer::Peers;
 use crate::port::PortPrefix;
-use crate::rule::{Peers, Rule, Spec, Subject};
+use crate::rule::{Rule, Spec, Subject};
 
 const FIELDS: [&str; 10] = [
     "endpointSelector",
@@ -30,6 +32,9 @@ const AUTHENTICATION_MODES: [(&str, AuthType); 3] = [
     ("required", AuthType::Spire),
     ("test-always-fail", AuthType::AlwaysFail),
 ];
+
+/// Whether a rule's traffic must travel encrypted: a field of our own, which others ignore.
+const ENCRYPTION_MODES: [(&str, bool); 2] = [("required", true), ("default", false)];
 
 pub(super) fn parse(
     node: &Node<'_>,
@@ -118,11 +123,12 @@ fn parse_rule(node: &Node<'_>, index: usize, context: &mut RuleContext<'_>) -> R
     let list = context.list;
     let names: &PeerFields = match list.direction() {
         Direction::Ingress => &peers::FROM,
+        Direction::Egress if list.is_deny() => &peers::TO_DENY,
         Direction::Egress => &peers::TO,
     };
     let mut known: Vec<&str> = names.names().chain(["toPorts", "icmps"]).collect();
     if !list.is_deny() {
-        known.push("authentication");
+        known.extend(["authentication", "encryption"]);
     }
     let fields = node.fields(&known)?;
     let peers = peers::parse(&fields, names, context)?;
@@ -131,14 +137,27 @@ fn parse_rule(node: &Node<'_>, index: usize, context: &mut RuleContext<'_>) -> R
         .get("authentication")
         .map(|node| node.fields(&["mode"])?.require("mode")?.one_of(&AUTHENTICATION_MODES))
         .transpose()?;
+    let encryption = fields
+        .get("encryption")
+        .map(|node| node.fields(&["mode"])?.require("mode")?.one_of(&ENCRYPTION_MODES))
+        .transpose()?;
     let peers = match (peers, &ports) {
         (Some(peers), _) => peers,
         (None, Some(_)) => Peers::Any,
         // The empty rule selects no one: it only makes what no other rule allows denied.
         (None, None) => Peers::NONE,
     };
-    let ports = ports.unwrap_or_else(|| vec![PortPrefix::ANY]);
-    Ok(Rule { list, index, peers: context.effect.on(peers, list), ports, authentication })
+    let Ports { prefixes, named } =
+        ports.unwrap_or_else(|| Ports { prefixes: vec![PortPrefix::ANY], named: Vec::new() });
+    Ok(Rule {
+        list,
+        index,
+        peers: context.effect.on(peers, list),
+        ports: prefixes,
+        named_ports: named,
+        authentication,
+        encryption: encryption.unwrap_or_default(),
+    })
 }
 
 /// What an unsupported field leaves of a rule.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use policy::{Identity, Policy};
+use policy::{Identity, NamedPort, Policy};
 use serde_json::Value;
 
 use super::spec::{self, Header};
@@ -16,8 +16,33 @@ pub(super) fn read(key: &ObjectKey, header: Header, value: &Value, scope: Scope)
     }
     let labels = header.metadata.labels.unwrap_or_default();
     match key.kind.as_str() {
-        "Namespace" => Ok(Body::Namespace { labels }),
-        "Node" => node_body(typed(value)?),
+        "Namespace" => {
+            let audit = audit(header.metadata.annotations.as_ref())?;
+            Ok(Body::Namespace { labels, audit })
+        }
+        "Node" => node_body(labels, typed(value)?),
+        "Service" => {
+            let spec::Service { spec } = typed(value)?;
+            let selector = spec.unwrap_or_default().selector.filter(|selector| !selector.is_empty());
+            Ok(Body::Service { labels, selector })
+        }
+        "EndpointSlice" => {
+            let service = labels.get("kubernetes.io/service-name").cloned().unwrap_or_default();
+            let spec::EndpointSlice { endpoints } = typed(value)?;
+            let addresses = endpoints.unwrap_or_default().into_iter().flat_map(|one| one.addresses);
+            Ok(Body::Endpoints { service, addresses: addresses.filter_map(|text| address(&text)).collect() })
+        }
+        "Endpoints" => {
+            let spec::Endpoints { subsets } = typed(value)?;
+            let addresses = subsets.into_iter().flatten().filter_map(|subset| subset.addresses).flatten();
+            let addresses = addresses.filter_map(|one| address(&one.ip)).collect();
+            Ok(Body::Endpoints { service: key.name.clone(), addresses })
+        }
+        "CiliumCIDRGroup" => {
+            let spec::CidrGroup { spec } = typed(value)?;
+            let nets = spec.external_cidrs.into_iter().map(|spec::Parsed(net)| net.trunc()).collect();
+            Ok(Body::CidrGroup { labels, nets })
+        }
         "Pod" => Ok(Body::Pod(pod_body(labels, typed(value)?)?)),
         "Identity" => {
             known(value, &spec::IDENTITY)?;
@@ -44,7 +69,35 @@ fn policy_body(value: &Value) -> Result<Body, Mistake> {
     }
 }
 
-fn node_body(node: spec::Node) -> Result<Body, Mistake> {
+/// Whether a namespace's annotation says that policies are only tried on its endpoints.
+fn audit(annotations: Option<&BTreeMap<String, String>>) -> Result<bool, Mistake> {
+    const AUDIT: &str = "policy.authd.io/audit";
+    match annotations.and_then(|annotations| annotations.get(AUDIT)).map(String::as_str) {
+        None | Some("disabled" | "false") => Ok(false),
+        Some("enabled" | "true") => Ok(true),
+        Some(_) => {
+            Err(Mistake::new(format!("metadata.annotations[{AUDIT:?}]"), "must be `enabled` or `disabled`"))
+        }
+    }
+}
+
+/// An address of an endpoint; names of hosts, which EndpointSlices may hold too, are none.
+fn address(text: &str) -> Option<IpAddr> {
+    text.parse().ok().map(|address: IpAddr| address.to_canonical())
+}
+
+/// The ports with names, of init containers that stay too.
+fn named_ports(spec: &spec::PodSpec) -> Vec<(NamedPort, u16)> {
+    let containers = spec.containers.iter().chain(&spec.init_containers).flatten();
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    let named = ports.filter_map(|port| {
+        let protocol = policy::protocol::number(port.protocol.as_deref().unwrap_or("TCP"))?;
+        Some((NamedPort::new(port.name.as_deref()?, protocol), port.container_port))
+    });
+    named.collect()
+}
+
+fn node_body(labels: BTreeMap<String, String>, node: spec::Node) -> Result<Body, Mistake> {
     let spec = node.spec.unwrap_or_default();
     let one = spec.pod_cidr.map(|cidr| vec![cidr]);
     let mut pod_cidrs = Vec::new();
@@ -66,7 +119,7 @@ fn node_body(node: spec::Node) -> Result<Body, Mistake> {
             Err(error) => return Err(Mistake::new(field, format!("\"{}\": {error}", address.address))),
         }
     }
-    Ok(Body::Node { addresses, pod_cidrs })
+    Ok(Body::Node { labels, addresses, pod_cidrs })
 }
 
 fn pod_body(labels: BTreeMap<String, String>, pod: spec::Pod) -> Result<PodBody, Mistake> {
@@ -80,12 +133,14 @@ fn pod_body(labels: BTreeMap<String, String>, pod: spec::Pod) -> Result<PodBody,
         || status.pod_ip.map(|ip| ("status.podIP".to_owned(), ip.0.to_canonical())).into_iter().collect();
     let addresses: Vec<_> = listed.unwrap_or_else(one);
     let spec = pod.spec.unwrap_or_default();
+    let named_ports = named_ports(&spec);
     let service_account = spec.service_account_name.filter(|name| !name.is_empty());
     // What the API server fills in when it is left out.
     let service_account = service_account.unwrap_or_else(|| "default".to_owned());
     check_name("spec.serviceAccountName", &service_account)?;
     Ok(PodBody {
         labels,
+        named_ports,
         node: spec.node_name.filter(|name| !name.is_empty()),
         service_account,
         host_network: spec.host_network.unwrap_or_default(),

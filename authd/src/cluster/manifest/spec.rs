@@ -25,6 +25,59 @@ pub(super) struct Metadata {
     pub(super) name: Option<String>,
     pub(super) namespace: Option<String>,
     pub(super) labels: Option<BTreeMap<String, String>>,
+    pub(super) annotations: Option<BTreeMap<String, String>>,
+}
+
+/// Of a Service.
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct Service {
+    pub(super) spec: Option<ServiceSpec>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+pub(super) struct ServiceSpec {
+    pub(super) selector: Option<BTreeMap<String, String>>,
+}
+
+/// Of an EndpointSlice.
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct EndpointSlice {
+    pub(super) endpoints: Option<Vec<Endpoint>>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct Endpoint {
+    #[serde(default)]
+    pub(super) addresses: Vec<String>,
+}
+
+/// Of an Endpoints object.
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct Endpoints {
+    pub(super) subsets: Option<Vec<EndpointSubset>>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct EndpointSubset {
+    pub(super) addresses: Option<Vec<EndpointAddress>>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct EndpointAddress {
+    pub(super) ip: String,
+}
+
+/// Of a CiliumCIDRGroup.
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct CidrGroup {
+    pub(super) spec: CidrGroupSpec,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CidrGroupSpec {
+    #[serde(rename = "externalCIDRs")]
+    pub(super) external_cidrs: Vec<Parsed<IpNet>>,
 }
 
 /// Of a Node.
@@ -67,6 +120,21 @@ pub(super) struct PodSpec {
     pub(super) node_name: Option<String>,
     pub(super) service_account_name: Option<String>,
     pub(super) host_network: Option<bool>,
+    pub(super) containers: Option<Vec<Container>>,
+    pub(super) init_containers: Option<Vec<Container>>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct Container {
+    pub(super) ports: Option<Vec<ContainerPort>>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ContainerPort {
+    pub(super) name: Option<String>,
+    pub(super) container_port: u16,
+    pub(super) protocol: Option<String>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

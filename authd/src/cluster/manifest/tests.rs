@@ -59,7 +59,7 @@ fn reads_a_node_with_internal_addresses_only() {
     let object = one_object(
         "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDR: 10.1.0.0/24}\nstatus: {addresses: [{type: Hostname, address: n1}, {type: InternalIP, address: 10.0.0.1}, {type: ExternalIP, address: 1.2.3.4}]}\n",
     );
-    let Body::Node { addresses, pod_cidrs } = object.body else { panic!("{:?}", object.body) };
+    let Body::Node { addresses, pod_cidrs, .. } = object.body else { panic!("{:?}", object.body) };
     assert_eq!(addresses, [("status.addresses[1].address".to_owned(), "10.0.0.1".parse().unwrap())]);
     assert_eq!(pod_cidrs, ["10.1.0.0/24".parse().unwrap()]);
 }
@@ -68,7 +68,6 @@ fn reads_a_node_with_internal_addresses_only() {
 fn ignores_kinds_without_use() {
     for (version, kind) in [
         ("apps/v1", "Deployment"),
-        ("v1", "Service"),
         ("v1", "ConfigMap"),
         ("cilium.io/v2", "CiliumNode"),
         ("kyverno.io/v1", "ClusterPolicy"),
@@ -87,7 +86,7 @@ fn whatever_may_be_a_policy_is_never_ignored() {
         ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"),
         ("crd.projectcalico.org/v1", "GlobalNetworkPolicy"),
         ("cilium.io/v2", "CiliumNetworkPolcy"),
-        ("cilium.io/v2", "CiliumCIDRGroup"),
+        ("cilium.io/v2", "CiliumLocalRedirectPolicy"),
         ("example.com/v1", "ciliumnetworkpolicy"),
     ] {
         let manifest = read(
@@ -98,6 +97,46 @@ fn whatever_may_be_a_policy_is_never_ignored() {
         let key = manifest.refused[0].key.as_ref().unwrap();
         assert_eq!((key.kind.as_str(), key.name.as_str()), (kind, "x"));
     }
+}
+
+#[test]
+fn words_are_not_taken_for_booleans() {
+    let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: y, labels: {ns: y, switch: on}}\n";
+    let Body::Namespace { labels, audit } = one_object(text).body else { panic!() };
+    assert_eq!((labels["ns"].as_str(), labels["switch"].as_str(), audit), ("y", "on", false));
+}
+
+#[test]
+fn reads_what_policies_refer_to() {
+    let service = one_object(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web, labels: {a: b}}\nspec: {selector: {app: web}, ports: []}\n",
+    );
+    let Body::Service { labels, selector } = service.body else { panic!() };
+    assert_eq!((labels["a"].as_str(), selector.unwrap()["app"].as_str()), ("b", "web"));
+    for (text, service) in [
+        (
+            "apiVersion: v1\nkind: Endpoints\nmetadata: {name: db}\nsubsets: [{addresses: [{ip: 192.0.2.1}]}]\n",
+            "db",
+        ),
+        (
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: db-x, labels: {kubernetes.io/service-name: db}}\nendpoints: [{addresses: [192.0.2.1, host.example]}]\n",
+            "db",
+        ),
+    ] {
+        let Body::Endpoints { service: found, addresses } = one_object(text).body else { panic!() };
+        assert_eq!((found.as_str(), addresses), (service, vec!["192.0.2.1".parse().unwrap()]));
+    }
+    let group = "apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: g}\nspec: {externalCIDRs: [10.0.0.0/8]}\n";
+    let Body::CidrGroup { nets, .. } = one_object(group).body else { panic!() };
+    assert_eq!(nets, ["10.0.0.0/8".parse().unwrap()]);
+    assert_eq!(problems(&group.replace("externalCIDRs", "externalCIDR")).len(), 1);
+}
+
+#[test]
+fn ports_of_containers_have_names() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{ports: [{name: HTTP, containerPort: 8080}, {containerPort: 1}]}], initContainers: [{ports: [{name: dns, containerPort: 53, protocol: UDP}]}]}\n";
+    let Body::Pod(pod) = one_object(text).body else { panic!() };
+    assert_eq!(pod.named_ports, [(NamedPort::new("http", 6), 8080), (NamedPort::new("dns", 17), 53)]);
 }
 
 #[test]
@@ -132,7 +171,7 @@ fn type_errors_name_object_and_field() {
         ),
         (
             "org: alliance",
-            "org: on",
+            "org: true",
             "f.yaml:3: metadata.labels.org: invalid type: boolean `true`, expected a string",
         ),
         (
@@ -198,7 +237,7 @@ fn expands_lists() {
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {}});
     let bare = json!({"metadata": {"name": "b"}, "spec": {}});
     for (kind, item) in [("List", &pod), ("PodList", &pod), ("PodList", &bare)] {
-        let list = json!({"apiVersion": "v1", "kind": kind, "items": [item, {"apiVersion": "v1", "kind": "Service", "metadata": {}}]});
+        let list = json!({"apiVersion": "v1", "kind": kind, "items": [item, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}}]});
         assert_eq!(one_object(&list.to_string()).key.kind, "Pod");
     }
     let broken = problems(

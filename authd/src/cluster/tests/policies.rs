@@ -56,18 +56,17 @@ fn a_policy_with_an_impossible_name_denies_what_it_is_about() {
 }
 
 #[test]
-fn unsupported_policies_are_refused_by_name() {
+fn network_policies_are_in_force() {
     let directory = Directory::galaxy();
     let text = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: old}\nspec: {podSelector: {matchLabels: {class: xwing}}}\n";
     directory.write("policy.yaml", text);
     let cluster = directory.load();
-    assert_eq!(
-        texts(&cluster),
-        [
-            "policy.yaml:2: NetworkPolicy default/old: kind: NetworkPolicy of networking.k8s.io is not supported yet; write a CiliumNetworkPolicy; everything that the policy is about is denied"
-        ]
-    );
-    assert_eq!(denied(&cluster), ["xwing"]);
+    assert_eq!(texts(&cluster), Vec::<String>::new());
+    let identity = |name: &str| cluster.pod("default", name).unwrap().identity.unwrap();
+    let traffic = |from, to| Traffic { from: identity(from), to: identity(to), protocol: 6, port: 80 };
+    let verdict = |from, to| policy::trace(cluster.policy_input(), traffic(from, to)).verdict;
+    assert_eq!(verdict("deathstar", "xwing"), TraceVerdict::Denied);
+    assert_eq!(verdict("xwing", "deathstar"), TraceVerdict::Allowed);
 }
 
 #[test]
@@ -147,14 +146,14 @@ fn of_two_policies_with_one_name_the_first_stays() {
 #[test]
 fn conditions_are_listed() {
     let directory = Directory::galaxy();
-    let cidr = policy("rule", "deathstar").replace("ingress: [{}]", "ingress: [{fromCIDR: [10.0.0.0/8]}]");
+    let cidr = policy("rule", "deathstar").replace("ingress: [{}]", "ingress: [{fromGroups: [{aws: {}}]}]");
     let world = policy("world", "xwing")
         .replace("ingress: [{}]", "ingress: [{fromEntities: [world], authentication: {mode: required}}]");
     directory.write("policy.yaml", &documents(&[cidr, world]));
     let cluster = directory.load();
     let texts = texts(&cluster);
     assert!(
-        texts[0].starts_with("policy.yaml:4: CiliumNetworkPolicy default/rule: spec.ingress[0].fromCIDR: "),
+        texts[0].starts_with("policy.yaml:4: CiliumNetworkPolicy default/rule: spec.ingress[0].fromGroups: "),
         "{texts:?}"
     );
     assert!(texts[1].starts_with("policy.yaml:9: CiliumNetworkPolicy default/world: spec.ingress[0].authentication: required of world"), "{texts:?}");
@@ -171,7 +170,7 @@ fn the_demo_lets_in_whom_it_says() {
     let identity = |name: &str| cluster.pod("default", name).unwrap().identity.unwrap();
     let traced = |from: &str, to: &str, port: u16| {
         let traffic = Traffic { from: identity(from), to: identity(to), protocol: 6, port };
-        let trace = policy::trace(&cluster.policies, &cluster.identities, traffic);
+        let trace = policy::trace(cluster.policy_input(), traffic);
         (trace.verdict, trace.authentication.as_str())
     };
     assert_eq!(traced("tiefighter", "deathstar", 80), (TraceVerdict::Allowed, "required"));

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, str::FromStr};
 
-use policy::{Identity, IdentityNumber, RESERVED};
+use policy::{Identity, IdentityNumber, Prefixes, RESERVED};
 use serde::Serialize;
 
 use crate::{
@@ -45,6 +45,11 @@ impl FromStr for End {
 
 /// The identity of an entity that is one; `cluster` and `all` are many.
 fn entity(name: &str) -> Result<IdentityNumber, String> {
+    match name {
+        "world-ipv4" => return Ok(policy::reserved::WORLD_IPV4),
+        "world-ipv6" => return Ok(policy::reserved::WORLD_IPV6),
+        _ => {}
+    }
     let found = RESERVED.iter().find(|(_, names)| names.first() == Some(&name));
     found.map(|(number, _)| *number).ok_or_else(|| {
         let names: Vec<&str> = RESERVED.iter().filter_map(|(_, names)| names.first().copied()).collect();
@@ -93,6 +98,11 @@ impl End {
                 let pod = cluster.pod(namespace, name).ok_or_else(|| no_pod(cluster, namespace, name))?;
                 of_pod(cluster, pod, other)
             }
+            Self::Entity(
+                number @ (policy::reserved::WORLD
+                | policy::reserved::WORLD_IPV4
+                | policy::reserved::WORLD_IPV6),
+            ) => Ok(of_world(cluster, *number)),
             Self::Identity(number) | Self::Entity(number) => {
                 let identity = cluster.identities.get(*number);
                 identity
@@ -154,8 +164,26 @@ fn of_address(cluster: &Cluster, address: IpAddr, other: &End) -> Result<Resolve
     }
     let in_cluster =
         cluster.nodes.values().flat_map(|node| &node.pod_cidrs).any(|range| range.contains(&address));
-    let number = if in_cluster { policy::reserved::UNKNOWN } else { policy::reserved::WORLD };
-    Ok(of_identity(cluster, number))
+    if in_cluster {
+        // Nobody's address in the cluster's ranges can't be decided about, so it is denied.
+        return Ok(of_identity(cluster, policy::reserved::UNKNOWN));
+    }
+    let prefixes = cluster.policies.prefixes(&cluster.surroundings);
+    Ok(of_outside(cluster, &prefixes, prefixes.identity_of(address)))
+}
+
+/// An address outside the cluster that no policy names; of IPv4, unless it is said.
+fn of_world(cluster: &Cluster, family: IdentityNumber) -> Resolved {
+    let prefixes = cluster.policies.prefixes(&cluster.surroundings);
+    let all = if family == policy::reserved::WORLD_IPV6 { policy::ALL_V6 } else { policy::ALL_V4 };
+    let number = prefixes.by_net().get(&all).copied().unwrap_or(policy::reserved::WORLD);
+    of_outside(cluster, &prefixes, number)
+}
+
+fn of_outside(cluster: &Cluster, prefixes: &Prefixes, number: IdentityNumber) -> Resolved {
+    let Some((_, labels)) = prefixes.get(number) else { return of_identity(cluster, number) };
+    let labels = labels.iter().map(ToString::to_string).collect();
+    Resolved { labels, ..of_identity(cluster, number) }
 }
 
 /// What a node is for the other end: its host, or another node.

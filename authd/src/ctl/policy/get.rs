@@ -35,7 +35,7 @@ struct Row {
 /// Lists them; those named only, if any are.
 pub(super) fn run(manifests: &[PathBuf], names: &[String], output: &mut Output<'_>) -> Result<u8, Error> {
     let cluster = cluster::load_offline(manifests)?;
-    let mut conditions = cluster.policies.conditions(&cluster.identities);
+    let mut conditions = cluster.policies.conditions(&cluster.identities, &cluster.surroundings);
     let is_meant = |object: &ObjectRef| {
         let full_name = format!("{}/{}", object.namespace, object.name);
         names.is_empty() || names.iter().any(|name| *name == object.name || *name == full_name)

@@ -1,6 +1,6 @@
 //! `authctl policy trace`: what policy says about packets between two ends.
 
-use policy::{Trace, TraceVerdict, Traffic};
+use policy::{IdentityNumber, NamedPort, Trace, TraceVerdict, Traffic};
 use serde::Serialize;
 
 use super::{
@@ -48,7 +48,7 @@ fn answer(cluster: &Cluster, from: &End, to: &End, port: &Port) -> Result<Answer
     let number = match &port.number {
         Number::None => 0,
         Number::Given(number) => *number,
-        Number::Named(name) => return Err(Error::NoEnd(format!("port `{name}` has no number here"))),
+        Number::Named(name) => named(cluster, to, resolved.1.identity, &NamedPort::new(name, port.protocol))?,
     };
     let traffic = Traffic {
         from: resolved.0.identity,
@@ -56,8 +56,21 @@ fn answer(cluster: &Cluster, from: &End, to: &End, port: &Port) -> Result<Answer
         protocol: port.protocol,
         port: port.in_key(number),
     };
-    let trace = policy::trace(&cluster.policies, &cluster.identities, traffic);
+    let trace = policy::trace(cluster.policy_input(), traffic);
     Ok(Answer { from: resolved.0, to: resolved.1, port: port.to_string(), trace })
+}
+
+/// The number that the destination gives a port's name.
+fn named(cluster: &Cluster, to: &End, identity: IdentityNumber, port: &NamedPort) -> Result<u16, Error> {
+    let of_pod = match to {
+        End::Pod { namespace, name } => cluster
+            .pod(namespace, name)
+            .and_then(|pod| pod.named_ports.iter().find(|(name, _)| name == port).map(|(_, number)| *number)),
+        End::Identity(_) | End::Address(_) | End::Entity(_) => {
+            cluster.surroundings.numbers_of(port, identity, false).first().copied()
+        }
+    };
+    of_pod.ok_or_else(|| Error::NoEnd(format!("the destination has no port with the name `{}`", port.name)))
 }
 
 fn words(answer: &Answer) -> String {

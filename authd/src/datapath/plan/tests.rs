@@ -30,6 +30,7 @@ fn pod(name: &str, node: &str, addresses: &[&str], identity: Option<u32>) -> Pod
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         host_network: false,
         service_account: "default".into(),
+        named_ports: Vec::new(),
         labels: BTreeMap::new(),
         identity,
     }
@@ -70,6 +71,25 @@ fn a_pod_without_identity_stays_unknown() {
     assert_eq!(entry(&plan, "10.244.2.11"), None);
     let key = prefix_key("10.244.2.11/32".parse().unwrap());
     assert_eq!(plan.prefixes[&key].flags, AddressFlags::CLUSTER_RANGE);
+}
+
+#[test]
+fn prefixes_of_policies_never_take_the_clusters_own() {
+    let (cluster, sessions, interfaces) = (cluster(), BTreeMap::new(), interfaces());
+    let inputs = Inputs {
+        cluster: &cluster,
+        node: "n1",
+        interfaces: &interfaces,
+        cluster_cidrs: &[],
+        sessions: &sessions,
+    };
+    let mut plan = Plan::make(&inputs);
+    let before = plan.prefixes.clone();
+    let net = |text: &str| text.parse::<IpNet>().unwrap();
+    let named = ["10.0.0.0/8", "10.244.1.0/24", "10.244.2.11/32", "10.244.2.128/25"];
+    plan.add_prefixes(&named.into_iter().map(|text| (net(text), 1 << 24)).collect(), &inputs);
+    assert_eq!(plan.prefixes.len(), before.len() + 1);
+    assert_eq!(plan.prefixes[&prefix_key(net("10.0.0.0/8"))].identity, 1 << 24);
 }
 
 #[test]

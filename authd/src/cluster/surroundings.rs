@@ -1,0 +1,86 @@
+//! What policies refer to beside identities, out of the cluster's objects.
+
+use std::collections::BTreeMap;
+
+use policy::{CidrGroup, Label, LabelSet, Requirement, Selector, Service, Source, Surroundings, reserved};
+
+use super::Cluster;
+use super::manifest::{Body, Object};
+
+/// The surroundings of these objects; pods and nodes are those of the snapshot.
+pub(super) fn collect(objects: &[Object], cluster: &Cluster) -> Surroundings {
+    let mut surroundings = Surroundings::default();
+    for pod in &cluster.pods {
+        let Some(identity) = pod.identity else { continue };
+        surroundings.addresses.entry(identity).or_default().extend(&pod.addresses);
+        for (port, number) in &pod.named_ports {
+            let ports = surroundings.named_ports.entry(identity).or_default();
+            ports.entry(port.clone()).or_default().insert(*number);
+        }
+    }
+    for node in cluster.nodes.values() {
+        for identity in [reserved::HOST, reserved::REMOTE_NODE] {
+            surroundings.addresses.entry(identity).or_default().extend(&node.addresses);
+        }
+    }
+    for object in objects {
+        add(object, &mut surroundings);
+    }
+    add_endpoints(objects, &mut surroundings);
+    surroundings
+}
+
+fn add(object: &Object, surroundings: &mut Surroundings) {
+    let name = object.key.name.clone();
+    match &object.body {
+        Body::Namespace { audit: true, .. } => {
+            surroundings.audited_namespaces.insert(name);
+        }
+        Body::Node { labels, .. } => {
+            surroundings.nodes.insert(name, label_set(labels));
+        }
+        Body::CidrGroup { labels, nets } => {
+            let group = CidrGroup { labels: label_set(labels), nets: nets.iter().copied().collect() };
+            surroundings.cidr_groups.insert(name, group);
+        }
+        Body::Service { labels, selector } => {
+            let namespace = object.key.namespace.clone().unwrap_or_default();
+            let pods = selector.as_ref().map(|selector| pods(&namespace, selector));
+            let service = Service { labels: label_set(labels), pods, ..Service::default() };
+            surroundings.services.insert((namespace, name), service);
+        }
+        Body::Namespace { .. }
+        | Body::Endpoints { .. }
+        | Body::Pod(_)
+        | Body::Identity(_)
+        | Body::NodeNumber(_)
+        | Body::Policy(_) => {}
+    }
+}
+
+fn add_endpoints(objects: &[Object], surroundings: &mut Surroundings) {
+    for object in objects {
+        let Body::Endpoints { service, addresses } = &object.body else { continue };
+        let namespace = object.key.namespace.clone().unwrap_or_default();
+        if let Some(service) = surroundings.services.get_mut(&(namespace, service.clone())) {
+            service.addresses.extend(addresses);
+        }
+    }
+}
+
+/// The pods behind a service.
+fn pods(namespace: &str, labels: &BTreeMap<String, String>) -> Selector {
+    let of_pods = labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    let all = of_pods.chain([(policy::NAMESPACE_KEY, namespace)]);
+    let equals = |(key, value)| {
+        let label = Label::new(Source::K8s, key, value).ok()?;
+        Some(Requirement::equals(label.label_key().clone(), value))
+    };
+    Selector { requirements: all.filter_map(equals).collect() }
+}
+
+/// Labels of an object; one that can't be a label is left out, so nothing selects it.
+fn label_set(labels: &BTreeMap<String, String>) -> LabelSet {
+    let labels = labels.iter().filter_map(|(key, value)| Label::new(Source::K8s, key, value).ok());
+    LabelSet::from_labels(labels).unwrap_or_default()
+}

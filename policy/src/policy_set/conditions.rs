@@ -1,0 +1,169 @@
+//! Conditions that follow from what a rule selects.
+
+use std::collections::BTreeSet;
+
+use auth_ebpf_abi::{AuthType, IdentityNumber};
+
+use crate::cidr::Prefixes;
+use crate::compile::splits_shared;
+use crate::condition::{Condition, ConditionKind};
+use crate::identity::{IdentitySet, RESERVED, reserved_name};
+use crate::label_set::LabelSet;
+use crate::peer::{Peer, Peers};
+use crate::rule::{Rule, Spec};
+use crate::surroundings::Surroundings;
+
+/// What rules are looked at with.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) identities: &'a IdentitySet,
+    pub(super) surroundings: &'a Surroundings,
+    pub(super) prefixes: &'a Prefixes,
+}
+
+impl View<'_> {
+    /// The conditions of one rule.
+    pub(super) fn of_rule(&self, spec: &Spec, rule: &Rule) -> Vec<Condition> {
+        let place = spec.place.map_or("spec".to_owned(), |place| format!("specs[{place}]"));
+        let path = format!("{place}.{}[{}]", rule.list.as_str(), rule.index);
+        let found =
+            [self.impossible(rule), self.shared(rule), self.nodes(rule), self.blocks(rule), self.ports(rule)];
+        let conditions = found.into_iter().flatten().chain(self.nothing(rule));
+        let at = |(kind, field, message): (ConditionKind, &str, String)| {
+            let dot = if field.is_empty() { "" } else { "." };
+            Condition { kind, path: format!("{path}{dot}{field}"), message }
+        };
+        conditions.map(at).collect()
+    }
+
+    /// Authentication is required of peers for which no SVID exists.
+    fn impossible(&self, rule: &Rule) -> Option<(ConditionKind, &'static str, String)> {
+        if !requires(rule) {
+            return None;
+        }
+        let mut names: Vec<&str> = RESERVED
+            .iter()
+            .filter(|(number, _)| self.selects(rule, *number))
+            .filter_map(|(number, _)| reserved_name(*number))
+            .collect();
+        let has_prefix = |peers: &Peers| match peers {
+            Peers::Any => false,
+            Peers::Selected(_) => self.prefixes.remotes().any(|remote| {
+                // The endpoint's own labels matter for pods of its cluster only.
+                peers.select(remote, &LabelSet::new(), self.surroundings, false)
+            }),
+        };
+        if !names.contains(&"world") && has_prefix(&rule.peers) {
+            names.push("addresses outside the cluster");
+        }
+        (!names.is_empty()).then(|| {
+            let message = format!(
+                "required of {}, which can't have an SVID: their packets are dropped (AUTH_IMPOSSIBLE)",
+                names.join(", ")
+            );
+            (ConditionKind::AuthImpossible, "authentication", message)
+        })
+    }
+
+    fn selects(&self, rule: &Rule, number: IdentityNumber) -> bool {
+        let Peers::Selected(_) = rule.peers else { return true };
+        let mut remotes = self.identities.remotes().take_while(|remote| remote.number <= number);
+        remotes.any(|remote| {
+            remote.number == number && rule.peers.select(remote, remote.labels, self.surroundings, false)
+        })
+    }
+
+    /// Authentication is required of some who share a SPIFFE ID, and not of others.
+    fn shared(&self, rule: &Rule) -> Option<(ConditionKind, &'static str, String)> {
+        if !requires(rule) || self.surroundings.shared().is_empty() || rule.peers == Peers::Any {
+            return None;
+        }
+        let remotes = self.identities.remotes();
+        let selected: BTreeSet<IdentityNumber> = remotes
+            .filter(|remote| rule.peers.select(*remote, remote.labels, self.surroundings, false))
+            .map(|remote| remote.number)
+            .collect();
+        splits_shared(rule, &selected, self.surroundings).then(|| {
+            let message = "tells apart identities that have the same SPIFFE ID, which authentication can't: \
+                           the rule allows nothing; select all pods of a service account, or none"
+                .to_owned();
+            (ConditionKind::SharedSpiffeId, "authentication", message)
+        })
+    }
+
+    /// Some nodes are meant and others aren't.
+    fn nodes(&self, rule: &Rule) -> Option<(ConditionKind, &'static str, String)> {
+        let tells_apart = |peer: &Peer| {
+            let Peer::Nodes(selector) = peer else { return false };
+            let meant = self.surroundings.nodes.values().filter(|labels| selector.matches(labels)).count();
+            meant != 0 && meant != self.surroundings.nodes.len()
+        };
+        rule.peers.list().iter().any(tells_apart).then(|| {
+            let effect = if rule.list.is_deny() { "denies all of them" } else { "allows none of them" };
+            let message = format!("nodes have one identity and can't be told apart: the rule {effect}");
+            (ConditionKind::Ambiguous, "", message)
+        })
+    }
+
+    /// An `ipBlock` has some addresses of an identity, but not all.
+    fn blocks(&self, rule: &Rule) -> Option<(ConditionKind, &'static str, String)> {
+        let blocks = || {
+            rule.peers
+                .list()
+                .iter()
+                .filter_map(|peer| if let Peer::IpBlock(block) = peer { Some(block) } else { None })
+        };
+        blocks().next()?;
+        let partly = |addresses: &BTreeSet<_>| {
+            let inside =
+                addresses.iter().filter(|address| blocks().any(|block| block.has(**address))).count();
+            inside != 0 && inside != addresses.len()
+        };
+        let mut partial = self.surroundings.addresses.iter().filter(|(_, addresses)| partly(addresses));
+        let (number, _) = partial.next()?;
+        let message = format!(
+            "an ipBlock has some addresses of identity {number} but not all: pods of one identity can't be \
+             told apart, so it is not allowed by this"
+        );
+        Some((ConditionKind::Ambiguous, "", message))
+    }
+
+    /// Pods of one identity give a port's name different numbers.
+    fn ports(&self, rule: &Rule) -> Option<(ConditionKind, &'static str, String)> {
+        let ambiguous = rule.named_ports.iter().find(|port| {
+            let numbers = self.surroundings.named_ports.values().filter_map(|ports| ports.get(port));
+            numbers.into_iter().any(|numbers| numbers.len() > 1)
+        })?;
+        let effect = if rule.list.is_deny() { "denies all of them" } else { "allows none of them" };
+        let message = format!(
+            "pods of one identity give port `{}` different numbers: of these the rule {effect}",
+            ambiguous.name
+        );
+        Some((ConditionKind::Ambiguous, "", message))
+    }
+
+    /// Something that is named isn't there.
+    fn nothing(&self, rule: &Rule) -> Option<(ConditionKind, &'static str, String)> {
+        let is_missing = |peer: &&Peer| match peer {
+            Peer::CidrGroups { groups, .. } => groups.of(self.surroundings).next().is_none(),
+            Peer::Services { namespace, services } => {
+                services.of(namespace.as_deref(), self.surroundings).next().is_none()
+            }
+            Peer::Selector(_)
+            | Peer::OwnCluster
+            | Peer::Cidr(_)
+            | Peer::IpBlock(_)
+            | Peer::Nodes(_)
+            | Peer::Name(_) => false,
+        };
+        let missing = rule.peers.list().iter().find(is_missing)?;
+        let is_service = matches!(missing, Peer::Services { .. });
+        let what = if is_service { "service" } else { "CiliumCIDRGroup" };
+        let message = format!("there is no {what} like this, so it selects nothing");
+        Some((ConditionKind::SelectsNothing, "", message))
+    }
+}
+
+fn requires(rule: &Rule) -> bool {
+    !rule.list.is_deny() && rule.authentication == Some(AuthType::Spire)
+}
