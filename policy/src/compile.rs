@@ -26,7 +26,7 @@ use crate::port::{NamedPort, PortPrefix};
 use crate::rule::{Policy, Rule};
 use crate::surroundings::Surroundings;
 use cookie::Cookies;
-use fold::{Remotes, Term};
+use fold::{Force, Remotes, Term};
 
 /// Entries of the kernel's policy map, by key and prefix length.
 pub type PolicyMap = BTreeMap<(PolicyKey, u32), PolicyEntry>;
@@ -80,8 +80,8 @@ pub fn compile(input: Input<'_>, locals: impl IntoIterator<Item = IdentityNumber
     let locals: BTreeSet<IdentityNumber> = locals.into_iter().collect();
     for identity in locals.into_iter().filter_map(|local| input.identities.get(local)) {
         for direction in [Direction::Ingress, Direction::Egress] {
-            let terms = compiler.terms(identity, direction);
-            fold::fold(&terms, direction, |remote, prefix, entry| {
+            let (terms, tried) = compiler.terms(identity, direction);
+            fold::fold(&terms, direction, tried, |remote, prefix, entry| {
                 let mut key = PolicyKey { local: identity.number(), remote, ..PolicyKey::default() };
                 key.direction = direction as u8;
                 let bits = prefix.put(&mut key);
@@ -118,33 +118,45 @@ struct Compiler<'a> {
 }
 
 impl<'a> Compiler<'a> {
-    /// All that the policies say about one direction of one endpoint.
-    fn terms(&mut self, endpoint: &Identity, direction: Direction) -> Vec<Term<'a>> {
+    /// All that the policies say about one direction of one endpoint, and the cookie of a default deny that
+    /// is only tried.
+    fn terms(&mut self, endpoint: &Identity, direction: Direction) -> (Vec<Term<'a>>, u32) {
         let mut terms = Vec::new();
-        let mut default_deny = false;
+        let (mut default_deny, mut tried_default_deny) = (false, None);
+        let in_trial = self.input.surroundings.audited_namespaces.contains(endpoint.namespace());
         for policy in self.input.policies.iter() {
-            if policy.refuses(endpoint.labels()) {
-                default_deny = true;
+            let is_tried = in_trial || policy.audit;
+            let force = if is_tried { Force::Tried } else { Force::Full };
+            let mut denies = policy.refuses(endpoint.labels());
+            if denies {
                 let cookie = self.cookies.of(&RuleRef::Refused { object: policy.object.clone() });
-                terms.push(Term { deny: true, ..Term::allow_any(cookie) });
+                terms.push(Term { deny: true, force, ..Term::allow_any(cookie) });
             }
             for spec in policy.specs.iter().filter(|spec| spec.subject.matches(endpoint.labels())) {
-                default_deny |= spec.default_deny(direction);
+                denies |= spec.default_deny(direction);
                 for rule in spec.rules.iter().filter(|rule| rule.list.direction() == direction) {
-                    self.add_rule(policy, spec.place, rule, endpoint, &mut terms);
+                    self.add_rule(policy, spec.place, rule, (endpoint, force), &mut terms);
                 }
+            }
+            if denies && is_tried {
+                let (object, direction) = (policy.object.clone(), direction.as_str());
+                let rule = RuleRef::DefaultDeny { object, direction };
+                tried_default_deny.get_or_insert_with(|| self.cookies.of(&rule));
+            } else {
+                default_deny |= denies;
             }
         }
         if !default_deny {
+            let force = if tried_default_deny.is_some() { Force::Meanwhile } else { Force::Full };
             let rule = RuleRef::NoDefaultDeny { direction: direction.as_str() };
-            terms.push(Term::allow_any(self.cookies.of(&rule)));
+            terms.push(Term { force, ..Term::allow_any(self.cookies.of(&rule)) });
         }
         if direction == Direction::Ingress {
             let cookie = self.cookies.of(&RuleRef::LocalHost);
             let remotes = Remotes::These(Arc::new(BTreeSet::from([reserved::HOST])));
             terms.push(Term { explicit: Some(AuthType::Disabled), remotes, ..Term::allow_any(cookie) });
         }
-        terms
+        (terms, tried_default_deny.unwrap_or_default())
     }
 
     fn add_rule(
@@ -152,7 +164,7 @@ impl<'a> Compiler<'a> {
         policy: &Policy,
         spec: Option<usize>,
         rule: &'a Rule,
-        endpoint: &Identity,
+        (endpoint, force): (&Identity, Force),
         terms: &mut Vec<Term<'a>>,
     ) {
         let object = policy.object.clone();
@@ -162,6 +174,7 @@ impl<'a> Compiler<'a> {
             Peers::Selected(_) => Remotes::These(self.resolve(cookie, rule, endpoint.labels())),
         };
         let term = Term {
+            force,
             deny: rule.list.is_deny(),
             explicit: rule.authentication,
             encryption: rule.encryption,
@@ -252,6 +265,7 @@ impl Term<'_> {
     /// Allows everything.
     const fn allow_any(cookie: u32) -> Self {
         Self {
+            force: Force::Full,
             deny: false,
             explicit: None,
             encryption: false,

@@ -141,6 +141,15 @@ pub enum RuleRef {
         /// Which rule in the list, from 0.
         rule: usize,
     },
+    /// A policy whose rules don't allow it, and which denies what no rule allows.
+    DefaultDeny {
+        /// The policy.
+        object: ObjectRef,
+        /// The direction, as a word.
+        direction: &'static str,
+    },
+    /// The packets of a pod to itself, which never leave it.
+    SamePod,
     /// A policy that was refused, so that everything it is about is denied.
     Refused {
         /// The policy.
@@ -153,8 +162,10 @@ impl RuleRef {
     #[must_use]
     pub const fn object(&self) -> Option<&ObjectRef> {
         match self {
-            Self::NoDefaultDeny { .. } | Self::LocalHost => None,
-            Self::Rule { object, .. } | Self::Refused { object } => Some(object),
+            Self::NoDefaultDeny { .. } | Self::LocalHost | Self::SamePod => None,
+            Self::Rule { object, .. } | Self::DefaultDeny { object, .. } | Self::Refused { object } => {
+                Some(object)
+            }
         }
     }
 }
@@ -164,6 +175,8 @@ impl fmt::Display for RuleRef {
         match self {
             Self::NoDefaultDeny { direction } => write!(f, "no {direction} policy"),
             Self::LocalHost => f.write_str("local host"),
+            Self::SamePod => f.write_str("same pod"),
+            Self::DefaultDeny { object, direction } => write!(f, "{object} allows no such {direction}"),
             Self::Rule { object, spec: None, list, rule } => write!(f, "{object} {}[{rule}]", list.as_str()),
             Self::Rule { object, spec: Some(spec), list, rule } => {
                 write!(f, "{object} specs[{spec}].{}[{rule}]", list.as_str())

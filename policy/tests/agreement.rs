@@ -2,11 +2,12 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use policy::{
-    AuthType, Direction, Identity, IdentityNumber, IdentitySet, Input, Pod, Policy, PolicySet, PortPrefix,
-    Remote, RuleRef, Surroundings, compile, lookup, protocol,
+    AuthType, Direction, Identity, IdentityNumber, IdentitySet, Input, LabelSet, NamedPort, Peers, Pod,
+    Policy, PolicySet, PortPrefix, Prefixes, Rule, RuleRef, Surroundings, compile, lookup, protocol,
 };
 use proptest::collection::vec;
 use proptest::option::{of, weighted};
@@ -31,61 +32,112 @@ fn identities() -> IdentitySet {
     IdentitySet::from_identities(PODS.map(identity)).unwrap()
 }
 
-fn input<'a>(policies: &'a PolicySet, identities: &'a IdentitySet) -> Input<'a> {
-    static NOTHING: LazyLock<Surroundings> = LazyLock::new(Surroundings::default);
-    Input { policies, identities, surroundings: &NOTHING }
+/// Ports with names: of one identity two numbers, of some none.
+fn surroundings() -> Surroundings {
+    let mut surroundings = Surroundings::default();
+    for (number, ports) in [(256, vec![80]), (257, vec![81]), (258, vec![80, 443]), (261, vec![80])] {
+        let name = NamedPort::new("http", protocol::TCP);
+        surroundings.named_ports.insert(number, BTreeMap::from([(name, ports.into_iter().collect())]));
+    }
+    surroundings
 }
 
-/// What a packet gets: nothing, or the authentication that it needs.
-type Verdict = Option<AuthType>;
+fn input<'a>(policies: &'a PolicySet, identities: &'a IdentitySet) -> Input<'a> {
+    static SURROUNDINGS: LazyLock<Surroundings> = LazyLock::new(surroundings);
+    Input { policies, identities, surroundings: &SURROUNDINGS }
+}
 
-/// The semantics in the words of the documentation: default deny per direction, deny over allow, explicit
-/// authentication from the most specific rule that names one.
-fn naive(
-    policies: &PolicySet,
-    identities: &IdentitySet,
-    (local, remote): (IdentityNumber, IdentityNumber),
+/// What a packet gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Verdict {
+    /// The authentication that it needs, and whether it must be encrypted; none if it is dropped.
+    passes: Option<(AuthType, bool)>,
+    /// Only reported; it passes.
+    tried: bool,
+}
+
+/// One end and the packet.
+#[derive(Clone, Copy)]
+struct Question<'a> {
+    input: Input<'a>,
+    local: IdentityNumber,
+    remote: IdentityNumber,
     direction: Direction,
     packet: PortPrefix,
-) -> Verdict {
-    let own = identities.get(local)?.labels();
-    let is_host = remote == HOST && direction == Direction::Ingress;
-    let (mut allowed, mut default_deny) = (is_host, false);
-    let mut named = Vec::new();
-    if is_host {
-        named.push(((0, true), AuthType::Disabled));
+    prefixes: &'a Prefixes,
+}
+
+impl Question<'_> {
+    /// The policies in force have the last word; those which are tried are heard where they pass everything.
+    fn naive(&self) -> Verdict {
+        let in_force = self.world(|policy| !policy.audit);
+        let all = self.world(|_| true);
+        let tried = in_force == Some((AuthType::Disabled, false))
+            && all.map(|(auth, _)| auth) != Some(AuthType::Disabled);
+        let encryption = in_force.is_some_and(|(_, encryption)| encryption);
+        let passes = if tried { all.map(|(auth, _)| (auth, encryption)) } else { in_force };
+        Verdict { passes, tried }
     }
-    for policy in policies.iter() {
-        if policy.refuses(own) {
-            return None;
+
+    /// The semantics in the words of the documentation: default deny per direction, deny over allow, explicit
+    /// authentication from the most specific rule that names one, encryption if any rule wants it.
+    fn world(&self, counts: impl Fn(&Policy) -> bool) -> Option<(AuthType, bool)> {
+        let Self { input, local, remote, direction, .. } = *self;
+        let own = input.identities.get(local)?.labels();
+        let is_host = remote == HOST && direction == Direction::Ingress;
+        let (mut allowed, mut default_deny, mut encryption) = (is_host, false, false);
+        let mut named = Vec::new();
+        if is_host {
+            named.push(((0, true), AuthType::Disabled));
         }
-        for spec in policy.specs.iter().filter(|spec| spec.subject.matches(own)) {
-            default_deny |= match direction {
-                Direction::Ingress => spec.default_deny_ingress,
-                Direction::Egress => spec.default_deny_egress,
-            };
-            for rule in spec.rules.iter().filter(|rule| rule.list.direction() == direction) {
-                let is_any = rule.peers == policy::Peers::Any;
-                let is_peer = is_any
-                    || identities.get(remote).is_some_and(|remote| {
-                        let remote = Remote { number: remote.number(), labels: remote.labels(), net: None };
-                        rule.peers.select(remote, own, &Surroundings::default(), rule.list.is_deny())
-                    });
-                let ports = rule.ports.iter().filter(|ports| ports.covers(packet)).map(|ports| ports.bits());
-                let (true, Some(bits)) = (is_peer, ports.max()) else { continue };
-                if rule.list.is_deny() {
-                    return None;
-                }
-                allowed = true;
-                if !(is_any && is_host) {
-                    named.extend(rule.authentication.map(|authentication| ((bits, !is_any), authentication)));
+        for policy in input.policies.iter().filter(|policy| counts(policy)) {
+            if policy.refuses(own) {
+                return None;
+            }
+            for spec in policy.specs.iter().filter(|spec| spec.subject.matches(own)) {
+                default_deny |= spec.default_deny(direction);
+                for rule in spec.rules.iter().filter(|rule| rule.list.direction() == direction) {
+                    let Some((bits, chosen)) = self.covers(rule, own) else { continue };
+                    if rule.list.is_deny() {
+                        return None;
+                    }
+                    allowed = true;
+                    encryption |= rule.encryption;
+                    if chosen || !is_host {
+                        named.extend(
+                            rule.authentication.map(|authentication| ((bits, chosen), authentication)),
+                        );
+                    }
                 }
             }
         }
+        let authentication =
+            named.into_iter().max().map_or(AuthType::Disabled, |(_, authentication)| authentication);
+        (allowed || !default_deny).then_some((authentication, encryption))
     }
-    let authentication =
-        named.into_iter().max().map_or(AuthType::Disabled, |(_, authentication)| authentication);
-    (allowed || !default_deny).then_some(authentication)
+
+    /// How closely a rule is about the packet: bits of its ports, and whether it chooses the other end.
+    fn covers(&self, rule: &Rule, own: &LabelSet) -> Option<(u8, bool)> {
+        let Input { identities, surroundings, .. } = self.input;
+        let is_any = rule.peers == Peers::Any;
+        let mut remotes = identities.remotes().chain(self.prefixes.remotes());
+        let remote = remotes.find(|remote| remote.number == self.remote);
+        let is_deny = rule.list.is_deny();
+        if !is_any && !remote.is_some_and(|remote| rule.peers.select(remote, own, surroundings, is_deny)) {
+            return None;
+        }
+        let numbered =
+            rule.ports.iter().filter(|ports| ports.covers(self.packet)).map(|ports| (ports.bits(), !is_any));
+        let egress = self.direction == Direction::Egress;
+        let at = if egress { self.remote } else { self.local };
+        let by_name = rule.named_ports.iter().filter_map(|port| {
+            let numbers = surroundings.named_ports.get(&at)?.get(port)?;
+            let known = is_deny || numbers.len() == 1;
+            let mut prefixes = numbers.iter().map(|number| PortPrefix::port(port.protocol, *number));
+            (known && prefixes.any(|prefix| prefix == self.packet)).then_some((24, egress || !is_any))
+        });
+        numbered.chain(by_name).max()
+    }
 }
 
 fn label() -> impl Strategy<Value = (String, Value)> {
@@ -122,11 +174,15 @@ fn selector() -> impl Strategy<Value = Value> {
 }
 
 fn peers() -> impl Strategy<Value = (&'static str, Value)> {
-    const ENTITIES: [&str; 7] = ["all", "world", "cluster", "host", "remote-node", "none", "kube-apiserver"];
+    const ENTITIES: [&str; 8] =
+        ["all", "world", "cluster", "host", "remote-node", "none", "kube-apiserver", "world-ipv4"];
     prop_oneof![
         4 => vec(selector(), 0..3).prop_map(|selectors| ("Endpoints", json!(selectors))),
         3 => vec(select(ENTITIES.as_slice()), 0..3).prop_map(|entities| ("Entities", json!(entities))),
-        1 => Just(("CIDR", json!(["10.0.0.0/8"]))),
+        2 => vec(select(["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "::/0"].as_slice()), 0..3).prop_map(|nets| ("CIDR", json!(nets))),
+        1 => Just(("CIDRSet", json!([{"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16", "10.2.0.0/16"]}]))),
+        1 => Just(("Groups", json!([{"aws": {}}]))),
+        1 => selector().prop_map(|selector| ("Nodes", json!([selector]))),
     ]
 }
 
@@ -134,10 +190,15 @@ fn peers() -> impl Strategy<Value = (&'static str, Value)> {
 fn port() -> impl Strategy<Value = Value> {
     let protocol = of(select(["TCP", "UDP", "ANY", "SCTP", "GRE"].as_slice()));
     let port = prop_oneof![1 => Just(0u16), 6 => 76u16..86, 1 => Just(u16::MAX)];
-    (port, weighted(0.4, 0u16..12), protocol).prop_map(|(port, more, protocol)| {
-        let end = if port == 0 { None } else { more.map(|more| port.saturating_add(more)) };
-        json!({"port": port.to_string(), "endPort": end, "protocol": protocol})
-    })
+    (port, weighted(0.4, 0u16..12), protocol, weighted(0.2, Just("http"))).prop_map(
+        |(port, more, protocol, name)| {
+            let numbered = name.is_none() && protocol != Some("GRE");
+            let port = if protocol == Some("GRE") { 0 } else { port };
+            let end = more.filter(|_| port != 0 && numbered).map(|more| port.saturating_add(more));
+            let port = name.filter(|_| protocol != Some("GRE")).map_or(port.to_string(), str::to_owned);
+            json!({"port": port, "endPort": end, "protocol": protocol})
+        },
+    )
 }
 
 fn ports() -> impl Strategy<Value = (&'static str, Value)> {
@@ -151,15 +212,20 @@ fn ports() -> impl Strategy<Value = (&'static str, Value)> {
 
 fn rule(prefix: &'static str, is_deny: bool) -> impl Strategy<Value = Value> {
     let mode = weighted(0.5, select(["disabled", "required", "test-always-fail"].as_slice()));
-    (weighted(0.8, peers()), weighted(0.6, ports()), mode).prop_map(move |(peers, ports, mode)| {
-        let mut rule = Map::new();
-        rule.extend(peers.map(|(name, value)| (format!("{prefix}{name}"), value)));
-        rule.extend(ports.map(|(name, value)| (name.to_owned(), value)));
-        if let (Some(mode), false) = (mode, is_deny) {
-            rule.insert("authentication".to_owned(), json!({"mode": mode}));
-        }
-        Value::Object(rule)
-    })
+    (weighted(0.8, peers()), weighted(0.6, ports()), mode, weighted(0.2, Just("required"))).prop_map(
+        move |(peers, ports, mode, encryption)| {
+            let mut rule = Map::new();
+            rule.extend(peers.map(|(name, value)| (format!("{prefix}{name}"), value)));
+            rule.extend(ports.map(|(name, value)| (name.to_owned(), value)));
+            if let (Some(mode), false) = (mode, is_deny) {
+                rule.insert("authentication".to_owned(), json!({"mode": mode}));
+            }
+            if let (Some(encryption), false) = (encryption, is_deny) {
+                rule.insert("encryption".to_owned(), json!({"mode": encryption}));
+            }
+            Value::Object(rule)
+        },
+    )
 }
 
 fn policy() -> impl Strategy<Value = Value> {
@@ -171,8 +237,9 @@ fn policy() -> impl Strategy<Value = Value> {
     );
     let default_deny = (weighted(0.2, any::<bool>()), weighted(0.2, any::<bool>()));
     let namespace = select([Some("x"), Some("y"), None].as_slice());
-    (namespace, selector(), rules, default_deny, weighted(0.05, Just("unknown"))).prop_map(
-        |(namespace, selector, (ingress, ingress_deny, egress, egress_deny), (into, out), extra)| {
+    let extra = (weighted(0.05, Just("unknown")), weighted(0.2, Just("enabled")));
+    (namespace, selector(), rules, default_deny, extra).prop_map(
+        |(namespace, selector, (ingress, ingress_deny, egress, egress_deny), (into, out), (extra, audit))| {
             let kind = if namespace.is_some() { "CiliumNetworkPolicy" } else { "CiliumClusterwideNetworkPolicy" };
             let mut value = json!({
                 "apiVersion": "cilium.io/v2", "kind": kind,
@@ -183,6 +250,9 @@ fn policy() -> impl Strategy<Value = Value> {
                     "enableDefaultDeny": {"ingress": into, "egress": out},
                 },
             });
+            if let Some(audit) = audit {
+                value["metadata"]["annotations"] = json!({"policy.authd.io/audit": audit});
+            }
             if let Some(extra) = extra {
                 value["spec"][extra] = json!(1);
             }
@@ -210,8 +280,10 @@ fn packet() -> impl Strategy<Value = (u8, u16)> {
     ]
 }
 
-fn remotes() -> Vec<IdentityNumber> {
-    (1..=8).chain(PODS).chain([STRANGER]).collect()
+fn remotes(policies: &PolicySet) -> Vec<IdentityNumber> {
+    let prefixes = policies.prefixes(&Surroundings::default());
+    let outside = prefixes.iter().map(|(number, ..)| number);
+    (1..=10).chain(PODS).chain([STRANGER]).chain(outside).collect()
 }
 
 proptest! {
@@ -220,23 +292,26 @@ proptest! {
     #[test]
     fn the_map_says_what_the_rules_say(policies in policy_set(), packets in vec(packet(), 8)) {
         let identities = identities();
-        let compiled = compile(input(&policies, &identities), PODS);
+        let input = input(&policies, &identities);
+        let compiled = compile(input, PODS);
+        let prefixes = policies.prefixes(input.surroundings);
         for local in PODS {
-            for remote in remotes() {
+            for remote in remotes(&policies) {
                 for direction in [Direction::Ingress, Direction::Egress] {
                     for (protocol, port) in &packets {
                         let choice = lookup(&compiled.map, local, remote, direction, *protocol, *port);
-                        let found: Verdict = choice
-                            .filter(|choice| choice.entry.deny == 0)
-                            .map(|choice| AuthType::from_number(choice.auth_type).unwrap());
+                        let passes = choice.filter(|choice| choice.entry.deny == 0).map(|choice| {
+                            (AuthType::from_number(choice.auth_type).unwrap(), choice.entry.encryption == 1)
+                        });
+                        let found = Verdict { passes, tried: choice.is_some_and(|choice| choice.entry.audit == 1) };
                         let packet = PortPrefix::port(*protocol, *port);
-                        let expected = naive(&policies, &identities, (local, remote), direction, packet);
+                        let expected = Question { input, local, remote, direction, packet, prefixes: &prefixes }.naive();
                         prop_assert_eq!(
                             found, expected,
                             "{} {:?} {} {}/{}: {:?}", local, direction, remote, protocol, port, choice
                         );
-                        let is_reserved = remote < 256;
-                        if found == Some(AuthType::Spire) && !is_reserved {
+                        let is_required = found.passes.is_some_and(|(auth, _)| auth == AuthType::Spire);
+                        if is_required && !policy::reserved::is_reserved(remote) {
                             prop_assert!(compiled.asks_authentication(local, remote));
                         }
                     }
@@ -253,10 +328,10 @@ proptest! {
             prop_assert!(PODS.contains(&key.local));
             prop_assert_eq!(u32::from(entry.port_prefix), bits - 72);
             prop_assert!(compiled.rules.contains_key(&entry.cookie), "{:?}", entry);
-            let denies = matches!(&compiled.rules[&entry.cookie], RuleRef::Refused { .. })
+            let denies = matches!(&compiled.rules[&entry.cookie], RuleRef::Refused { .. } | RuleRef::DefaultDeny { .. })
                 || matches!(&compiled.rules[&entry.cookie], RuleRef::Rule { list, .. } if list.is_deny());
             prop_assert_eq!(entry.deny == 1, denies);
-            prop_assert_eq!(entry.precedence == u32::MAX, denies);
+            prop_assert_eq!(entry.precedence == u32::MAX, denies && entry.audit == 0);
         }
     }
 
@@ -266,7 +341,7 @@ proptest! {
         let all = compile(input(&policies, &identities), PODS);
         prop_assert_eq!(&all, &compile(input(&policies, &identities), PODS.rev()));
         let mut one = compile(input(&policies, &identities), [local]).map;
-        let same: std::collections::BTreeMap<_, _> =
+        let same: BTreeMap<_, _> =
             all.map.into_iter().filter(|((key, _), _)| key.local == local).collect();
         prop_assert_eq!(&one, &same);
         one.retain(|_, entry| entry.deny == 0 && entry.precedence == u32::MAX);

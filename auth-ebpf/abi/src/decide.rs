@@ -117,6 +117,8 @@ struct Judge<'a, S> {
     audit: Option<DropReason>,
     /// Policy would have dropped the packet if it were enforced.
     policy_audited: bool,
+    /// The policy entry that decides is only tried.
+    entry_audited: bool,
     auth_wanted: bool,
     /// The packet opens a connection.
     opening: bool,
@@ -143,6 +145,7 @@ impl<'a, S: State> Judge<'a, S> {
             event,
             audit: None,
             policy_audited: false,
+            entry_audited: false,
             auth_wanted: false,
             opening: false,
             now: Cell::new(0),
@@ -242,12 +245,13 @@ impl<'a, S: State> Judge<'a, S> {
         let enforced = if encryption {
             self.enforces(Setting::EncryptionMode, Setting::EncryptionOffUntil)
         } else {
-            self.enforces(Setting::PolicyMode, Setting::PolicyOffUntil)
+            !self.entry_audited && self.enforces(Setting::PolicyMode, Setting::PolicyOffUntil)
         };
         if enforced {
             return Err(reason);
         }
-        self.policy_audited |= !encryption;
+        // What an audited entry lets pass, the policies in force allow: its connection is as good as any.
+        self.policy_audited |= !encryption && !self.entry_audited;
         if self.audit.is_none() {
             self.audit = Some(reason);
         }

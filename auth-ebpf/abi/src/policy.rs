@@ -115,7 +115,7 @@ impl PolicyKey {
 plain! {
     /// What a policy entry says.
     pub struct PolicyEntry [16] {
-        /// The larger precedence wins; [`PolicyEntry::DENY_PRECEDENCE`] for every deny.
+        /// The larger precedence wins; [`PolicyEntry::DENY_PRECEDENCE`] for every deny that isn't audited.
         pub precedence: u32,
         /// Names the rule that this entry comes from, for flows and explanations.
         pub cookie: u32,
@@ -129,13 +129,15 @@ plain! {
         pub auth_explicit: u8,
         /// 1: only over an encrypted path.
         pub encryption: u8,
+        /// 1: what this entry would drop passes, and is reported.
+        pub audit: u8,
         /// Reserved, 0.
-        pub pad: [u8; 3],
+        pub pad: [u8; 2],
     }
 }
 
 impl PolicyEntry {
-    /// Precedence of every deny: nothing is above it.
+    /// Precedence of every deny that isn't audited: nothing is above it.
     pub const DENY_PRECEDENCE: u32 = u32::MAX;
 }
 

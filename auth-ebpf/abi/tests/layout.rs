@@ -33,7 +33,7 @@ fn bytes_lie_where_the_fields_are() {
     fields!(PolicyKey { local = u32::MAX, remote = u32::MAX, direction = 255, protocol = 255, port = [255; 2] });
     fields!(PolicyEntry {
         precedence = u32::MAX, cookie = u32::MAX, port_prefix = 255, deny = 255, auth_type = 255,
-        auth_explicit = 255, encryption = 255, pad = [255; 3],
+        auth_explicit = 255, encryption = 255, audit = 255, pad = [255; 2],
     });
     fields!(ConnectionKey {
         local = ADDRESS, remote = ADDRESS, local_port = [255; 2], remote_port = [255; 2], protocol = 255,

@@ -250,11 +250,10 @@ impl Builder<'_> {
 
     /// Identities of the label sets that have none.
     fn assume_identities(&mut self, objects: &[Object]) {
-        let labels = objects.iter().filter_map(|object| match &object.body {
-            Body::Pod(body) if !body.host_network => {
-                labels(object.key.namespace.as_deref().unwrap_or_default(), body, &self.namespaces).ok()
-            }
-            _ => None,
+        let labels = objects.iter().filter_map(|object| {
+            let Body::Pod(body) = &object.body else { return None };
+            let namespace = object.key.namespace.as_deref().unwrap_or_default();
+            labels(namespace, body, &self.namespaces).ok().filter(|_| !body.host_network)
         });
         let nodes = BTreeMap::new();
         let allocated = policy::Allocated {

@@ -33,6 +33,12 @@ impl Cookies {
             if policy.refused.is_some() {
                 cookies.add(RuleRef::Refused { object: object.clone() });
             }
+            for direction in [Direction::Ingress, Direction::Egress] {
+                if policy.specs.iter().any(|spec| spec.default_deny(direction)) {
+                    let (object, direction) = (object.clone(), direction.as_str());
+                    cookies.add(RuleRef::DefaultDeny { object, direction });
+                }
+            }
             for spec in &policy.specs {
                 for rule in &spec.rules {
                     let (object, spec) = (object.clone(), spec.place);

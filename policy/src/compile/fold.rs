@@ -16,9 +16,22 @@ use crate::port::PortPrefix;
 /// Precedence of every entry that allows.
 const ALLOW_PRECEDENCE: u32 = 1;
 
+/// Where what a rule says counts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Force {
+    /// Everywhere.
+    Full,
+    /// Only in what is reported: it is tried.
+    Tried,
+    /// Only in what is done: it is there because something else is only tried.
+    Meanwhile,
+}
+
 /// What one rule says.
 #[derive(Clone)]
 pub(super) struct Term<'a> {
+    /// Where it counts.
+    pub(super) force: Force,
     pub(super) deny: bool,
     /// The authentication that it names, if it names one.
     pub(super) explicit: Option<AuthType>,
@@ -49,11 +62,13 @@ impl Remotes {
 pub(super) fn fold(
     terms: &[Term<'_>],
     direction: Direction,
+    tried_default_deny: u32,
     mut put: impl FnMut(IdentityNumber, PortPrefix, PolicyEntry),
 ) {
     let any: Vec<Said<'_>> = terms.iter().filter_map(Said::about_any).collect();
-    let any_entries: Entries =
-        prefixes(&any).filter_map(|prefix| Some((prefix, entry(&any, prefix)?))).collect();
+    let any_entries: Entries = prefixes(&any)
+        .filter_map(|prefix| Some((prefix, audited_entry(&any, prefix, tried_default_deny)?)))
+        .collect();
     for (prefix, entry) in &any_entries {
         put(reserved::UNKNOWN, *prefix, *entry);
     }
@@ -70,7 +85,7 @@ pub(super) fn fold(
                 any.iter().map(|said| if heed_any { *said } else { Said { explicit: None, ..*said } });
             let specific = chosen.iter().filter_map(|index| terms.get(*index)).map(Said::about_chosen);
             let said: Vec<Said<'_>> = inherited.chain(specific).collect();
-            let entries = entries_beside(&said, &any_entries);
+            let entries = entries_beside(&said, &any_entries, tried_default_deny);
             for remote in remotes {
                 for (prefix, entry) in &entries {
                     put(remote, *prefix, *entry);
@@ -85,6 +100,7 @@ type Entries = BTreeMap<PortPrefix, PolicyEntry>;
 /// What a term says about the remote identity at hand.
 #[derive(Clone, Copy)]
 struct Said<'a> {
+    force: Force,
     deny: bool,
     explicit: Option<AuthType>,
     encryption: bool,
@@ -107,8 +123,8 @@ impl<'a> Said<'a> {
     }
 
     fn new(term: &'a Term<'_>, chosen: bool) -> Self {
-        let Term { deny, explicit, encryption, cookie, .. } = *term;
-        Self { deny, explicit, encryption, cookie, ports: &term.ports, chosen }
+        let Term { force, deny, explicit, encryption, cookie, .. } = *term;
+        Self { force, deny, explicit, encryption, cookie, ports: &term.ports, chosen }
     }
 }
 
@@ -136,12 +152,12 @@ fn prefixes<'a>(said: &'a [Said<'_>]) -> impl Iterator<Item = PortPrefix> + use<
 }
 
 /// Entries for an identity, without those that the entries for any identity already imply.
-fn entries_beside(said: &[Said<'_>], any_entries: &Entries) -> Entries {
+fn entries_beside(said: &[Said<'_>], any_entries: &Entries, tried_default_deny: u32) -> Entries {
     let mut by_length: Vec<PortPrefix> = prefixes(said).collect();
     by_length.sort_by_key(|prefix| prefix.bits());
     let mut entries = Entries::new();
     for prefix in by_length {
-        let Some(entry) = entry(said, prefix) else { continue };
+        let Some(entry) = audited_entry(said, prefix, tried_default_deny) else { continue };
         let is_chosen = said.iter().any(|said| said.chosen && said.ports.contains(&prefix));
         if is_chosen || !is_implied(&entry, prefix, &entries, any_entries) {
             entries.insert(prefix, entry);
@@ -153,16 +169,47 @@ fn entries_beside(said: &[Said<'_>], any_entries: &Entries) -> Entries {
 /// Whether the kernel comes to the same without this entry. The entry for any identity at the same prefix is
 /// longer than what is left for the identity, so it wins, unless what is left denies.
 fn is_implied(entry: &PolicyEntry, prefix: PortPrefix, entries: &Entries, any_entries: &Entries) -> bool {
-    let says = |entry: &PolicyEntry| (entry.deny, entry.auth_type, entry.auth_explicit, entry.encryption);
     let left = prefix.and_covering().find_map(|covering| entries.get(&covering));
     any_entries.get(&prefix).is_some_and(|any| says(any) == says(entry))
-        || (entry.deny == 1 && left.is_some_and(|left| left.deny == 1))
+        || (is_final(entry) && left.is_some_and(is_final))
+}
+
+/// Whether nothing else can win over this entry.
+fn is_final(entry: &PolicyEntry) -> bool {
+    entry.precedence == PolicyEntry::DENY_PRECEDENCE
+}
+
+/// What an entry does.
+fn says(entry: &PolicyEntry) -> (u8, u8, u8, u8, u8) {
+    (entry.deny, entry.auth_type, entry.auth_explicit, entry.encryption, entry.audit)
+}
+
+/// What is done about everything under a prefix, and what is tried.
+///
+/// The policies in force have the last word. Only where they let everything pass does the entry say what all
+/// policies together say, to be reported and not done.
+fn audited_entry(said: &[Said<'_>], prefix: PortPrefix, tried_default_deny: u32) -> Option<PolicyEntry> {
+    if said.iter().all(|said| said.force == Force::Full) {
+        return entry(said, prefix, None);
+    }
+    let in_force = entry(said, prefix, Some(Force::Tried))?;
+    let all = entry(said, prefix, Some(Force::Meanwhile));
+    if in_force.deny == 1 || in_force.auth_type != 0 || in_force.encryption == 1 {
+        return Some(in_force);
+    }
+    let tried = PolicyEntry { audit: 1, auth_explicit: 1, precedence: ALLOW_PRECEDENCE, ..in_force };
+    Some(match all {
+        Some(all) if all.deny == 0 && all.auth_type == 0 => PolicyEntry { encryption: 0, ..all },
+        Some(all) => PolicyEntry { deny: all.deny, auth_type: all.auth_type, cookie: all.cookie, ..tried },
+        None => PolicyEntry { deny: 1, cookie: tried_default_deny, ..tried },
+    })
 }
 
 /// What is said about everything under a prefix.
-fn entry(said: &[Said<'_>], prefix: PortPrefix) -> Option<PolicyEntry> {
+fn entry(said: &[Said<'_>], prefix: PortPrefix, without: Option<Force>) -> Option<PolicyEntry> {
     let (mut deny, mut allow, mut explicit, mut encryption) = (None, None, None, false);
-    for (place, said) in said.iter().enumerate() {
+    let counted = said.iter().enumerate().filter(|(_, said)| Some(said.force) != without);
+    for (place, said) in counted {
         let Some(bits) =
             said.ports.iter().filter(|ports| ports.covers(prefix)).map(|ports| ports.bits()).max()
         else {

@@ -40,6 +40,8 @@ impl<S: State> Judge<'_, S> {
             return Ok(());
         }
         key.direction = direction as u8;
+        // What is only tried binds no reply.
+        let auth_type = if self.entry_audited { AuthType::Disabled as u8 } else { auth_type };
         self.track(packet, &key, local, remote, auth_type)
     }
 
@@ -88,6 +90,7 @@ impl<S: State> Judge<'_, S> {
             return Ok(AuthType::Disabled as u8);
         };
         self.event.cookie = choice.entry.cookie;
+        self.entry_audited = choice.entry.audit != 0;
         if choice.entry.deny != 0 {
             self.refuse(DropReason::PolicyDeny)?;
             return Ok(AuthType::Disabled as u8);

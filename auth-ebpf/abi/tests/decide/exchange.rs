@@ -71,6 +71,29 @@ fn a_deny_wins_and_names_itself() {
 }
 
 #[test]
+fn an_audited_rule_drops_nothing() {
+    let mut tables = locked();
+    let deny = PolicyEntry { deny: 1, audit: 1, cookie: 77, ..PolicyEntry::default() };
+    rule(&mut tables, Direction::Egress, THERE_ID, 6, 80, deny);
+    assert_eq!(sends(&tables, &syn((HERE, 1), (THERE, 80))), (Verdict::Audit, Some(DropReason::PolicyDeny)));
+    assert_eq!(tables.events.borrow().last().unwrap().cookie, 77);
+    assert_eq!(receives(&tables, &syn_ack((THERE, 80), (HERE, 1))), PASSES);
+}
+
+#[test]
+fn an_audited_rule_has_pairs_authenticate() {
+    let mut tables = locked();
+    let required = PolicyEntry { auth_type: 1, auth_explicit: 1, audit: 1, ..PolicyEntry::default() };
+    rule(&mut tables, Direction::Egress, THERE_ID, 6, 80, required);
+    assert_eq!(
+        sends(&tables, &syn((HERE, 1), (THERE, 80))),
+        (Verdict::Audit, Some(DropReason::AuthRequired))
+    );
+    assert!(tables.events.borrow().iter().any(|event| event.kind == EventKind::AuthWanted as u8));
+    assert_eq!(receives(&tables, &syn_ack((THERE, 80), (HERE, 1))), PASSES, "a reply rests on nothing");
+}
+
+#[test]
 fn replies_need_no_rule() {
     let mut tables = locked();
     allow(&mut tables, HERE_ID, Direction::Egress, THERE_ID, AuthType::Disabled);
