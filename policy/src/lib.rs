@@ -50,5 +50,5 @@ pub use rule::{Policy, Rule, Spec, Subject};
 pub use selector::{Operator, Requirement, Selector};
 pub use surroundings::{CidrGroup, NamedPorts, Service, Surroundings};
 pub use trace::{
-    Authentication, DirectionTrace, Encryption, Trace, TraceVerdict, Traffic, trace, trace_compiled,
+    Authentication, Considered, DirectionTrace, Encryption, Trace, TraceVerdict, Traffic, trace,
 };

@@ -1,11 +1,17 @@
-//! Tracing: what policy says about a pair of identities and a port, and which rules say so.
+//! Tracing: what policy says about a pair of identities and a port, which rules say so, and which others
+//! were considered.
 
 use auth_ebpf_abi::{AuthType, Direction, IdentityNumber, identity as reserved};
 use serde::{Serialize, Serializer};
 
-use crate::compile::{Compiled, Input, compile};
+use crate::cidr::Prefixes;
+use crate::compile::{Compiled, Input, compile, selected};
+use crate::identity::Identity;
 use crate::lookup::lookup;
 use crate::object::RuleRef;
+use crate::peer::Peers;
+use crate::port::PortPrefix;
+use crate::rule::Rule;
 
 /// Packets from one identity to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +79,20 @@ impl Encryption {
     }
 }
 
+/// A rule for this end and direction, and how far it is about the packets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Considered {
+    /// The rule.
+    pub rule: RuleRef,
+    /// Whether it denies.
+    pub denies: bool,
+    /// Whether it is about the other end.
+    pub matches_peer: bool,
+    /// Whether it is about protocol and port.
+    pub matches_port: bool,
+}
+
 /// What policy says at one end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -83,8 +103,14 @@ pub struct DirectionTrace {
     pub authentication: Authentication,
     /// How they must travel.
     pub encryption: Encryption,
+    /// The policy that says so is only tried: they pass whatever the verdict.
+    pub audit: bool,
     /// The rule that decides; none if no rule allows it, or if this end isn't an endpoint with policies.
     pub rule: Option<RuleRef>,
+    /// The policies that deny what no rule allows, if that decides.
+    pub default_deny: Vec<RuleRef>,
+    /// Every rule for this end.
+    pub considered: Vec<Considered>,
 }
 
 /// What policy says at both ends.
@@ -97,6 +123,8 @@ pub struct Trace {
     pub authentication: Authentication,
     /// What either end requires of their path.
     pub encryption: Encryption,
+    /// What would be dropped passes, since the policies that say so are only tried.
+    pub audit: bool,
     /// Authentication is required, but one end can't have an SVID: the packets are dropped.
     pub authentication_impossible: bool,
     /// Where they come from.
@@ -107,62 +135,146 @@ pub struct Trace {
     pub decided_by: Vec<RuleRef>,
 }
 
+/// What is said of an end that no policy is about.
+const OPEN: DirectionTrace = DirectionTrace {
+    verdict: TraceVerdict::Allowed,
+    authentication: Authentication(AuthType::Disabled),
+    encryption: Encryption::Default,
+    audit: false,
+    rule: None,
+    default_deny: Vec::new(),
+    considered: Vec::new(),
+};
+
+impl Trace {
+    /// The packets of a pod to itself, which never leave it.
+    #[must_use]
+    pub fn within_a_pod() -> Self {
+        let mut trace = Self::of_ends(OPEN, OPEN, false);
+        trace.decided_by = vec![RuleRef::SamePod];
+        trace
+    }
+
+    fn of_ends(egress: DirectionTrace, ingress: DirectionTrace, is_reserved: bool) -> Self {
+        let ends = [&egress, &ingress];
+        let is_denied = ends.iter().any(|end| end.verdict == TraceVerdict::Denied);
+        let verdict = if is_denied { TraceVerdict::Denied } else { TraceVerdict::Allowed };
+        let authentication = egress.authentication.max(ingress.authentication);
+        let deciding = ends.iter().filter(|end| end.verdict == verdict);
+        // Unless an end is in force, what is denied passes all the same.
+        let audit = if is_denied {
+            deciding.clone().all(|end| end.audit)
+        } else {
+            deciding.clone().any(|end| end.audit)
+        };
+        let decided_by = deciding.flat_map(|end| end.rule.iter().chain(&end.default_deny).cloned()).collect();
+        Self {
+            verdict,
+            authentication,
+            encryption: egress.encryption.max(ingress.encryption),
+            audit,
+            authentication_impossible: is_reserved && authentication.0 == AuthType::Spire,
+            decided_by,
+            egress,
+            ingress,
+        }
+    }
+}
+
 /// Traces packets through the policies of both ends.
 #[must_use]
 pub fn trace(input: Input<'_>, traffic: Traffic) -> Trace {
     let compiled = compile(input, [traffic.from, traffic.to]);
-    trace_compiled(&compiled, traffic)
-}
-
-/// As [`trace`], over what has been compiled for both ends.
-#[must_use]
-pub fn trace_compiled(compiled: &Compiled, traffic: Traffic) -> Trace {
+    let tracer = Tracer { input, compiled, prefixes: input.policies.prefixes(input.surroundings), traffic };
     let Traffic { from, to, .. } = traffic;
-    let egress = one_end(compiled, from, to, Direction::Egress, traffic);
-    let ingress = one_end(compiled, to, from, Direction::Ingress, traffic);
-    let ends = [&egress, &ingress];
-    let is_denied = ends.iter().any(|end| end.verdict == TraceVerdict::Denied);
-    let verdict = if is_denied { TraceVerdict::Denied } else { TraceVerdict::Allowed };
-    let authentication = egress.authentication.max(ingress.authentication);
-    let decided_by =
-        ends.iter().filter(|end| end.verdict == verdict).filter_map(|end| end.rule.clone()).collect();
-    let is_reserved = reserved::is_reserved(from) || reserved::is_reserved(to);
-    Trace {
-        verdict,
-        authentication,
-        encryption: egress.encryption.max(ingress.encryption),
-        authentication_impossible: is_reserved && authentication.0 == AuthType::Spire,
-        decided_by,
-        egress,
-        ingress,
-    }
+    let egress = tracer.end(from, to, Direction::Egress);
+    let ingress = tracer.end(to, from, Direction::Ingress);
+    Trace::of_ends(egress, ingress, reserved::is_reserved(from) || reserved::is_reserved(to))
 }
 
-fn one_end(
-    compiled: &Compiled,
-    local: IdentityNumber,
-    remote: IdentityNumber,
-    direction: Direction,
+struct Tracer<'a> {
+    input: Input<'a>,
+    compiled: Compiled,
+    prefixes: Prefixes,
     traffic: Traffic,
-) -> DirectionTrace {
-    let open = DirectionTrace {
-        verdict: TraceVerdict::Allowed,
-        authentication: Authentication(AuthType::Disabled),
-        encryption: Encryption::Default,
-        rule: None,
-    };
-    if reserved::is_reserved(local) && local != reserved::UNKNOWN {
-        return open;
+}
+
+impl Tracer<'_> {
+    fn end(&self, local: IdentityNumber, remote: IdentityNumber, direction: Direction) -> DirectionTrace {
+        if reserved::is_reserved(local) && local != reserved::UNKNOWN {
+            return OPEN;
+        }
+        let endpoint = self.input.identities.get(local);
+        let considered = endpoint.map(|endpoint| self.considered(endpoint, remote, direction));
+        let open = DirectionTrace { considered: considered.unwrap_or_default(), ..OPEN };
+        let Traffic { protocol, port, .. } = self.traffic;
+        let Some(choice) = lookup(&self.compiled.map, local, remote, direction, protocol, port) else {
+            let default_deny = endpoint.map(|endpoint| self.default_deny(endpoint, direction));
+            let default_deny = default_deny.unwrap_or_default();
+            return DirectionTrace { verdict: TraceVerdict::Denied, default_deny, ..open };
+        };
+        let rule = self.compiled.rules.get(&choice.entry.cookie).cloned();
+        let open = DirectionTrace { audit: choice.entry.audit == 1, rule, ..open };
+        if choice.entry.deny != 0 {
+            return DirectionTrace { verdict: TraceVerdict::Denied, ..open };
+        }
+        // A type that isn't known can't be satisfied.
+        let auth_type = AuthType::from_number(choice.auth_type).unwrap_or(AuthType::AlwaysFail);
+        let is_encrypted = choice.entry.encryption != 0;
+        let encryption = if is_encrypted { Encryption::Required } else { Encryption::Default };
+        DirectionTrace { authentication: Authentication(auth_type), encryption, ..open }
     }
-    let Some(choice) = lookup(&compiled.map, local, remote, direction, traffic.protocol, traffic.port) else {
-        return DirectionTrace { verdict: TraceVerdict::Denied, ..open };
-    };
-    let rule = compiled.rules.get(&choice.entry.cookie).cloned();
-    if choice.entry.deny != 0 {
-        return DirectionTrace { verdict: TraceVerdict::Denied, rule, ..open };
+
+    /// The policies that deny what no rule allows.
+    fn default_deny(&self, endpoint: &Identity, direction: Direction) -> Vec<RuleRef> {
+        let denies = self.input.policies.iter().filter(|policy| {
+            let mut specs = policy.specs.iter().filter(|spec| spec.subject.matches(endpoint.labels()));
+            specs.any(|spec| spec.default_deny(direction))
+        });
+        let rule = |object| RuleRef::DefaultDeny { object, direction: direction.as_str() };
+        denies.map(|policy| rule(policy.object.clone())).collect()
     }
-    // A type that isn't known can't be satisfied.
-    let auth_type = AuthType::from_number(choice.auth_type).unwrap_or(AuthType::AlwaysFail);
-    let encryption = if choice.entry.encryption == 0 { Encryption::Default } else { Encryption::Required };
-    DirectionTrace { authentication: Authentication(auth_type), encryption, rule, ..open }
+
+    fn considered(
+        &self,
+        endpoint: &Identity,
+        remote: IdentityNumber,
+        direction: Direction,
+    ) -> Vec<Considered> {
+        let mut considered = Vec::new();
+        for policy in self.input.policies.iter() {
+            let specs = policy.specs.iter().filter(|spec| spec.subject.matches(endpoint.labels()));
+            for spec in specs {
+                for rule in spec.rules.iter().filter(|rule| rule.list.direction() == direction) {
+                    let (object, list, place) = (policy.object.clone(), rule.list, spec.place);
+                    considered.push(Considered {
+                        rule: RuleRef::Rule { object, spec: place, list, rule: rule.index },
+                        denies: list.is_deny(),
+                        matches_peer: self.matches_peer(rule, endpoint, remote),
+                        matches_port: self.matches_port(rule, endpoint, remote),
+                    });
+                }
+            }
+        }
+        considered
+    }
+
+    fn matches_peer(&self, rule: &Rule, endpoint: &Identity, remote: IdentityNumber) -> bool {
+        let Input { identities, surroundings, .. } = self.input;
+        rule.peers == Peers::Any
+            || selected(rule, endpoint.labels(), identities, &self.prefixes, surroundings).contains(&remote)
+    }
+
+    fn matches_port(&self, rule: &Rule, endpoint: &Identity, remote: IdentityNumber) -> bool {
+        let packet = PortPrefix::port(self.traffic.protocol, self.traffic.port);
+        let at = match rule.list.direction() {
+            Direction::Ingress => endpoint.number(),
+            Direction::Egress => remote,
+        };
+        let by_name = rule.named_ports.iter().filter(|port| port.protocol == self.traffic.protocol);
+        let mut numbers =
+            by_name.flat_map(|port| self.input.surroundings.numbers_of(port, at, rule.list.is_deny()));
+        rule.ports.iter().any(|ports| ports.covers(packet))
+            || numbers.any(|number| number == self.traffic.port)
+    }
 }

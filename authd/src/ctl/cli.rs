@@ -153,7 +153,13 @@ pub(super) enum PolicyCommand {
 #[derive(Debug, Args)]
 pub(super) struct Manifests {
     /// Directory or file of manifests; the one that the daemon reads, unless told otherwise
-    #[arg(long, value_name = "DIR", env = "AUTHD_CLUSTER_DIR", default_value = "/etc/authd/cluster")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "AUTHD_CLUSTER_DIR",
+        hide_env_values = true,
+        default_value = "/etc/authd/cluster"
+    )]
     pub(super) manifests: Vec<PathBuf>,
 }
 

@@ -92,6 +92,26 @@ fn ends_of_every_form() {
 }
 
 #[test]
+fn a_default_deny_names_its_policy() {
+    let galaxy = galaxy();
+    let answer = trace(galaxy.path(), "galaxy/xwing", "galaxy/deathstar", "80/TCP");
+    assert_eq!(answer["decidedBy"][0]["origin"], "defaultDeny");
+    assert_eq!(answer["decidedBy"][0]["object"]["name"], "rule1");
+    let considered = &answer["ingress"]["considered"][0];
+    assert_eq!((&considered["matchesPeer"], &considered["matchesPort"]), (&false.into(), &true.into()));
+}
+
+#[test]
+fn a_pod_always_reaches_itself() {
+    let galaxy = galaxy();
+    let answer = trace(galaxy.path(), "galaxy/deathstar", "galaxy/deathstar", "81/TCP");
+    assert_eq!(
+        (&answer["verdict"], &answer["decidedBy"][0]["origin"]),
+        (&"allowed".into(), &"samePod".into())
+    );
+}
+
+#[test]
 fn a_trace_reads_like_this() {
     let galaxy = galaxy();
     let path = galaxy.path().to_str().unwrap();
@@ -172,4 +192,73 @@ fn policies_are_listed() {
     assert!(stdout.contains("CiliumNetworkPolicy  galaxy     rule1  1"), "{stdout}");
     let (_, stdout, _) = authctl(&["get", "--manifests", path, "galaxy/other", "-o", "json"]);
     assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["policies"], serde_json::json!([]));
+}
+
+/// A namespace with a policy of each kind and what they refer to.
+const SHOP: &str = "
+{apiVersion: v1, kind: Namespace, metadata: {name: y, labels: {ns: y}}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}, spec: {containers: [{ports: [{name: http, containerPort: 8080}]}]}, status: {podIP: 10.0.0.7}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: client, namespace: y}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: legacy, namespace: shop}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: legacy-1, namespace: shop, labels: {kubernetes.io/service-name: legacy}}, endpoints: [{addresses: [192.0.2.53]}]}
+---
+{apiVersion: cilium.io/v2alpha1, kind: CiliumCIDRGroup, metadata: {name: vpn}, spec: {externalCIDRs: [203.0.113.0/24]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: np, namespace: shop}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: y}}}], ports: [{port: http}]}]}}
+---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: out, namespace: shop, annotations: {policy.authd.io/encryption: 'egress[0]'}}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  egress:
+  - toCIDRSet: [{cidr: 198.51.100.0/24, except: [198.51.100.128/25]}]
+  - toCIDRSet: [{cidrGroupRef: vpn}]
+  - toServices: [{k8sService: {serviceName: legacy, namespace: shop}}]
+";
+
+#[test]
+fn what_policies_refer_to_is_read_from_the_manifests() {
+    let directory = directory(&[("shop.yaml", SHOP)]);
+    for (from, to, port, verdict, encryption) in [
+        ("y/client", "shop/web", "8080/TCP", "allowed", "default"),
+        ("y/client", "shop/web", "http/TCP", "allowed", "default"),
+        ("y/client", "shop/web", "80/TCP", "denied", "default"),
+        ("shop/web", "ip:198.51.100.1", "443/TCP", "allowed", "required"),
+        ("shop/web", "ip:198.51.100.129", "443/TCP", "denied", "default"),
+        ("shop/web", "ip:203.0.113.1", "443/TCP", "allowed", "default"),
+        ("shop/web", "ip:192.0.2.53", "53/UDP", "allowed", "default"),
+        ("shop/web", "entity:world", "443/TCP", "denied", "default"),
+        ("ip:10.0.0.7", "y/client", "443/TCP", "denied", "default"),
+    ] {
+        let answer = trace(directory.path(), from, to, port);
+        assert_eq!(
+            (&answer["verdict"], &answer["encryption"]),
+            (&verdict.into(), &encryption.into()),
+            "{from} {to} {port}"
+        );
+    }
+}
+
+#[test]
+fn the_world_is_that_of_ipv4_unless_it_is_said() {
+    let policy = "
+{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: np, namespace: shop}, spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0}}]}]}}
+";
+    let directory = directory(&[("shop.yaml", policy)]);
+    for (from, verdict) in [
+        ("entity:world", "allowed"),
+        ("entity:world-ipv4", "allowed"),
+        ("entity:world-ipv6", "denied"),
+        ("ip:192.0.2.1", "allowed"),
+        ("ip:2001:db8::1", "denied"),
+    ] {
+        assert_eq!(trace(directory.path(), from, "shop/web", "80/TCP")["verdict"], verdict, "{from}");
+    }
 }

@@ -1,6 +1,6 @@
 //! `authctl policy trace`: what policy says about packets between two ends.
 
-use policy::{IdentityNumber, NamedPort, Trace, TraceVerdict, Traffic};
+use policy::{Considered, IdentityNumber, NamedPort, Trace, TraceVerdict, Traffic};
 use serde::Serialize;
 
 use super::{
@@ -56,7 +56,9 @@ fn answer(cluster: &Cluster, from: &End, to: &End, port: &Port) -> Result<Answer
         protocol: port.protocol,
         port: port.in_key(number),
     };
-    let trace = policy::trace(cluster.policy_input(), traffic);
+    let is_same_pod = resolved.0.pod.is_some() && resolved.0.pod == resolved.1.pod;
+    let trace =
+        if is_same_pod { Trace::within_a_pod() } else { policy::trace(cluster.policy_input(), traffic) };
     Ok(Answer { from: resolved.0, to: resolved.1, port: port.to_string(), trace })
 }
 
@@ -81,8 +83,12 @@ fn words(answer: &Answer) -> String {
     };
     let mut text = format!("{} -> {}, {port}\n", from.words(), to.words());
     for (name, end) in [("egress", &trace.egress), ("ingress", &trace.ingress)] {
-        let rule = end.rule.as_ref().map_or_else(|| "no rule allows it".to_owned(), ToString::to_string);
-        text.push_str(&format!("{name:<8} {:<8} {rule}\n", word(end.verdict)));
+        let reasons: Vec<String> =
+            end.rule.iter().chain(&end.default_deny).map(ToString::to_string).collect();
+        let reasons = if reasons.is_empty() { "no policy applies".to_owned() } else { reasons.join("; ") };
+        let tried = if end.audit { " (audit: passes all the same)" } else { "" };
+        text.push_str(&format!("{name:<8} {:<8} {reasons}{tried}\n", word(end.verdict)));
+        text.extend(end.considered.iter().map(considered));
     }
     text.push_str(&format!("verdict  {}", word(trace.verdict)));
     if trace.verdict == TraceVerdict::Allowed {
@@ -92,6 +98,21 @@ fn words(answer: &Answer) -> String {
         }
         text.push_str(&format!("; encryption {}", trace.encryption.as_str()));
     }
+    if trace.audit {
+        text.push_str("; only tried, so everything passes and is reported");
+    }
     text.push('\n');
     text
+}
+
+/// A line for a rule that was looked at.
+fn considered(rule: &Considered) -> String {
+    let about = match (rule.matches_peer, rule.matches_port) {
+        (true, true) if rule.denies => "denies this",
+        (true, true) => "allows this",
+        (true, false) => "is about other ports",
+        (false, true) => "is about other peers",
+        (false, false) => "is about other peers and ports",
+    };
+    format!("  {} {about}\n", rule.rule)
 }
