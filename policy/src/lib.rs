@@ -11,6 +11,7 @@ mod fqdn;
 mod identity;
 mod label;
 mod label_set;
+mod lint;
 mod lookup;
 mod object;
 mod parse;
@@ -39,6 +40,7 @@ pub use label::{
     Source,
 };
 pub use label_set::LabelSet;
+pub use lint::lint;
 pub use lookup::lookup;
 pub use object::{Kind, ObjectRef, RuleList, RuleRef};
 pub use parse::{Fault, PolicyError, Problem};

@@ -120,7 +120,7 @@ impl Loader {
             }
         }
         let mut cluster = snapshot::build(&objects, &mut self.memory, self.missing);
-        let (policies, refusals) = policies::collect(&objects, refused, &cluster);
+        let (policies, refusals) = policies::collect(&objects, refused, &cluster, self.missing);
         cluster.policies = policies;
         cluster.problems.extend(problems);
         cluster.problems.extend(refusals);

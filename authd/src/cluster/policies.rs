@@ -1,16 +1,20 @@
 //! The set of policies, with those that can't be applied in it as refused: they deny what they are about.
 
-use policy::{Condition, ConditionKind, ObjectRef, Policy, PolicySet, Subject};
+use std::collections::BTreeMap;
+
+use policy::{Condition, ConditionKind, Input, ObjectRef, Policy, PolicySet, Subject};
 
 use super::Cluster;
 use super::manifest::{Body, Object, Refused};
 use super::problem::Problem;
+use super::snapshot::Missing;
 
 /// Policies in force, and what is to be said about them.
 pub(super) fn collect(
     objects: &[Object],
     refused: Vec<Refused>,
     cluster: &Cluster,
+    missing: Missing,
 ) -> (PolicySet, Vec<Problem>) {
     let mut set = PolicySet::new();
     for object in objects {
@@ -18,7 +22,14 @@ pub(super) fn collect(
             set.insert(Policy::clone(policy));
         }
     }
-    let mut problems = conditions(objects, &set, cluster);
+    let mut of_policies = set.conditions(&cluster.identities, &cluster.surroundings);
+    if missing == Missing::Assumed {
+        let Cluster { identities, surroundings, .. } = cluster;
+        for (object, warnings) in policy::lint(Input { policies: &set, identities, surroundings }) {
+            of_policies.entry(object).or_default().extend(warnings);
+        }
+    }
+    let mut problems = conditions(objects, of_policies);
     for Refused { key, value, mut problem } in refused {
         let mut policy = denying(Policy::from_value_or_deny(&value), &problem.message);
         if policy.object.name.is_empty() || set.get(&policy.object).is_some() {
@@ -67,8 +78,7 @@ fn rename(object: &mut ObjectRef, problem: &Problem) {
 }
 
 /// What policies ask for that isn't done as written.
-fn conditions(objects: &[Object], set: &PolicySet, cluster: &Cluster) -> Vec<Problem> {
-    let mut of_policies = set.conditions(&cluster.identities, &cluster.surroundings);
+fn conditions(objects: &[Object], mut of_policies: BTreeMap<ObjectRef, Vec<Condition>>) -> Vec<Problem> {
     let mut problems = Vec::new();
     for object in objects {
         let Body::Policy(policy) = &object.body else { continue };

@@ -177,6 +177,32 @@ fn check_of_what_is_well_says_so() {
 }
 
 #[test]
+fn check_warns_of_rules_that_do_nothing() {
+    let policy = "
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: p, namespace: galaxy}
+spec:
+  endpointSelector: {matchLabels: {class: deathstar}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {class: ywing}}]
+  - fromEndpoints: [{matchLabels: {org: alliance}}]
+  ingressDeny:
+  - fromEndpoints: [{}]
+";
+    let directory = directory(&[("cluster.yaml", CLUSTER), ("p.yaml", policy)]);
+    let (status, stdout, _) = authctl(&["check", directory.path().to_str().unwrap()]);
+    let path = directory.path().join("p.yaml");
+    let expected = format!(
+        "warning: {path}:8: CiliumNetworkPolicy galaxy/p: spec.ingress[0]: selects no one there is\n\
+         warning: {path}:9: CiliumNetworkPolicy galaxy/p: spec.ingress[1]: spec.ingressDeny[0] denies all of it\n\
+         1 policy: 0 errors, 2 warnings\n",
+        path = path.display()
+    );
+    assert_eq!((status, stdout), (0, expected));
+}
+
+#[test]
 fn check_of_nothing_is_an_error() {
     let (status, _, stderr) = authctl(&["check", "/nonexistent/policy.yaml"]);
     assert_eq!(status, 1);
