@@ -38,6 +38,10 @@ fmt: ## Format all code
 	$(CARGO) fmt --all
 	$(CARGO) fmt --manifest-path auth-ebpf/programs/Cargo.toml
 
+.PHONY: bench-forwarding
+bench-forwarding: setup ## Traffic between two pods: no rules, ours, iptables, nftables (minutes)
+	@$(CARGO) bench --locked --quiet -p authd-tests --bench forwarding
+
 .PHONY: deny
 deny: ## Licences, bans and sources of all dependencies (builds cargo-deny the first time: minutes)
 	@test -x target/tools/bin/cargo-deny || $(CARGO) install --quiet --locked --root target/tools --target-dir target/tools/build cargo-deny@0.20.2

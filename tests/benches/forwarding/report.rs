@@ -1,0 +1,101 @@
+//! The figures, as a table for people and a list for programs.
+
+use std::collections::BTreeMap;
+use std::{env, fmt, fs};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::load::Figures;
+use crate::wall::{Kind, Wall};
+
+/// What must be left of the throughput and rates without any rules.
+const GOAL: f64 = 0.99;
+
+/// One measure of all three.
+type Measure = (&'static str, fn(&Figures) -> f64);
+const MEASURES: [Measure; 3] = [
+    ("requests", |figures| figures.requests),
+    ("connections", |figures| figures.connections),
+    ("bulk", |figures| figures.bits),
+];
+
+/// Pairs of figures, without and behind a wall, by wall.
+#[derive(Default)]
+pub(crate) struct Report {
+    pairs: BTreeMap<Wall, Vec<(Figures, Figures)>>,
+}
+
+#[derive(Serialize)]
+struct Line {
+    name: String,
+    value: f64,
+    unit: &'static str,
+    goal: Option<String>,
+    met: Option<bool>,
+}
+
+impl Report {
+    pub(crate) fn add(&mut self, wall: Wall, bare: Figures, behind: Figures) {
+        self.pairs.entry(wall).or_default().push((bare, behind));
+    }
+
+    /// Writes `target/bench/forwarding.json`.
+    pub(crate) fn write(&self) -> Result<()> {
+        let target = env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
+        let directory = std::path::Path::new(&target).join("bench");
+        fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+        let path = directory.join("forwarding.json");
+        fs::write(&path, serde_json::to_vec_pretty(&self.lines())?)
+            .with_context(|| format!("write {}", path.display()))
+    }
+
+    fn lines(&self) -> Vec<Line> {
+        let of_wall = |(wall, pairs): (&Wall, &Vec<(Figures, Figures)>)| {
+            let wall = *wall;
+            MEASURES.map(|(name, of)| {
+                let value = median(pairs.iter().map(|(bare, behind)| of(behind) / of(bare)));
+                // A new connection is decided anew and written into a map: what that costs is no goal.
+                let has_goal = wall.kind == Kind::Authd && name != "connections";
+                Line {
+                    name: format!("{wall}: {name}"),
+                    value,
+                    unit: "of the same without rules",
+                    goal: has_goal.then(|| format!(">= {GOAL}")),
+                    met: has_goal.then_some(value >= GOAL),
+                }
+            })
+        };
+        self.pairs.iter().flat_map(of_wall).collect()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bare = |of: fn(&Figures) -> f64| median(self.pairs.values().flatten().map(|(bare, _)| of(bare)));
+        let [(_, requests), (_, connections), (_, bits)] = MEASURES;
+        writeln!(
+            f,
+            "without any rules: {:.0} requests/s, {:.0} connections/s, {:.1} Gbit/s\n",
+            bare(requests),
+            bare(connections),
+            bare(bits) / 1e9
+        )?;
+        writeln!(f, "| who decides | rules | requests | connections | bulk |\n|---|---|---|---|---|")?;
+        for (wall, pairs) in &self.pairs {
+            write!(f, "| {} | {} |", wall.kind.as_str(), wall.rules)?;
+            for (_, of) in MEASURES {
+                let ratio = median(pairs.iter().map(|(bare, behind)| of(behind) / of(bare)));
+                write!(f, " {:.1} % |", 100.0 * ratio)?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

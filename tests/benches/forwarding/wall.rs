@@ -1,0 +1,221 @@
+//! The walls: authd's datapath, iptables and nftables, each with `n` rules of which the last one allows.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use auth_ebpf::{Datapath, Options};
+use auth_ebpf_abi::{
+    Address, AddressEntry, AuthEntry, AuthKey, AuthType, Direction, EndpointEntry, Hook, PolicyEntry,
+    PolicyKey, identity,
+};
+use authd_tests::Pod;
+use authd_tests::lab::node::Family;
+
+use crate::{PORT, Site};
+
+const CLIENT: u32 = 300;
+const SERVER: u32 = 301;
+/// The first identity, and the first address, of the rules that are about somebody else.
+const OTHERS: u32 = 1_000;
+const OTHER_ADDRESSES: u32 = u32::from_be_bytes([172, 16, 0, 0]);
+const TCP: u8 = 6;
+
+/// Who decides, and by how many rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Wall {
+    pub(crate) kind: Kind,
+    pub(crate) rules: usize,
+}
+
+/// Who decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// Our programs; the rule that allows requires authentication, which is there.
+    Authd,
+    /// A chain of rules.
+    Iptables,
+    /// The same behind a rule that lets established connections pass.
+    IptablesConntrack,
+    /// A chain of rules.
+    Nftables,
+    /// One rule with a set.
+    NftablesSet,
+}
+
+impl Kind {
+    const ALL: [Self; 5] =
+        [Self::Authd, Self::Iptables, Self::IptablesConntrack, Self::Nftables, Self::NftablesSet];
+
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Authd => "authd",
+            Self::Iptables => "iptables",
+            Self::IptablesConntrack => "iptables with conntrack",
+            Self::Nftables => "nftables",
+            Self::NftablesSet => "nftables with a set",
+        }
+    }
+}
+
+impl fmt::Display for Wall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {} rules", self.kind.as_str(), self.rules)
+    }
+}
+
+/// A wall that stands. [`Raised::lower`] takes it away.
+pub(crate) enum Raised<'a> {
+    Authd { datapath: Box<Datapath>, pins: PathBuf, site: &'a Site },
+    Command { site: &'a Site, command: &'static [&'static str] },
+}
+
+impl Wall {
+    /// Every kind in every size.
+    pub(crate) fn all(sizes: &[usize]) -> Vec<Self> {
+        sizes.iter().flat_map(|rules| Kind::ALL.map(|kind| Self { kind, rules: *rules })).collect()
+    }
+
+    pub(crate) fn raise<'a>(&self, site: &'a Site) -> Result<Raised<'a>> {
+        match self.kind {
+            Kind::Authd => self.authd(site),
+            Kind::Iptables => self.iptables(site, ""),
+            Kind::IptablesConntrack => {
+                self.iptables(site, "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n")
+            }
+            Kind::Nftables => self.nftables(site, &self.nftables_chain(site)?),
+            Kind::NftablesSet => self.nftables(site, &self.nftables_set(site)?),
+        }
+    }
+
+    fn authd<'a>(&self, site: &'a Site) -> Result<Raised<'a>> {
+        let pins = site.node.outside(Path::new("/sys/fs/bpf/bench"));
+        let mut datapath = Datapath::open(&Options { pin_dir: pins.clone() })?;
+        fill(&datapath, site, self.rules)?;
+        site.node.run(|| -> Result<()> {
+            for pod in [&site.client, &site.server] {
+                datapath.attach(Hook::FromPod, pod.interface())?;
+                datapath.attach(Hook::ToPod, pod.interface())?;
+            }
+            Ok(())
+        })??;
+        Ok(Raised::Authd { datapath: Box::new(datapath), pins, site })
+    }
+
+    fn iptables<'a>(&self, site: &'a Site, first: &str) -> Result<Raised<'a>> {
+        let (client, server) = (site.client.address(Family::V4)?, site.server.address(Family::V4)?);
+        let mut rules = format!("*filter\n:FORWARD DROP [0:0]\n{first}");
+        for address in self.sources(client) {
+            writeln!(rules, "-A FORWARD -s {address}/32 -p tcp -m tcp --dport {PORT} -j ACCEPT")?;
+        }
+        // Answers, for which nobody asks the connection.
+        writeln!(rules, "-A FORWARD -s {server}/32 -p tcp -m tcp --sport {PORT} -j ACCEPT\nCOMMIT")?;
+        site.node.exec_with_input(["iptables-restore"], &rules)?;
+        Ok(Raised::Command { site, command: &["iptables-restore"] })
+    }
+
+    fn nftables<'a>(&self, site: &'a Site, rules: &str) -> Result<Raised<'a>> {
+        site.node.exec_with_input(["nft", "-f", "-"], rules)?;
+        Ok(Raised::Command { site, command: &["nft", "delete", "table", "ip", "bench"] })
+    }
+
+    fn nftables_chain(&self, site: &Site) -> Result<String> {
+        let (client, server) = (site.client.address(Family::V4)?, site.server.address(Family::V4)?);
+        let mut rules =
+            "table ip bench {\nchain f {\ntype filter hook forward priority 0; policy drop;\n".to_owned();
+        for address in self.sources(client) {
+            writeln!(rules, "ip saddr {address} tcp dport {PORT} accept")?;
+        }
+        writeln!(rules, "ip saddr {server} tcp sport {PORT} accept\n}}\n}}")?;
+        Ok(rules)
+    }
+
+    fn nftables_set(&self, site: &Site) -> Result<String> {
+        let (client, server) = (site.client.address(Family::V4)?, site.server.address(Family::V4)?);
+        let elements: Vec<String> =
+            self.sources(client).map(|address| format!("{address} . {PORT}")).collect();
+        Ok(format!(
+            "table ip bench {{\nset s {{\ntype ipv4_addr . inet_service\nelements = {{ {} }}\n}}\n\
+             chain f {{\ntype filter hook forward priority 0; policy drop;\n\
+             ip saddr . tcp dport @s accept\nip saddr {server} tcp sport {PORT} accept\n}}\n}}\n",
+            elements.join(", ")
+        ))
+    }
+
+    /// The sources of the rules; the client comes last.
+    fn sources(&self, client: IpAddr) -> impl Iterator<Item = IpAddr> {
+        let others = u32::try_from(self.rules.saturating_sub(1)).unwrap_or(u32::MAX);
+        (0..others)
+            .map(|number| IpAddr::V4(Ipv4Addr::from_bits(OTHER_ADDRESSES + number)))
+            .chain(std::iter::once(client))
+    }
+}
+
+impl Raised<'_> {
+    pub(crate) fn lower(self) -> Result<()> {
+        match self {
+            Self::Authd { mut datapath, pins, site } => {
+                site.node.run(|| -> Result<()> {
+                    for pod in [&site.client, &site.server] {
+                        datapath.detach(Hook::FromPod, pod.interface())?;
+                        datapath.detach(Hook::ToPod, pod.interface())?;
+                    }
+                    Ok(())
+                })??;
+                drop(datapath);
+                fs::remove_dir_all(&pins).with_context(|| format!("unpin {}", pins.display()))
+            }
+            Self::Command { site, command } => {
+                // Nothing to read but for `iptables-restore`, which empties its table.
+                let rules = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
+                site.node.exec_with_input(command.iter().copied(), rules).map(drop)
+            }
+        }
+    }
+}
+
+/// Puts two pods and the rules between them into the maps.
+fn fill(datapath: &Datapath, site: &Site, rules: usize) -> Result<()> {
+    let maps = datapath.maps();
+    for (pod, number) in [(&site.client, CLIENT), (&site.server, SERVER)] {
+        let address = Address::from(pod.address(Family::V4)?);
+        maps.addresses().insert(&address, &AddressEntry { identity: number, node: 0, flags: 0 })?;
+        let ifindex = ifindex(site, pod)?;
+        maps.endpoints().insert(&address, &EndpointEntry { identity: number, ifindex, epoch: 1, pad: 0 })?;
+    }
+    let forever = u64::MAX;
+    for (local, remote) in [(CLIENT, SERVER), (SERVER, CLIENT)] {
+        let key = AuthKey { local, remote, auth_type: AuthType::Spire as u8, ..AuthKey::default() };
+        maps.auth().insert(&key, &AuthEntry { expires: forever, ..AuthEntry::default() })?;
+    }
+    let mut policy = BTreeMap::new();
+    let allow = PolicyEntry { precedence: 1, cookie: 1, ..PolicyEntry::default() };
+    let anything = PolicyKey { local: CLIENT, direction: Direction::Egress as u8, ..PolicyKey::default() };
+    policy.insert((anything, PolicyKey::prefix_len(None)), allow);
+    let authenticated =
+        PolicyEntry { auth_type: AuthType::Spire as u8, auth_explicit: 1, port_prefix: 24, ..allow };
+    let others = u32::try_from(rules.saturating_sub(1))?;
+    for remote in (0..others).map(|number| OTHERS + number).chain([CLIENT]) {
+        let key = PolicyKey {
+            local: SERVER,
+            remote,
+            direction: Direction::Ingress as u8,
+            protocol: TCP,
+            port: PORT.to_be_bytes(),
+        };
+        policy.insert((key, PolicyKey::prefix_len(Some(16))), authenticated);
+    }
+    debug_assert!(!identity::is_reserved(OTHERS + others));
+    maps.policy().reconcile(&policy)?;
+    Ok(())
+}
+
+fn ifindex(site: &Site, pod: &Pod) -> Result<u32> {
+    let name = pod.interface();
+    let index = site.node.run(|| nix::net::if_::if_nametoindex(name))?;
+    index.with_context(|| format!("find {name}"))
+}
