@@ -14,6 +14,8 @@ pub const NAMESPACE_LABELS_PREFIX: &str = "io.cilium.k8s.namespace.labels";
 pub const SERVICE_ACCOUNT_KEY: &str = "io.cilium.k8s.policy.serviceaccount";
 /// Cluster of the pod, with source [`Source::K8s`].
 pub const CLUSTER_KEY: &str = "io.cilium.k8s.policy.cluster";
+/// Keys that start like this belong to this system; a pod that has them is not believed.
+pub(crate) const OWN_PREFIX: &str = "io.cilium.k8s.";
 
 /// Who vouches for a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -90,7 +90,8 @@ fn parse(value: &Value, object: &ObjectRef) -> Result<Policy, Fault> {
     };
     let mut known = vec!["apiVersion", "kind", "metadata", "spec", "status"];
     if object.kind != Kind::NetworkPolicy {
-        known.push("specs");
+        // Cilium's examples have a description there, which an API server prunes.
+        known.extend(["specs", "description"]);
     }
     let fields = root.fields(&known)?;
     let found = fields.require("apiVersion")?;

@@ -5,12 +5,10 @@
 //! security-relevant follows the default filter that Cilium documents ("Limiting Identity-Relevant Labels").
 
 use crate::label::{
-    CLUSTER_KEY, Label, LabelError, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_KEY, Source,
+    CLUSTER_KEY, Label, LabelError, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, OWN_PREFIX, SERVICE_ACCOUNT_KEY,
+    Source,
 };
 use crate::label_set::LabelSet;
-
-/// Keys that start like this belong to this system; a pod that has them is not believed.
-const OWN_PREFIX: &str = "io.cilium.k8s.";
 
 /// What the default filter keeps: keys that start like this, unless a longer prefix below drops them.
 const KEPT: [&str; 4] = [NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, "app.kubernetes.io", CLUSTER_KEY];

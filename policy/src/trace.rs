@@ -135,6 +135,11 @@ pub struct Trace {
     pub decided_by: Vec<RuleRef>,
 }
 
+/// The reserved identities that policies select: endpoints without labels of their own, and an endpoint that
+/// nobody knows, which gets nothing.
+const HAVE_POLICIES: [IdentityNumber; 4] =
+    [reserved::UNKNOWN, reserved::HEALTH, reserved::INIT, reserved::INGRESS];
+
 /// What is said of an end that no policy is about.
 const OPEN: DirectionTrace = DirectionTrace {
     verdict: TraceVerdict::Allowed,
@@ -201,7 +206,7 @@ struct Tracer<'a> {
 
 impl Tracer<'_> {
     fn end(&self, local: IdentityNumber, remote: IdentityNumber, direction: Direction) -> DirectionTrace {
-        if reserved::is_reserved(local) && local != reserved::UNKNOWN {
+        if reserved::is_reserved(local) && !HAVE_POLICIES.contains(&local) {
             return OPEN;
         }
         let endpoint = self.input.identities.get(local);

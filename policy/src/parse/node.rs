@@ -90,6 +90,15 @@ impl<'a> Node<'a> {
         })
     }
 
+    /// The same, whatever its case.
+    pub(super) fn one_of_any_case<T: Copy>(&self, known: &[(&str, T)]) -> Result<T, Fault> {
+        let text = self.text()?;
+        match known.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)) {
+            Some((_, value)) => Ok(*value),
+            None => self.one_of(known),
+        }
+    }
+
     pub(super) fn wrong(&self, expected: &'static str) -> Fault {
         let found = match self.value {
             Value::Null => "nothing",

@@ -101,6 +101,14 @@ fn parse_port(node: &Node<'_>, ports: &mut Ports) -> Result<(), Fault> {
         Some(protocol) => parse_protocol(&protocol)?,
         None => ANY.as_slice(),
     };
+    let without_ports = match protocols {
+        [one] if !protocol::has_ports(*one) => Some(*one),
+        _ => None,
+    };
+    if let (Some(protocol), None) = (without_ports, fields.get("port")) {
+        ports.prefixes.push(PortPrefix::protocol(protocol));
+        return Ok(());
+    }
     let port = fields.require("port")?;
     let end = fields.get("endPort").map(|end| {
         end.number::<u16>()
@@ -108,19 +116,15 @@ fn parse_port(node: &Node<'_>, ports: &mut Ports) -> Result<(), Fault> {
             .map(|port| (end, port))
     });
     let number = parse_number(&port)?;
-    if let [one] = protocols
-        && !protocol::has_ports(*one)
-    {
-        ports.prefixes.push(without_ports(*one, &number, &port)?);
+    if let Some(protocol) = without_ports {
+        ports.prefixes.push(type_or_whole(protocol, &number, &port)?);
         return Ok(());
     }
     let (first, last) = match (number, end.transpose()?) {
-        (PortNumber::Named(name), None | Some((_, 0))) => {
+        // Beside a name the end of a range is ignored, as documented.
+        (PortNumber::Named(name), _) => {
             protocols.iter().for_each(|protocol| ports.name(&name, *protocol));
             return Ok(());
-        }
-        (PortNumber::Named(_), Some((end, _))) => {
-            return Err(end.invalid("can't be beside the name of a port"));
         }
         (PortNumber::Given(0), None) => (0, u16::MAX),
         (PortNumber::Given(first), None | Some((_, 0))) => (first, first),
@@ -134,7 +138,7 @@ fn parse_port(node: &Node<'_>, ports: &mut Ports) -> Result<(), Fault> {
 }
 
 /// What is meant of a protocol whose packets have no ports: all of it, or a type of ICMP.
-fn without_ports(protocol: u8, number: &PortNumber, node: &Node<'_>) -> Result<PortPrefix, Fault> {
+fn type_or_whole(protocol: u8, number: &PortNumber, node: &Node<'_>) -> Result<PortPrefix, Fault> {
     match number {
         PortNumber::Given(0) => Ok(PortPrefix::protocol(protocol)),
         PortNumber::Given(number) if protocol::is_icmp(protocol) => u8::try_from(*number)

@@ -2,7 +2,7 @@
 
 use super::node::Node;
 use super::policy_error::{Fault, Problem};
-use crate::label::{Label, LabelError, LabelKey, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, Source};
+use crate::label::{Label, LabelError, LabelKey, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, OWN_PREFIX, Source};
 use crate::object::{Kind, ObjectRef};
 use crate::selector::{Operator, Requirement, Selector};
 
@@ -24,7 +24,19 @@ const WORDS: [(&str, Word); 4] = [
 
 /// A selector whose keys may have a source.
 pub(super) fn parse(node: &Node<'_>) -> Result<Selector, Fault> {
-    parse_with(node, str::parse)
+    parse_with(node, read_key)
+}
+
+/// A key as Cilium reads it: `source:key`, the older `reserved.key` and `$key` of reserved labels, and
+/// `k8s.` before the keys that Kubernetes' objects derive, as its documentation writes them too.
+fn read_key(text: &str) -> Result<LabelKey, LabelError> {
+    if let Some(key) = text.strip_prefix("reserved.").or(text.strip_prefix('$')) {
+        return LabelKey::new(Source::Reserved, key);
+    }
+    match text.strip_prefix("k8s.") {
+        Some(key) if key == NAMESPACE_KEY || key.starts_with(OWN_PREFIX) => LabelKey::new(Source::K8s, key),
+        Some(_) | None => text.parse(),
+    }
 }
 
 /// A selector whose keys are read like this.
@@ -57,7 +69,8 @@ fn parse_expression(
     let fields = node.fields(&["key", "operator", "values"])?;
     let key = fields.require("key")?;
     let key = label_key(key.text()?, &key)?;
-    let operator = fields.require("operator")?.one_of(&WORDS)?;
+    // Cilium's own examples write them in lower case as well.
+    let operator = fields.require("operator")?.one_of_any_case(&WORDS)?;
     let mut values = std::collections::BTreeSet::new();
     for value in fields.items("values")?.unwrap_or_default() {
         values.insert(value.text()?.to_owned());

@@ -1,0 +1,81 @@
+//! Examples of Cilium's documentation whose rules can't be enforced here: they allow nothing and are named,
+//! and what stands beside them in the policy counts.
+
+use crate::scene::Scene;
+
+const PODS: &str = "
+    default/app app=myService org=alliance
+    default/other app=other
+    kube-system/dns k8s-app=kube-dns
+    name cilium.io ip:192.0.2.4
+    node n1 node-access=ssh";
+
+fn app(rules: &str) -> Scene {
+    let policy = format!(
+        "{{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {{name: p}}, \
+         spec: {{endpointSelector: {{matchLabels: {{'any:org': alliance}}}}, {rules}}}}}"
+    );
+    Scene::new(PODS, &policy)
+}
+
+#[test]
+fn rules_of_layer_7() {
+    let http = "rules: {http: [{method: GET, path: '/public'}]}";
+    let scene = app(&format!("ingress: [{{toPorts: [{{ports: [{{port: '80', protocol: TCP}}], {http}}}]}}]"));
+    scene.check("other,entity:world -> app 80/TCP,81/TCP denied");
+    assert_eq!(scene.conditions(), ["Unsupported spec.ingress[0].toPorts[0].rules"]);
+}
+
+#[test]
+fn dns_visibility() {
+    let scene = app("egress: [{toEndpoints: [{matchLabels: {k8s.io.kubernetes.pod.namespace: kube-system, \
+                     'k8s:k8s-app': kube-dns}}], toPorts: [{ports: [{port: '53', protocol: ANY}], \
+                     rules: {dns: [{matchPattern: '*'}]}}]}, {toFQDNs: [{matchName: cilium.io}]}]");
+    scene.check(
+        "app -> dns 53/UDP denied
+         app -> ip:192.0.2.4 443/TCP allowed
+         app -> other,entity:world 443/TCP denied",
+    );
+    assert_eq!(scene.conditions(), ["Unsupported spec.egress[0].toPorts[0].rules"]);
+}
+
+#[test]
+fn server_names_and_listeners() {
+    for (field, path) in [
+        ("serverNames: [one.one.one.one]", "serverNames"),
+        ("listener: {envoyConfig: {kind: CiliumClusterwideEnvoyConfig, name: c}, name: l}", "listener"),
+        ("terminatingTLS: {secret: {namespace: kube-system, name: s}}", "terminatingTLS"),
+        ("originatingTLS: {secret: {namespace: kube-system, name: s}}", "originatingTLS"),
+    ] {
+        let ports = format!("toPorts: [{{ports: [{{port: '0', protocol: TCP}}], {field}}}]");
+        let scene = app(&format!(
+            "egress: [{{toCIDRSet: [{{cidr: 0.0.0.0/0, except: [10.0.0.0/8]}}], {ports}}}, {{toEndpoints: [{{}}]}}]"
+        ));
+        scene.check(
+            "app -> ip:192.0.2.1 80/TCP denied
+             app -> other 80/TCP allowed",
+        );
+        assert_eq!(scene.conditions(), [format!("Unsupported spec.egress[0].toPorts[0].{path}")]);
+    }
+}
+
+#[test]
+fn groups_and_requirements() {
+    let scene = app("egress: [{toGroups: [{aws: {securityGroupsIds: [sg-1]}}]}]");
+    scene.check("app -> entity:world,other 443/TCP denied");
+    assert_eq!(scene.conditions(), ["Unsupported spec.egress[0].toGroups"]);
+    let scene = app("ingress: [{fromRequires: [{matchLabels: {env: prod}}]}, {fromEndpoints: [{}]}]");
+    scene.check("other -> app 80/TCP allowed\n entity:world -> app 80/TCP denied");
+    assert_eq!(scene.conditions(), ["Unsupported spec.ingress[0].fromRequires"]);
+}
+
+/// Policies for nodes touch no pod.
+#[test]
+fn host_policies() {
+    let policy = "{apiVersion: cilium.io/v2, kind: CiliumClusterwideNetworkPolicy, metadata: {name: demo-host-policy}, \
+                  spec: {description: '', nodeSelector: {matchLabels: {node-access: ssh}}, ingress: [{fromEntities: [cluster]}, \
+                  {toPorts: [{ports: [{port: '22', protocol: TCP}]}]}, {icmps: [{fields: [{type: EchoRequest, family: IPv4}]}]}]}}";
+    let scene = Scene::new(PODS, policy);
+    scene.check("other,entity:world -> app 80/TCP allowed\n app -> other 80/TCP allowed");
+    assert_eq!(scene.conditions(), ["Unsupported spec.nodeSelector"]);
+}

@@ -1,0 +1,11 @@
+//! Policies as the documentation of Cilium and of Kubernetes has them, with the verdicts that the words there
+//! give. Nothing here was written by looking at what the code says.
+
+mod cilium_deny;
+mod cilium_kubernetes;
+mod cilium_layer3;
+mod cilium_layer4;
+mod cilium_unsupported;
+mod galaxy;
+mod kubernetes;
+mod scene;
