@@ -174,6 +174,13 @@ impl PortPrefix {
         PolicyKey::FIXED_BITS + u32::from(self.bits)
     }
 
+    /// Protocol and port of a key with this prefix length; none for one that compiling doesn't make.
+    pub(crate) fn of_key(key: &PolicyKey, prefix_len: u32) -> Option<Self> {
+        let bits = u8::try_from(prefix_len.checked_sub(PolicyKey::FIXED_BITS)?).ok()?;
+        let is_known = bits == 0 || (PROTOCOL_BITS..=FULL_BITS).contains(&bits);
+        is_known.then(|| Self::with_bits(key.protocol, u16::from_be_bytes(key.port), bits))
+    }
+
     const fn with_bits(protocol: u8, port: u16, bits: u8) -> Self {
         let value = ((protocol as u32) << 16) | port as u32;
         Self { value: value & mask(bits), bits }

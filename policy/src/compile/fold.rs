@@ -230,7 +230,15 @@ fn entry(said: &[Said<'_>], prefix: PortPrefix, without: Option<Force>) -> Optio
         return Some(PolicyEntry { precedence: PolicyEntry::DENY_PRECEDENCE, cookie, deny: 1, ..named });
     }
     let (_, _, _, cookie) = allow?;
-    let (auth_type, auth_explicit) = explicit.map_or((0, 0), |(_, authentication)| (authentication as u8, 1));
+    let auth_type = explicit.map_or(0, |(_, authentication)| authentication as u8);
     let encryption = u8::from(encryption);
-    Some(PolicyEntry { precedence: ALLOW_PRECEDENCE, cookie, auth_type, auth_explicit, encryption, ..named })
+    // All there is to derive has been: what stands beside this entry for a moment adds nothing to it.
+    Some(PolicyEntry {
+        precedence: ALLOW_PRECEDENCE,
+        cookie,
+        auth_type,
+        auth_explicit: 1,
+        encryption,
+        ..named
+    })
 }
