@@ -29,6 +29,10 @@ demo-stop: ## End a demo that was kept
 test: setup ## Format check, lints, documentation and all tests, with counts at the end
 	@scripts/test
 
+.PHONY: bench-datapath
+bench-datapath: setup ## What a packet costs in the kernel; figures to target/bench/datapath.json (root)
+	$(CARGO) bench --locked --quiet --package auth-ebpf --bench datapath --profile dev
+
 .PHONY: lint
 lint: setup ## Format check, clippy and rustdoc only
 	@scripts/test --lint

@@ -177,9 +177,12 @@ fn take_link(program: &mut SchedClassifier, id: SchedClassifierLinkId) -> Result
 }
 
 pub(crate) fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, Error> {
-    let program = ebpf
-        .program_mut(hook.as_str())
-        .ok_or_else(|| Error::Load(format!("it has no program {}", hook.as_str()).into()))?;
+    program_named(ebpf, hook.as_str())
+}
+
+pub(crate) fn program_named<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, Error> {
+    let program =
+        ebpf.program_mut(name).ok_or_else(|| Error::Load(format!("it has no program {name}").into()))?;
     program.try_into().map_err(|error: ProgramError| Error::Load(error.into()))
 }
 

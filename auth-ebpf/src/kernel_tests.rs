@@ -22,6 +22,7 @@ mod scene;
 mod tables;
 
 mod attaching;
+mod fill;
 mod opening;
 mod verdicts;
 

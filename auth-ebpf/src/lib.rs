@@ -5,6 +5,10 @@
 //! are the typed tables, which `authctl` opens without a daemon as well. Nothing here knows what the
 //! entries mean: that is the decision's business (`auth-ebpf-abi`), and the daemon's, who writes them.
 
+// What tests and benchmarks share names this crate as the benchmarks have to.
+#[cfg(test)]
+extern crate self as auth_ebpf;
+
 mod datapath;
 mod error;
 mod events;
@@ -13,6 +17,7 @@ mod kernel_tests;
 mod links;
 mod maps;
 mod object;
+mod test_run;
 
 pub use auth_ebpf_abi as abi;
 pub use datapath::{Datapath, Options};
@@ -20,3 +25,4 @@ pub use error::Error;
 pub use events::Events;
 pub use links::{Attachment, attachments, detach_all};
 pub use maps::{Changes, Config, Maps, Metrics, Table, TableKey, TableValue};
+pub use test_run::{Choices, TestPacket};

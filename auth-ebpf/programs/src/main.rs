@@ -5,6 +5,7 @@
 // On the host this crate is only linted.
 #![cfg_attr(not(target_arch = "bpf"), allow(dead_code, reason = "the programs are the entry points"))]
 
+mod bench;
 mod maps;
 mod state;
 

@@ -5,87 +5,27 @@ use std::path::Path;
 
 use auth_ebpf_abi::packet::{icmp as types, tcp as flags};
 use auth_ebpf_abi::{
-    AuthType, Context, Direction, DropReason, Event, Hook, Mode, NodeEntry, Setting, State, Verdict, metric,
+    AuthType, Context, Direction, DropReason, Event, Hook, Mode, NodeEntry, Setting, Verdict, metric,
 };
-use aya::programs::{TestRun, TestRunOptions};
-use nix::time::{ClockId, clock_gettime};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
+use super::fill::{MINUTE, at_boot_time, boot_time, fill};
 use super::frames::{Parts, arp, ethernet, icmp, packet, syn, syn_ack, tagged, tcp, udp};
 use super::in_namespaces;
 use super::scene::*;
 use super::tables::Tables;
-use crate::datapath::program;
-use crate::{Datapath, Maps, Options};
-
-const PASS: u32 = -1_i32 as u32;
-const DROP: u32 = 2;
-const MINUTE: u64 = 60_000_000_000;
+use crate::{Datapath, Options, TestPacket};
 
 fn open(pin_dir: &Path) -> Datapath {
     Datapath::open(&Options { pin_dir: pin_dir.to_owned() }).unwrap()
 }
 
-fn boot_time() -> u64 {
-    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap();
-    u64::try_from(time.tv_sec()).unwrap() * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap()
-}
-
-/// Makes the scene's times true for this machine.
-fn at_boot_time(tables: &mut Tables) {
-    let now = boot_time();
-    tables.now.set(now);
-    for node in tables.nodes.values_mut() {
-        node.expires = if node.expires > NOW { now + 60 * MINUTE } else { now.saturating_sub(1) };
-    }
-    for auth in tables.auth.values_mut() {
-        auth.expires = if auth.expires > NOW { now + 60 * MINUTE } else { now.saturating_sub(1) };
-    }
-}
-
-/// Puts the scene into the kernel.
-fn fill(maps: &Maps, tables: &Tables) {
-    for setting in [
-        Setting::PolicyMode,
-        Setting::EncryptionMode,
-        Setting::PolicyOffUntil,
-        Setting::EncryptionOffUntil,
-        Setting::WireguardIfindex,
-        Setting::WireguardPort,
-        Setting::HandshakePort,
-    ] {
-        maps.config().set(setting, tables.setting(setting)).unwrap();
-    }
-    maps.addresses().reconcile(&tables.addresses).unwrap();
-    maps.prefixes().reconcile(&tables.prefixes).unwrap();
-    maps.endpoints().reconcile(&tables.endpoints).unwrap();
-    maps.policy().reconcile(&tables.policy).unwrap();
-    maps.nodes().reconcile(&tables.nodes).unwrap();
-    maps.auth().reconcile(&tables.auth).unwrap();
-    maps.connections().reconcile(&tables.connections.borrow()).unwrap();
-}
-
-/// A `__sk_buff` with the two fields that a test can choose.
-fn kernel_context(ingress_ifindex: u32, ifindex: u32) -> [u8; 192] {
-    let mut bytes = [0; 192];
-    bytes[36..40].copy_from_slice(&ingress_ifindex.to_ne_bytes());
-    bytes[40..44].copy_from_slice(&ifindex.to_ne_bytes());
-    bytes
-}
-
 /// Runs a packet through the program of a hook.
 fn run_in_kernel(datapath: &mut Datapath, hook: Hook, ingress: u32, bytes: &[u8]) -> Verdict {
-    let program = program(&mut datapath.ebpf, hook).unwrap();
-    let context = kernel_context(ingress, HERE_IFINDEX);
-    let options =
-        TestRunOptions { data_in: Some(bytes), ctx_in: Some(&context), ..TestRunOptions::default() };
-    match program.test_run(options).unwrap().return_value {
-        PASS => Verdict::Forwarded,
-        DROP => Verdict::Dropped,
-        other => panic!("{} returned {other}", hook.as_str()),
-    }
+    let packet = TestPacket { ifindex: HERE_IFINDEX, ingress_ifindex: ingress, bytes, repeat: 1 };
+    datapath.test_run(hook, &packet).unwrap().0
 }
 
 /// `BPF_PROG_TEST_RUN` takes the bytes for an Ethernet frame, and refuses one whose IP header isn't whole.
@@ -387,15 +327,13 @@ fn events_that_find_no_room_are_counted() {
         at_boot_time(&mut tables);
         fill(datapath.maps(), &tables);
         let frame = udp((HERE, 1), (WORLD, 2)).ethernet();
-        let program = program(&mut datapath.ebpf, Hook::FromPod).unwrap();
-        let context = kernel_context(HERE_IFINDEX, HERE_IFINDEX);
-        let options = TestRunOptions {
-            data_in: Some(&frame),
-            ctx_in: Some(&context),
+        let packet = TestPacket {
+            ifindex: HERE_IFINDEX,
+            ingress_ifindex: HERE_IFINDEX,
+            bytes: &frame,
             repeat: 20_000,
-            ..TestRunOptions::default()
         };
-        program.test_run(options).unwrap();
+        datapath.test_run(Hook::FromPod, &packet).unwrap();
         let metrics = datapath.maps().metrics().unwrap();
         let dropped =
             metrics.counters[&(Hook::FromPod, Verdict::Dropped, Some(DropReason::PolicyDenied))].packets;
@@ -404,47 +342,5 @@ fn events_that_find_no_room_are_counted() {
         assert_eq!(dropped, 20_000);
         assert!(metrics.lost_events > 0);
         assert_eq!(u64::try_from(taken).unwrap() + metrics.lost_events, dropped);
-    });
-}
-
-/// Not a test of right or wrong: prints what a packet costs, to be read with `--nocapture`.
-#[test]
-fn what_a_packet_costs() {
-    in_namespaces("what_a_packet_costs", |pin_dir| {
-        let mut datapath = open(&pin_dir);
-        let mut tables = cluster();
-        at_boot_time(&mut tables);
-        fill(datapath.maps(), &tables);
-        let opening = syn((HERE, 1), (THERE, 80));
-        run_in_kernel(&mut datapath, Hook::FromPod, HERE_IFINDEX, &opening.ethernet());
-        for (hook, ingress, parts) in [
-            (Hook::FromPod, HERE_IFINDEX, opening),
-            (Hook::ToPod, WIREGUARD_IFINDEX, syn_ack((THERE, 80), (HERE, 1))),
-            (Hook::ToPod, WIREGUARD_IFINDEX, syn((THERE, 7), (HERE, 80))),
-            (Hook::FromWireguard, WIREGUARD_IFINDEX, syn((THERE, 7), (HERE, 80))),
-            (Hook::ToWireguard, HERE_IFINDEX, syn((HERE, 7), (THERE, 80))),
-            (Hook::FromUplink, UPLINK_IFINDEX, udp((WORLD, 7), (HOST, 80))),
-            (Hook::ToUplink, 0, udp((HOST, 7), (WORLD, 80))),
-        ] {
-            let bytes = arrival(hook, ingress, &parts).bytes;
-            let program = program(&mut datapath.ebpf, hook).unwrap();
-            let context = kernel_context(ingress, HERE_IFINDEX);
-            let options = TestRunOptions {
-                data_in: Some(&bytes),
-                ctx_in: Some(&context),
-                repeat: 100_000,
-                ..TestRunOptions::default()
-            };
-            let result = program.test_run(options).unwrap();
-            let info = program.info().unwrap();
-            println!(
-                "{}: {:?} a packet, {} instructions, {} verified",
-                hook.as_str(),
-                result.duration,
-                info.size_translated().unwrap_or(0) / 8,
-                info.verified_instruction_count().unwrap_or(0),
-            );
-            assert_eq!(result.return_value, PASS);
-        }
     });
 }

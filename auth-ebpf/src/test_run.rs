@@ -1,0 +1,124 @@
+//! Runs packets through the loaded programs without any interface (`BPF_PROG_TEST_RUN`).
+
+use std::time::Duration;
+
+use auth_ebpf_abi::{Hook, Verdict};
+use aya::maps::{Array, Map, ProgramArray};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+
+use crate::Datapath;
+use crate::datapath::{program, program_named};
+use crate::error::{Error, Source};
+
+/// A packet to run through a program.
+#[derive(Clone, Copy, Debug)]
+pub struct TestPacket<'a> {
+    /// Index of the interface at the hook; the kernel must have it in this network namespace.
+    pub ifindex: u32,
+    /// Index of the interface by which it came in; 0 if the host made it.
+    pub ingress_ifindex: u32,
+    /// The frame; at WireGuard's hooks the IP packet.
+    pub bytes: &'a [u8],
+    /// How often it runs.
+    pub repeat: u32,
+}
+
+/// Among how many destinations and ports each run chooses: 11.0.0.0 and the addresses after it, and ports
+/// from 1 on.
+#[derive(Clone, Copy, Debug)]
+pub struct Choices {
+    /// Addresses, at least one and less than 2^20.
+    pub addresses: u32,
+    /// Ports, at least one and less than 2^12.
+    pub ports: u32,
+}
+
+/// The programs of `programs/src/bench.rs`.
+const BASELINE: &str = "baseline";
+const VARY: &str = "vary";
+/// `TC_ACT_UNSPEC`, by which the next program decides.
+const PASS: u32 = -1_i32 as u32;
+/// Size of a `__sk_buff`, and the places in it of the two fields that a test can choose.
+const CONTEXT: usize = 192;
+const INGRESS_IFINDEX: usize = 36;
+const IFINDEX: usize = 40;
+
+impl Datapath {
+    /// What the program of `hook` does with a packet, and how long it takes, on average over the repeats.
+    /// Counters, connections and events are touched as by a real one.
+    ///
+    /// # Errors
+    /// If the kernel refuses the packet: it wants an Ethernet header, and an IP header whole where that
+    /// announces one.
+    pub fn test_run(&mut self, hook: Hook, packet: &TestPacket<'_>) -> Result<(Verdict, Duration), Error> {
+        let (value, duration) = run(program(&mut self.ebpf, hook)?, packet)?;
+        Ok((if value == PASS { Verdict::Forwarded } else { Verdict::Dropped }, duration))
+    }
+
+    /// How long a program takes that does nothing: what every measurement by [`Datapath::test_run`] holds.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn test_run_baseline(&mut self, packet: &TestPacket<'_>) -> Result<Duration, Error> {
+        Ok(run(self.bench_program(BASELINE)?, packet)?.1)
+    }
+
+    /// How long the program of `hook`, or the one that does nothing, takes if each run chooses another
+    /// destination and port, and how long it takes to choose is part of it. The frame is TCP over IPv4
+    /// without options.
+    ///
+    /// # Errors
+    /// As for [`Datapath::test_run`].
+    pub fn test_run_varied(
+        &mut self,
+        hook: Option<Hook>,
+        packet: &TestPacket<'_>,
+        choices: Choices,
+    ) -> Result<Duration, Error> {
+        let target = match hook {
+            Some(hook) => program(&mut self.ebpf, hook)?,
+            None => self.bench_program(BASELINE)?,
+        };
+        let target = target.fd().map_err(failed)?.try_clone().map_err(failed)?;
+        let mut targets: ProgramArray<_> = self.bench_map("bench_target")?.try_into().map_err(failed)?;
+        targets.set(0, &target, 0).map_err(failed)?;
+        let mut slots: Array<_, u32> = self.bench_map("bench_choices")?.try_into().map_err(failed)?;
+        for (slot, choices) in (0..).zip([choices.addresses, choices.ports]) {
+            slots.set(slot, choices, 0).map_err(failed)?;
+        }
+        Ok(run(self.bench_program(VARY)?, packet)?.1)
+    }
+
+    fn bench_program(&mut self, name: &'static str) -> Result<&mut SchedClassifier, Error> {
+        let program = program_named(&mut self.ebpf, name)?;
+        if program.fd().is_err() {
+            program.load().map_err(failed)?;
+        }
+        Ok(program)
+    }
+
+    fn bench_map(&mut self, name: &str) -> Result<&mut Map, Error> {
+        self.ebpf.map_mut(name).ok_or_else(|| failed(format!("it has no map {name}")))
+    }
+}
+
+fn run(program: &SchedClassifier, packet: &TestPacket<'_>) -> Result<(u32, Duration), Error> {
+    let mut context = [0; CONTEXT];
+    for (place, value) in [(INGRESS_IFINDEX, packet.ingress_ifindex), (IFINDEX, packet.ifindex)] {
+        if let Some(field) = context.get_mut(place..).and_then(|rest| rest.first_chunk_mut()) {
+            *field = value.to_ne_bytes();
+        }
+    }
+    let options = TestRunOptions {
+        data_in: Some(packet.bytes),
+        ctx_in: Some(&context),
+        repeat: packet.repeat,
+        ..TestRunOptions::default()
+    };
+    let result = program.test_run(options).map_err(failed)?;
+    Ok((result.return_value, result.duration))
+}
+
+fn failed(error: impl Into<Source>) -> Error {
+    Error::Load(error.into())
+}
