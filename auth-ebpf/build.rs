@@ -1,8 +1,8 @@
 //! Builds the eBPF object with whichever Rust compiler can do it, and leaves it in `OUT_DIR`.
 //!
-//! Compiler, the first that has `core` for the target or the sources to build it from: `$EBPF_RUSTC`;
-//! `/usr/bin/rustc` (Debian's rustc-web with libstd-rust-web-dev-bpf); rustup's `$EBPF_TOOLCHAIN`
-//! (default `nightly`) with rust-src; the rustc of this build with rust-src.
+//! Compiler: `$EBPF_RUSTC` or rustup's `$EBPF_TOOLCHAIN` if set. Otherwise the first that has `core` for the
+//! target or the sources to build it from: `/usr/bin/rustc` (Debian's rustc-web with
+//! libstd-rust-web-dev-bpf); rustup's `nightly` with rust-src; the rustc of this build with rust-src.
 //! Linker: `$BPF_LINKER`, `target/tools/bin/bpf-linker` of the workspace, or `bpf-linker` from PATH.
 //! `$EBPF_OBJECT` names an object to embed instead of building one.
 
@@ -87,18 +87,16 @@ fn build(manifest: &Path, target_dir: &Path) -> Result<PathBuf, Box<dyn Error>> 
 }
 
 fn pick_compiler() -> Result<(PathBuf, Core), Box<dyn Error>> {
-    let mut candidates: Vec<PathBuf> = Vec::new();
-    if let Some(rustc) = env::var_os("EBPF_RUSTC") {
-        candidates.push(rustc.into());
+    let candidates: Vec<PathBuf> = if let Some(rustc) = env::var_os("EBPF_RUSTC") {
+        vec![rustc.into()]
+    } else if let Ok(toolchain) = env::var("EBPF_TOOLCHAIN") {
+        vec![rustc_of(&toolchain).ok_or_else(|| format!("rustup has no toolchain {toolchain}"))?]
     } else {
-        candidates.push("/usr/bin/rustc".into());
-        let toolchain = env::var("EBPF_TOOLCHAIN").unwrap_or_else(|_| "nightly".into());
-        candidates.extend(
-            output(Command::new("rustup").args(["which", "rustc", "--toolchain", &toolchain]))
-                .map(PathBuf::from),
-        );
-        candidates.push(variable("RUSTC")?.into());
-    }
+        [Some("/usr/bin/rustc".into()), rustc_of("nightly"), Some(variable("RUSTC")?.into())]
+            .into_iter()
+            .flatten()
+            .collect()
+    };
     for rustc in &candidates {
         if let Some(core) = core_of(rustc) {
             return Ok((rustc.clone(), core));
@@ -110,6 +108,10 @@ fn pick_compiler() -> Result<(PathBuf, Core), Box<dyn Error>> {
          rustup: rustup toolchain install nightly --component rust-src"
     )
     .into())
+}
+
+fn rustc_of(toolchain: &str) -> Option<PathBuf> {
+    output(Command::new("rustup").args(["which", "rustc", "--toolchain", toolchain])).map(PathBuf::from)
 }
 
 /// How this compiler can have `core` for BPF, if it can.
