@@ -310,7 +310,6 @@ impl Daemon {
         let task = directory::NodeSessionsTask {
             sessions: peers.sessions(),
             grace: self.config.encryption.svid_grace,
-            clock: Arc::clone(&self.clock),
             metrics: Arc::clone(&self.metrics),
             sender,
             stop: self.stop.clone(),

@@ -73,6 +73,8 @@ pub struct Parts {
 pub struct Task {
     parts: Parts,
     mesh: Mesh<Userspace>,
+    /// Nodes that were refused as peers, and why, when it was looked last.
+    refused: BTreeMap<String, String>,
 }
 
 /// Why tunnel or routes are not as they should be.
@@ -103,7 +105,7 @@ impl Task {
     pub fn new(parts: Parts) -> Self {
         parts.readiness.wait_for(READY, "not asked yet");
         let mesh = Mesh::new(Userspace::new(parts.config.tunnel_socket.clone()));
-        Self { parts, mesh }
+        Self { parts, mesh, refused: BTreeMap::new() }
     }
 
     /// Runs until `stop`. Tunnel and routes stay as they are then.
@@ -143,8 +145,11 @@ impl Task {
             enforced: self.is_enforced()?,
             mtu,
             now: self.parts.clock.now(),
-            wall: self.parts.clock.wall(),
         });
+        for (node, why) in wanted.refused.iter().filter(|(node, why)| self.refused.get(*node) != Some(*why)) {
+            tracing::error!(node, why, "no peer is made of this node");
+        }
+        self.refused.clone_from(&wanted.refused);
         let applied = match &asked {
             Ok(_) => self.mesh.reconcile(&wanted.desired).await.map(Some),
             Err(_) => Ok(None),

@@ -1,19 +1,12 @@
 //! Cluster state and sessions in the terms of peers, of the authentication machine and of the maps.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
-use auth_ebpf_abi::NodeNumber;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::{Desired, Event, Handle},
-    clock::{BootTime, Clock},
     cluster::Cluster,
     datapath::{NodeSessions, View},
     metrics::Metrics,
@@ -92,7 +85,6 @@ impl DirectoryTask {
 pub(super) struct NodeSessionsTask {
     pub(super) sessions: watch::Receiver<SessionMap>,
     pub(super) grace: Duration,
-    pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) sender: watch::Sender<Arc<NodeSessions>>,
     pub(super) stop: CancellationToken,
@@ -100,22 +92,14 @@ pub(super) struct NodeSessionsTask {
 
 impl NodeSessionsTask {
     pub(super) async fn run(mut self) {
-        // A NotAfter is turned into boot time once, when it comes: the wall clock moves no deadline after.
-        let mut deadlines: BTreeMap<NodeNumber, (SystemTime, BootTime)> = BTreeMap::new();
         loop {
             let sessions = Arc::clone(&self.sessions.borrow_and_update());
             let live = sessions.values().filter(|session| session.live).count();
             self.metrics.set_node_sessions(live, sessions.len() - live);
-            deadlines.retain(|number, _| sessions.values().any(|session| session.number == *number));
-            let mut known = NodeSessions::new();
-            for session in sessions.values() {
-                let deadline = deadlines
-                    .get(&session.number)
-                    .filter(|(not_after, _)| *not_after == session.expires)
-                    .map_or_else(|| self.clock.deadline(session.expires), |(_, deadline)| *deadline);
-                deadlines.insert(session.number, (session.expires, deadline));
-                known.insert(session.number, (deadline.saturating_add(self.grace), session.epoch));
-            }
+            let known: NodeSessions = sessions
+                .values()
+                .map(|session| (session.number, (session.ends.saturating_add(self.grace), session.epoch)))
+                .collect();
             self.sender.send_if_modified(|last| {
                 let differs = **last != known;
                 if differs {

@@ -3,13 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::SystemTime,
 };
 
 use auth_ebpf_abi::{NodeEntry, NodeNumber};
 use ipnet::IpNet;
 use wg_mesh::{
-    Desired, Peer, PublicKey, Status,
+    Desired, Invalid, Peer, PublicKey, Status,
     steering::{DEFAULT_TABLE, Flow, Sources, Steering},
 };
 
@@ -36,7 +35,6 @@ pub(super) struct Inputs<'a> {
     pub(super) enforced: Enforced,
     pub(super) mtu: u16,
     pub(super) now: BootTime,
-    pub(super) wall: SystemTime,
 }
 
 /// What shall be.
@@ -46,29 +44,72 @@ pub(super) struct Wanted {
     /// `None`: no routes at all.
     pub(super) steering: Option<Steering>,
     pub(super) nodes: BTreeMap<PublicKey, String>,
+    /// Why a node has no peer although it has a session.
+    pub(super) refused: BTreeMap<String, String>,
 }
 
 impl Wanted {
     pub(super) fn make(inputs: &Inputs<'_>) -> Self {
         let mut nodes = BTreeMap::new();
-        let mut peers = BTreeMap::new();
+        let mut desired =
+            Desired { listen_port: inputs.config.port.get(), mtu: inputs.mtu, peers: BTreeMap::new() };
         let others = inputs.cluster.nodes.values().filter(|node| node.name != inputs.node);
         for node in others {
             let Some(peer) = of_session(inputs, node).or_else(|| of_tunnel(inputs, node)) else { continue };
             nodes.insert(peer.public_key, node.name.clone());
-            peers.insert(peer.public_key, peer);
+            desired.peers.insert(peer.public_key, peer);
         }
-        let steering = (inputs.enforced != Enforced::Off).then(|| steering(inputs, &peers));
-        let desired = Desired { listen_port: inputs.config.port.get(), mtu: inputs.mtu, peers };
-        Self { desired, steering, nodes }
+        let refused = leave_out(inputs, &mut desired, &mut nodes);
+        let steering = (inputs.enforced != Enforced::Off).then(|| steering(inputs, &desired.peers));
+        Self { desired, steering, nodes, refused }
     }
+}
+
+/// Leaves out peers that the device would refuse, and says why. A device takes a desired state whole or not at
+/// all, and what one node announces or claims must cost that node alone. Of two that claim the same addresses
+/// the one with the lower number, which is older, stays.
+fn leave_out(
+    inputs: &Inputs<'_>,
+    desired: &mut Desired,
+    nodes: &mut BTreeMap<PublicKey, String>,
+) -> BTreeMap<String, String> {
+    let own_key = inputs.observed.map(|status| &status.public_key);
+    let own = inputs.cluster.nodes.get(inputs.node).map(|own| allowed_ips(inputs.cluster, own));
+    let own: Vec<IpNet> = own.into_iter().flatten().collect();
+    let ours = |net: &IpNet| own.iter().any(|own| own.contains(net) || net.contains(own));
+    let number = |name: &String| inputs.cluster.nodes.get(name).and_then(|node| node.number);
+    let numbers: BTreeMap<PublicKey, NodeNumber> =
+        nodes.iter().filter_map(|(key, name)| Some((*key, number(name)?))).collect();
+    let mut refused = BTreeMap::new();
+    let mut leave = |desired: &mut Desired, key: PublicKey, why: String| {
+        desired.peers.remove(&key);
+        refused.extend(nodes.remove(&key).map(|node| (node, why)));
+    };
+    let thieves = desired.peers.values().filter_map(|peer| {
+        let net = peer.allowed_ips.iter().find(|net| ours(net))?;
+        Some((peer.public_key, format!("claims {net}, which is this node's")))
+    });
+    for (key, why) in thieves.collect::<Vec<_>>() {
+        leave(desired, key, why);
+    }
+    while let Err(invalid) = desired.check(own_key) {
+        let why = invalid.to_string();
+        match invalid {
+            Invalid::Peer { peer, .. } => leave(desired, peer, why),
+            Invalid::Overlap { first, second, .. } => {
+                let younger = if numbers.get(&first) > numbers.get(&second) { first } else { second };
+                leave(desired, younger, why);
+            }
+            Invalid::ListenPort | Invalid::Mtu(_) => break,
+        }
+    }
+    refused
 }
 
 /// The peer that the node's session vouches for, also after that is lost, until the grace has passed.
 fn of_session(inputs: &Inputs<'_>, node: &Node) -> Option<Peer> {
     let session = inputs.sessions.get(&node.name)?;
-    let expires = session.expires.checked_add(inputs.config.svid_grace)?;
-    if expires <= inputs.wall {
+    if session.ends.saturating_add(inputs.config.svid_grace) <= inputs.now {
         return None;
     }
     peer(session, allowed_ips(inputs.cluster, node))

@@ -60,7 +60,7 @@ pub(super) async fn keep_dialled(shared: Arc<Shared>, name: String, stop: Cancel
         let wait = match result {
             Ok(established) => {
                 pause = first;
-                let half = established.life(shared.clock.wall()) / 2;
+                let half = established.life(shared.clock.now()) / 2;
                 let ended = established.spawn(&shared, &stop);
                 tokio::select! {
                     () = stop.cancelled() => return,

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::binding::{SessionKey, SessionName};
 use super::error::Error;
 use crate::auth::{Event, Handle};
+use crate::clock::BootTime;
 
 /// Sessions by node name.
 pub type SessionMap = Arc<BTreeMap<String, Session>>;
@@ -38,8 +39,10 @@ pub struct Session {
     pub group: &'static str,
     /// When the session began.
     pub since: SystemTime,
-    /// The earlier NotAfter of the two node SVIDs: the session's end.
+    /// The earlier NotAfter of the two node SVIDs: the session's end, for people.
     pub expires: SystemTime,
+    /// The same in boot time, as it was when the session began: no step of the wall clock moves it.
+    pub ends: BootTime,
     /// Whether the session is up. If not, this is what was known last: tunnels go on, nothing new starts.
     pub live: bool,
 }

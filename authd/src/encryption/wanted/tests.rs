@@ -1,4 +1,9 @@
-use std::{collections::BTreeSet, num::NonZeroU16, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    num::NonZeroU16,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use auth_ebpf_abi::Mode;
 use wg_mesh::{BackendKind, Counters, PeerStatus};
@@ -6,6 +11,7 @@ use wg_mesh::{BackendKind, Counters, PeerStatus};
 use super::*;
 
 const GRACE: Duration = Duration::from_secs(60);
+const NOW: BootTime = BootTime(1_000_000_000_500);
 
 fn key(number: u8) -> [u8; 32] {
     let mut key = [0; 32];
@@ -21,7 +27,6 @@ struct Given {
     observed: Option<Status>,
     config: EncryptionConfig,
     enforced: Enforced,
-    wall: SystemTime,
 }
 
 impl Given {
@@ -54,16 +59,13 @@ impl Given {
                 svid_grace: GRACE,
             },
             enforced: Enforced::Yes,
-            wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1000),
         }
     }
 
     fn with_session(mut self, expires_in: i64, live: bool) -> Self {
-        let expires = if expires_in < 0 {
-            self.wall - Duration::from_secs(expires_in.unsigned_abs())
-        } else {
-            self.wall + Duration::from_secs(expires_in.unsigned_abs())
-        };
+        // What the wall clock says of its end is for people alone.
+        let expires = SystemTime::UNIX_EPOCH;
+        let ends = BootTime(NOW.0.saturating_add_signed(expires_in * 1_000_000_000));
         let session = Session {
             number: 2,
             spiffe_id: "spiffe://a.test/authd/node/n2".parse().unwrap(),
@@ -73,16 +75,17 @@ impl Given {
             identities: Arc::default(),
             epoch: 1,
             group: "X25519MLKEM768",
-            since: self.wall,
+            since: expires,
             expires,
+            ends,
             live,
         };
         self.sessions = Arc::new(BTreeMap::from([("n2".to_owned(), session)]));
         self
     }
 
-    fn with_tunnel_peer(mut self, known_until: u64) -> Self {
-        self.known.insert(2, NodeEntry { expires: known_until, epoch: 1, acknowledged: 0 });
+    fn with_tunnel_peer(mut self, known_for: u64) -> Self {
+        self.known.insert(2, NodeEntry { expires: NOW.0 + known_for, epoch: 1, acknowledged: 0 });
         self.observed = Some(Status {
             public_key: PublicKey::from_bytes(key(1)).unwrap(),
             interface: "authd0".into(),
@@ -116,8 +119,7 @@ impl Given {
             handshake_port: 4250,
             enforced: self.enforced,
             mtu: 1420,
-            now: BootTime(500),
-            wall: self.wall,
+            now: NOW,
         })
     }
 
@@ -159,21 +161,21 @@ fn a_lost_session_keeps_its_tunnel_for_the_grace_and_no_longer() {
 
 #[test]
 fn a_restarted_daemon_keeps_the_tunnels_peer_while_the_map_vouches_for_its_node() {
-    assert_eq!(Given::new().with_tunnel_peer(501).keys(), BTreeSet::from([7]));
-    assert_eq!(Given::new().with_tunnel_peer(500).keys(), BTreeSet::new(), "its time has run out");
-    let mut unknown = Given::new().with_tunnel_peer(501);
+    assert_eq!(Given::new().with_tunnel_peer(1).keys(), BTreeSet::from([7]));
+    assert_eq!(Given::new().with_tunnel_peer(0).keys(), BTreeSet::new(), "its time has run out");
+    let mut unknown = Given::new().with_tunnel_peer(1);
     unknown.known.clear();
     assert_eq!(unknown.keys(), BTreeSet::new(), "nobody vouches for it");
 }
 
 #[test]
 fn a_session_overrules_what_the_tunnel_has() {
-    assert_eq!(Given::new().with_tunnel_peer(501).with_session(100, true).keys(), BTreeSet::from([2]));
+    assert_eq!(Given::new().with_tunnel_peer(1).with_session(100, true).keys(), BTreeSet::from([2]));
 }
 
 #[test]
 fn a_node_that_has_gone_has_no_peer() {
-    let mut given = Given::new().with_tunnel_peer(501).with_session(100, true);
+    let mut given = Given::new().with_tunnel_peer(1).with_session(100, true);
     given.cluster.nodes.remove("n2");
     assert_eq!(given.keys(), BTreeSet::new());
 }
@@ -196,4 +198,33 @@ fn handshakes_and_wireguard_stay_out_of_the_tunnel() {
         bootstrap.iter().map(|flow| flow.port).collect::<BTreeSet<_>>(),
         BTreeSet::from([4250, 51871])
     );
+}
+
+/// A device takes a desired state whole or not at all: what one node says must not freeze the mesh.
+#[test]
+fn a_node_that_announces_nonsense_costs_itself_alone() {
+    let with = |change: &dyn Fn(&mut Given, &mut Session)| {
+        let mut given = Given::new().with_tunnel_peer(1).with_session(100, true);
+        let mut node = given.cluster.nodes["n2"].clone();
+        (node.name, node.number) = ("n3".into(), Some(3));
+        node.addresses = vec!["10.0.0.3".parse().unwrap()];
+        node.pod_cidrs.clear();
+        given.cluster.nodes.insert("n3".into(), node);
+        let mut third = given.sessions["n2"].clone();
+        (third.number, third.wireguard_key) = (3, Some(key(3)));
+        change(&mut given, &mut third);
+        Arc::make_mut(&mut given.sessions).insert("n3".into(), third);
+        let wanted = given.wanted();
+        assert_eq!(wanted.desired.check(Some(&PublicKey::from_bytes(key(1)).unwrap())), Ok(()));
+        assert!(wanted.nodes.values().any(|node| node == "n2"), "{wanted:?}");
+        wanted.refused.get("n3").cloned()
+    };
+    let claims = |given: &mut Given, address: &str| {
+        given.cluster.nodes.get_mut("n3").unwrap().addresses.push(address.parse().unwrap());
+    };
+    assert_eq!(with(&|_, _| ()), None);
+    assert!(with(&|_, third| third.wireguard_endpoint.set_port(0)).unwrap().contains("endpoint"));
+    assert!(with(&|_, third| third.wireguard_key = Some(key(1))).unwrap().contains("own"));
+    assert!(with(&|given, _| claims(given, "10.244.2.7")).unwrap().contains("overlaps"));
+    assert!(with(&|given, _| claims(given, "10.244.1.7")).unwrap().contains("this node's"));
 }

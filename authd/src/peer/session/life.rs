@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -33,7 +33,6 @@ pub(in crate::peer) struct Established {
     name: String,
     id: SessionName,
     session: Session,
-    expires: BootTime,
     input: Input,
     output: Output,
     outbox: mpsc::Receiver<Outgoing>,
@@ -68,6 +67,7 @@ impl Established {
             group: other.group,
             since: shared.clock.wall(),
             expires,
+            ends: shared.clock.deadline(expires),
             live: true,
         };
         let session = announced(&other.name, session, hello)?;
@@ -78,13 +78,12 @@ impl Established {
         let own_key = shared.own.borrow().wireguard_key;
         shared.table.install(&other.name, live, session.clone(), own_key).await?;
         tracing::info!(node = other.name, peer = %session.spiffe_id, side = side.as_str(), group = session.group, "node session up");
-        let expires = shared.clock.deadline(expires);
-        Ok(Self { name: other.name, id, session, expires, input, output, outbox, stop })
+        Ok(Self { name: other.name, id, session, input, output, outbox, stop })
     }
 
     /// How long it has to live.
-    pub(in crate::peer) fn life(&self, wall: SystemTime) -> Duration {
-        self.session.expires.duration_since(wall).unwrap_or_default()
+    pub(in crate::peer) const fn life(&self, now: BootTime) -> Duration {
+        self.session.ends.since(now)
     }
 
     /// Lets it live in a task of its own, until `stop` at the latest. The token says when it has ended.
@@ -134,7 +133,7 @@ impl Established {
                 Ok(()) = announced.changed() => self.say(shared, SessionMessage::Update(announcement(shared))).await?,
                 _ = look.tick() => {
                     let now = shared.clock.now();
-                    if now >= self.expires {
+                    if now >= self.session.ends {
                         return Ok(());
                     }
                     if now.since(heard) > shared.options.silence {
@@ -205,7 +204,9 @@ fn announced(name: &str, session: Session, announcement: &Announcement) -> Resul
         [] => None,
         key => Some(key.try_into().map_err(|_length| unexpected("a WireGuard key of 32 bytes"))?),
     };
-    let port = |number: u32| u16::try_from(number).map_err(|_too_large| unexpected("a port"));
+    let port = |number: u32| {
+        u16::try_from(number).ok().filter(|port| *port != 0).ok_or_else(|| unexpected("a port"))
+    };
     let address = session.handshake_endpoint.ip();
     Ok(Session {
         wireguard_key,

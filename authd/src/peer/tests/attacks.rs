@@ -263,12 +263,20 @@ async fn a_node_that_announces_another_name_gets_no_session() {
     let n2 = cluster.node("n2");
     let before = n2.session("n1").unwrap();
     let svid = cluster.svid(&cluster.naming.node("n1").unwrap());
-    let honest = Announcement { version: 1, node: "n1".to_owned(), ..Announcement::default() };
+    let honest = Announcement {
+        version: 1,
+        node: "n1".to_owned(),
+        wireguard_port: 51871,
+        handshake_port: 4250,
+        ..Announcement::default()
+    };
     let cases = [
         (Announcement { node: "n3".to_owned(), ..honest.clone() }, "wrong_node"),
         (Announcement { version: 0, ..honest.clone() }, "version"),
         (Announcement { wireguard_key: vec![1; 31], ..honest.clone() }, "wire"),
         (Announcement { wireguard_port: 65_536, ..honest.clone() }, "wire"),
+        (Announcement { wireguard_port: 0, ..honest.clone() }, "wire"),
+        (Announcement { handshake_port: 0, ..honest.clone() }, "wire"),
         (Announcement { wireguard_key: vec![3; 32], ..honest }, "key_conflict"),
     ];
     for (announcement, reason) in cases {

@@ -52,7 +52,7 @@ async fn a_key_of_ours_or_of_another_node_is_refused() {
     let cluster = Cluster::start(&[&[], &[], &[]]).await;
     cluster.meshed().await;
     for stolen in [[1; 32], [2; 32]] {
-        let tunnel = OwnTunnel { wireguard_key: Some(stolen), ..OwnTunnel::default() };
+        let tunnel = OwnTunnel { wireguard_key: Some(stolen), wireguard_port: 51871, epoch: 1 };
         cluster.node("n3").own.send_replace(tunnel);
         until("session lost", || !cluster.node("n1").session("n3").unwrap().live).await;
         assert_eq!(
@@ -60,7 +60,7 @@ async fn a_key_of_ours_or_of_another_node_is_refused() {
             Some([3; 32]),
             "the last good one stays"
         );
-        let tunnel = OwnTunnel { wireguard_key: Some([3; 32]), ..OwnTunnel::default() };
+        let tunnel = OwnTunnel { wireguard_key: Some([3; 32]), wireguard_port: 51871, epoch: 1 };
         cluster.node("n3").own.send_replace(tunnel);
         cluster.meshed().await;
     }
