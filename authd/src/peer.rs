@@ -5,12 +5,14 @@
 //! the node session, so that one relayed by another node leaves no entry anywhere. Cluster state says where to
 //! dial and who runs where; it is never believed about keys.
 
+mod admission;
 mod binding;
 mod directory;
 mod error;
 mod handshake;
 mod listener;
 mod naming;
+mod pace;
 mod service;
 mod session;
 mod table;

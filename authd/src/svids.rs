@@ -46,6 +46,13 @@ pub struct IdentitySvid {
     pub problem: Option<String>,
 }
 
+impl IdentitySvid {
+    /// Nothing has been heard of it yet.
+    fn unknown(spiffe_id: &SpiffeId) -> Self {
+        Self { spiffe_id: spiffe_id.clone(), credential: None, withdrawn: false, problem: None }
+    }
+}
+
 /// The SVIDs. Cheap to clone.
 #[derive(Clone)]
 pub struct Svids(Arc<Inner>);
@@ -53,7 +60,7 @@ pub struct Svids(Arc<Inner>);
 struct Inner {
     node: watch::Receiver<Snapshot>,
     identities: Mutex<BTreeMap<IdentityNumber, IdentitySvid>>,
-    announced: watch::Sender<Arc<BTreeSet<IdentityNumber>>>,
+    announced: watch::Sender<Option<Arc<BTreeSet<IdentityNumber>>>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -61,7 +68,7 @@ impl Svids {
     /// No identities yet; the node's SVID is what `node` has.
     #[must_use]
     pub fn new(node: watch::Receiver<Snapshot>, clock: Arc<dyn Clock>) -> Self {
-        let (announced, _) = watch::channel(Arc::default());
+        let (announced, _) = watch::channel(None);
         Self(Arc::new(Inner { node, identities: Mutex::default(), announced, clock }))
     }
 
@@ -91,9 +98,10 @@ impl Svids {
     }
 
     /// The identities that this node vouches for: those that run here, but for the withdrawn. One whose SVID
-    /// has not come yet is among them, lest a restart of the daemon look like a withdrawal.
+    /// has not come yet is among them, lest a restart of the daemon look like a withdrawal. `None` until cluster
+    /// state has said what runs here: an empty announcement would end at other nodes what stands there.
     #[must_use]
-    pub fn announced(&self) -> watch::Receiver<Arc<BTreeSet<IdentityNumber>>> {
+    pub fn announced(&self) -> watch::Receiver<Option<Arc<BTreeSet<IdentityNumber>>>> {
         self.0.announced.subscribe()
     }
 
@@ -108,9 +116,9 @@ impl Svids {
         let vouched: BTreeSet<IdentityNumber> =
             identities.iter().filter(|(_, known)| !known.withdrawn).map(|(identity, _)| *identity).collect();
         self.0.announced.send_if_modified(|announced| {
-            let modified = **announced != vouched;
+            let modified = announced.as_deref() != Some(&vouched);
             if modified {
-                *announced = Arc::new(vouched);
+                *announced = Some(Arc::new(vouched));
             }
             modified
         });

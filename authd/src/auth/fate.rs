@@ -53,9 +53,8 @@ impl Machine {
             self.losses.note(Loss::Node(node), now);
         }
         if let Some(before) = before {
-            for gone in before.identities.difference(&identities) {
-                self.losses.note(Loss::Remote(node, *gone), now);
-            }
+            let gone: Vec<IdentityNumber> = before.identities.difference(&identities).copied().collect();
+            self.losses.note_gone(node, &gone, now);
         }
         for key in self.keys(|key, _| key.node == node) {
             let held_epoch = |pair: &Pair| pair.held.as_ref().is_some_and(|held| held.record.epoch != epoch);

@@ -33,7 +33,7 @@ const SESSION_WAIT: Duration = Duration::from_millis(500);
 
 /// Dials the node of `key` and proves the pair.
 pub(super) async fn dial(shared: &Shared, key: AuthKey) -> Result<Proof, Error> {
-    let (name, under) = shared.table.under(key.node).ok_or_else(|| no_session(key.node))?;
+    let (name, under) = session_with(shared, key.node, |_| true).await?;
     let directory = shared.directory();
     let remote = identity_on(shared, key.remote, &name)?;
     let own = credential(shared, key.local)?;
@@ -116,7 +116,7 @@ async fn server_frames(
     let theirs = client_binding(&mut *tls).await?;
     let node = NodeNumber::try_from(theirs.node)
         .map_err(|_too_large| Error::UnknownNode { node: theirs.node.to_string() })?;
-    let (name, under) = session_named(shared, node, &theirs.session).await?;
+    let (name, under) = session_with(shared, node, |under| under.key.name == *theirs.session).await?;
     let (_, connection) = tls.get_ref();
     agreed(connection, IDENTITY_ALPN)?;
     let svid = peer(connection.peer_certificates())?;
@@ -168,14 +168,18 @@ pub(super) fn verify_local(shared: &Shared, key: AuthKey) -> Result<Proof, Error
     Ok(proof(shared, &local, svid, "", 0))
 }
 
-/// The live session with that node, if it is the one that the client means. It may be complete at the
-/// client's end a moment before it is at ours.
-async fn session_named(shared: &Shared, node: NodeNumber, session: &[u8]) -> Result<(String, Under), Error> {
+/// The live session with that node, if it is the one that is `meant`. It may be complete at the client's end a
+/// moment before it is at ours, and the machine hears of it a moment before the table has it.
+async fn session_with(
+    shared: &Shared,
+    node: NodeNumber,
+    meant: impl Fn(&Under) -> bool,
+) -> Result<(String, Under), Error> {
     let mut sessions = shared.table.watch();
     let found = async {
         loop {
             sessions.mark_unchanged();
-            if let Some(found) = shared.table.under(node).filter(|(_, under)| under.key.name == session) {
+            if let Some(found) = shared.table.under(node).filter(|(_, under)| meant(under)) {
                 return Some(found);
             }
             sessions.changed().await.ok()?;

@@ -1,6 +1,7 @@
 //! The handshake port: takes a connection, reads its ClientHello, and hands it to whom it asks for.
 //!
-//! Until a connection has become what it asked to be, it holds one of a few permits and has a few seconds.
+//! Until a connection has become what it asked to be, it holds one of the permits of `admission` and has a few
+//! seconds.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,9 +9,9 @@ use std::time::Duration;
 
 use rustls::server::Acceptor;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::LazyConfigAcceptor;
 
+use super::admission::Permit;
 use super::error::Error;
 use super::service::{Shared, plain};
 use super::{IDENTITY_ALPN, NODE_ALPN, handshake, session};
@@ -27,14 +28,17 @@ pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener) {
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, address)) => match Arc::clone(&shared.setups).try_acquire_owned() {
-                Ok(permit) => {
-                    shared.tasks.spawn(serve(Arc::clone(&shared), stream, address, permit));
+            Ok((stream, address)) => {
+                let from = plain(address).ip();
+                match shared.admission.admit(from, shared.is_node(from), shared.clock.now()) {
+                    Some(permit) => {
+                        shared.tasks.spawn(serve(Arc::clone(&shared), stream, address, permit));
+                    }
+                    None => {
+                        shared.observer.handshake(Side::Stranger, Err(Error::Busy.as_str()), Duration::ZERO)
+                    }
                 }
-                Err(_) => {
-                    shared.observer.handshake(Side::Stranger, Err(Error::Busy.as_str()), Duration::ZERO)
-                }
-            },
+            }
             Err(error) => {
                 tracing::warn!(%error, "handshake port");
                 tokio::time::sleep(LISTEN_AGAIN).await;
@@ -43,7 +47,7 @@ pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener) {
     }
 }
 
-async fn serve(shared: Arc<Shared>, stream: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
+async fn serve(shared: Arc<Shared>, stream: TcpStream, address: SocketAddr, permit: Permit) {
     let began = shared.clock.now();
     let mut side = Side::Stranger;
     let setup = tokio::time::timeout(

@@ -1,7 +1,7 @@
 //! Everything between this node and its peers, behind one handle.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +10,11 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use spire_adapter::tls::{Groups, Options as TlsOptions};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::admission::Admission;
 use super::directory::Directory;
 use super::error::Error;
 use super::naming::Naming;
@@ -24,9 +25,6 @@ use crate::auth::stats::Observer;
 use crate::auth::{Failure, Handle, Proof};
 use crate::clock::Clock;
 use crate::svids::Svids;
-
-/// Connections that may be set up at a time.
-const SETUPS: usize = 64;
 
 /// What is configured.
 #[derive(Clone, Debug)]
@@ -108,7 +106,7 @@ pub(super) struct Shared {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) table: Table,
-    pub(super) setups: Arc<Semaphore>,
+    pub(super) admission: Admission,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
 }
@@ -120,6 +118,13 @@ impl Shared {
 
     pub(super) fn tls(&self) -> TlsOptions {
         TlsOptions::from(self.options.groups)
+    }
+
+    /// Whether this is the address of another node: by cluster state, or of one that has a session from there.
+    pub(super) fn is_node(&self, address: IpAddr) -> bool {
+        let directory = self.directory.borrow();
+        directory.nodes.values().flat_map(|node| &node.addresses).any(|known| known.ip() == address)
+            || self.table.is_live_at(address)
     }
 
     /// The number of this node, once cluster state has it.
@@ -150,7 +155,7 @@ impl Peers {
             auth,
             clock,
             observer,
-            setups: Arc::new(Semaphore::new(SETUPS)),
+            admission: Admission::new(),
             tasks: TaskTracker::new(),
             stop,
         });

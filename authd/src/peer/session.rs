@@ -5,7 +5,6 @@
 
 mod life;
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -175,6 +174,8 @@ async fn establish<S>(shared: &Arc<Shared>, tls: S, other: Other, side: Side) ->
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let mut announced = shared.svids.announced();
+    announced.wait_for(Option::is_some).await.map_err(|_closed| WireError::Closed)?;
     let (read, mut write) = tokio::io::split(tls);
     let hello = SessionFrame { message: Some(SessionMessage::Hello(announcement(shared))) };
     wire::write(&mut write, &hello, MAX_FRAME).await?;
@@ -195,15 +196,7 @@ pub(super) fn announcement(shared: &Shared) -> Announcement {
         wireguard_key: own.wireguard_key.map(Vec::from).unwrap_or_default(),
         wireguard_port: own.wireguard_port.into(),
         epoch: own.epoch,
-        identities: shared
-            .svids
-            .announced()
-            .borrow()
-            .iter()
-            .copied()
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect(),
+        identities: shared.svids.announced().borrow().iter().flat_map(|all| all.iter().copied()).collect(),
         handshake_port: shared.port.into(),
     }
 }

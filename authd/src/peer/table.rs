@@ -1,7 +1,7 @@
 //! The node sessions that are live, and what the rest of the daemon sees of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -173,6 +173,12 @@ impl Table {
             }
             sent
         })
+    }
+
+    /// Whether some node has a live session from this address.
+    pub(super) fn is_live_at(&self, address: IpAddr) -> bool {
+        let known = self.published.borrow();
+        known.values().any(|session| session.live && session.handshake_endpoint.ip() == address)
     }
 
     /// The live session with the node of this number, and the node's name.

@@ -64,26 +64,27 @@ pub async fn follow(following: Following, stop: CancellationToken) {
     let mut open: BTreeMap<IdentityNumber, (SpiffeId, DropGuard)> = BTreeMap::new();
     let mut tasks = JoinSet::new();
     loop {
-        let wanted = running_here(&directory.borrow_and_update(), &node);
+        let now = Arc::clone(&directory.borrow_and_update());
+        let wanted = running_here(&now, &node);
         let gone: Vec<IdentityNumber> = open
             .iter()
             .filter(|(identity, (spiffe_id, _))| wanted.get(identity) != Some(spiffe_id))
             .map(|(identity, _)| *identity)
             .collect();
+        open.retain(|identity, _| !gone.contains(identity));
+        // In one change: whatever is announced in between would look to other nodes like a withdrawal.
+        if now.nodes.contains_key(&node) || !gone.is_empty() {
+            svids.change(|known| {
+                known.retain(|identity, _| !gone.contains(identity));
+                let new = wanted.iter().filter(|(identity, _)| !open.contains_key(*identity));
+                known.extend(new.map(|(identity, spiffe_id)| (*identity, IdentitySvid::unknown(spiffe_id))));
+            });
+        }
         for identity in gone {
-            open.remove(&identity);
-            svids.change(|known| drop(known.remove(&identity)));
             auth.tell(Event::SvidMissing(identity)).await;
         }
         for (identity, spiffe_id) in wanted {
             open.entry(identity).or_insert_with(|| {
-                let unknown = IdentitySvid {
-                    spiffe_id: spiffe_id.clone(),
-                    credential: None,
-                    withdrawn: false,
-                    problem: None,
-                };
-                svids.change(|known| drop(known.insert(identity, unknown)));
                 let closed = CancellationToken::new();
                 let one = One { identity, svids: svids.clone(), auth: auth.clone() };
                 let feed = source.subscribe(identity, &spiffe_id);

@@ -14,6 +14,7 @@ use crate::auth::stats::Side;
 use crate::clock::BootTime;
 use crate::peer::binding::SessionName;
 use crate::peer::error::Error;
+use crate::peer::pace::Pace;
 use crate::peer::service::Shared;
 use crate::peer::table::{Live, Outgoing, Session};
 use crate::peer::wire::{
@@ -22,6 +23,11 @@ use crate::peer::wire::{
 
 /// Revocations that may wait to be sent.
 const OUTBOX: usize = 256;
+/// Frames that are read at once, and one after each interval from then on: a peer that talks without end keeps
+/// nobody but itself waiting.
+const FRAMES: (u32, Duration) = (64, Duration::from_millis(50));
+/// Identities that a node may vouch for. A node has a few hundred pods.
+const MAX_IDENTITIES: usize = 4096;
 /// How often time and cluster state are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -118,18 +124,27 @@ impl Established {
         // What changed since our Hello was written.
         own.mark_changed();
         let mut look = tokio::time::interval(LOOK);
+        let mut pace = Pace::new(FRAMES.0, FRAMES.1);
         let mut heard = shared.clock.now();
         let mut pinged = heard;
         loop {
+            let held = pace.wait(shared.clock.now());
             tokio::select! {
-                frame = self.input.next::<SessionFrame>() => {
+                () = tokio::time::sleep(held.unwrap_or_default()), if held.is_some() => {}
+                frame = self.input.next::<SessionFrame>(), if held.is_none() => {
                     heard = shared.clock.now();
+                    pace.take(heard);
                     self.hear(shared, frame?).await?;
                 }
                 Some(Outgoing::Revoke(identity)) = self.outbox.recv() => {
                     self.say(shared, SessionMessage::Revoke(Revoke { identity })).await?;
+                    // It may have come back before this was said: what is so now is said last.
+                    announced.mark_changed();
                 }
-                Ok(()) = own.changed() => self.say(shared, SessionMessage::Update(announcement(shared))).await?,
+                Ok(()) = own.changed() => {
+                    self.check_key(shared)?;
+                    self.say(shared, SessionMessage::Update(announcement(shared))).await?;
+                }
                 Ok(()) = announced.changed() => self.say(shared, SessionMessage::Update(announcement(shared))).await?,
                 _ = look.tick() => {
                     let now = shared.clock.now();
@@ -180,6 +195,15 @@ impl Established {
         Ok(())
     }
 
+    /// Our own key may become known after a peer has announced it.
+    fn check_key(&self, shared: &Shared) -> Result<(), Error> {
+        let own = shared.own.borrow().wireguard_key;
+        if own.is_none() || own != self.session.wireguard_key {
+            return Ok(());
+        }
+        Err(Error::KeyConflict { node: self.name.clone(), owner: "this node".to_owned() })
+    }
+
     /// Cluster state may take a node away, or say that its name is now another's.
     fn check_node(&self, shared: &Shared) -> Result<(), Error> {
         let directory = shared.directory();
@@ -207,6 +231,9 @@ fn announced(name: &str, session: Session, announcement: &Announcement) -> Resul
     let port = |number: u32| {
         u16::try_from(number).ok().filter(|port| *port != 0).ok_or_else(|| unexpected("a port"))
     };
+    if announcement.identities.len() > MAX_IDENTITIES {
+        return Err(unexpected("at most 4096 identities"));
+    }
     let address = session.handshake_endpoint.ip();
     Ok(Session {
         wireguard_key,

@@ -277,6 +277,7 @@ async fn a_node_that_announces_another_name_gets_no_session() {
         (Announcement { wireguard_port: 65_536, ..honest.clone() }, "wire"),
         (Announcement { wireguard_port: 0, ..honest.clone() }, "wire"),
         (Announcement { handshake_port: 0, ..honest.clone() }, "wire"),
+        (Announcement { identities: (256..4353).collect(), ..honest.clone() }, "wire"),
         (Announcement { wireguard_key: vec![3; 32], ..honest }, "key_conflict"),
     ];
     for (announcement, reason) in cases {
@@ -362,4 +363,87 @@ async fn a_server_that_names_no_protocol_gets_no_session() {
     .await;
     until("refused", || n1.stats.count(Side::SessionClient, "protocol") > 0).await;
     assert!(n1.session("n2").is_none());
+}
+
+/// Strangers connect from an address that is no node's, and say nothing.
+#[tokio::test]
+async fn strangers_take_no_room_from_nodes() {
+    let cluster = Cluster::start_with(&[&[256], &[300]], super::cluster::TTL, |options| {
+        options.setup_timeout = Duration::from_secs(30);
+    })
+    .await;
+    cluster.meshed().await;
+    let n2 = cluster.node("n2");
+    let mut silent = Vec::new();
+    for number in 0..100u8 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 1, number / 5], 0).into()).unwrap();
+        silent.push(socket.connect(n2.address).await.unwrap());
+    }
+    until("most are turned away", || n2.stats.count(Side::Stranger, "busy") == 84).await;
+    assert!(cluster.node("n1").auth.ask(key(256, 300, 2)));
+    until("entry", || n2.entry(key(300, 256, 1)).is_some()).await;
+    assert_eq!(cluster.node("n1").stats.count(Side::Client, "ok"), 1, "at the first attempt");
+}
+
+/// A node with a session announces without end; each announcement goes through the machine.
+#[tokio::test]
+async fn a_node_that_announces_without_end_keeps_only_itself_waiting() {
+    let cluster = Cluster::start(&[&[256], &[300, 301], &[310]]).await;
+    cluster.meshed().await;
+    let n2 = cluster.node("n2");
+    let svid = cluster.svid(&cluster.naming.node("n1").unwrap());
+    let hello = Announcement {
+        version: 1,
+        node: "n1".to_owned(),
+        wireguard_port: 51871,
+        handshake_port: 4250,
+        ..Announcement::default()
+    };
+    let mut tls = say_hello(&cluster, "n2", &svid, hello.clone()).await;
+    let mut sessions = n2.peers.sessions();
+    let flood = tokio::spawn(async move {
+        for round in 0..100_000u32 {
+            let update = Announcement { identities: vec![round], ..hello.clone() };
+            let frame = SessionFrame { message: Some(SessionMessage::Update(update)) };
+            if wire::write(&mut tls, &frame, MAX_FRAME).await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut changes = 0;
+    let counting = async {
+        while sessions.changed().await.is_ok() {
+            changes += 1;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_millis(800), counting).await.is_err());
+    assert!(changes < 150, "{changes}");
+    assert!(n2.auth.ask(key(300, 310, 3)));
+    until("another pair", || n2.entry(key(300, 310, 3)).is_some()).await;
+    flood.abort();
+}
+
+/// A node that announces our own key before we know it ourselves, as after a restart.
+#[tokio::test]
+async fn a_key_that_turns_out_to_be_ours_ends_the_session() {
+    let mut cluster = Cluster::start(&[&[256], &[300]]).await;
+    cluster.meshed().await;
+    cluster.stop("n1").await;
+    let n2 = cluster.node("n2");
+    n2.own.send_modify(|own| own.wireguard_key = None);
+    let svid = cluster.svid(&cluster.naming.node("n1").unwrap());
+    let stolen = Announcement {
+        version: 1,
+        node: "n1".to_owned(),
+        wireguard_key: vec![9; 32],
+        wireguard_port: 51871,
+        handshake_port: 4250,
+        ..Announcement::default()
+    };
+    let _tls = say_hello(&cluster, "n2", &svid, stolen).await;
+    until("believed", || n2.session("n1").is_some_and(|now| now.live && now.wireguard_key == Some([9; 32])))
+        .await;
+    n2.own.send_modify(|own| own.wireguard_key = Some([9; 32]));
+    until("found out", || !n2.session("n1").unwrap().live).await;
 }

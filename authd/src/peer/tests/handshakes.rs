@@ -181,3 +181,14 @@ async fn many_requests_for_one_pair_are_one_handshake() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(n1.stats.count(Side::Client, "ok"), 1);
 }
+
+/// The word of the loss is said after the word of the return: what is so now has to be said last.
+#[tokio::test]
+async fn a_revocation_that_the_svids_return_has_overtaken_is_not_for_ever() {
+    let cluster = authenticated(&[&[256], &[300]]).await;
+    let n2 = cluster.node("n2");
+    assert!(cluster.node("n1").peers.0.table.send(2, crate::peer::table::Outgoing::Revoke(256)));
+    until("revoked", || n2.entry(key(300, 256, 1)).is_none()).await;
+    assert!(n2.auth.ask(key(300, 256, 1)));
+    until("back", || n2.entry(key(300, 256, 1)).is_some()).await;
+}

@@ -6,9 +6,12 @@ use std::time::Duration;
 use spiffe::TrustDomain;
 use spire_adapter::authority::CertificateAuthority;
 
-use super::cluster::{Cluster, until, usable};
-use crate::auth::stats::Side;
-use crate::peer::OwnTunnel;
+use super::cluster::{Agent, Cluster, MemoryTable, naming, until, usable};
+use crate::auth::driver::{Driver, Settings};
+use crate::auth::stats::{Side, Stats};
+use crate::clock::BootClock;
+use crate::peer::{Directory, Node, OwnTunnel};
+use crate::svids::{Following, Svids, follow};
 
 #[tokio::test]
 async fn a_session_carries_keys_and_what_a_node_vouches_for() {
@@ -179,4 +182,45 @@ async fn a_node_of_another_authority_is_refused_at_both_ends() {
     cluster.node("n2").directory.send_replace(directory);
     until("refused", || cluster.node("n2").stats.count(Side::SessionServer, "certificate") > 0).await;
     assert!(cluster.node("n2").session("n1").is_none());
+}
+
+/// A restarted daemon that announced nothing, or one identity after the other, would end at other nodes what
+/// stands there.
+#[tokio::test]
+async fn what_runs_here_is_announced_at_once_and_in_full() {
+    let clock = Arc::new(BootClock);
+    let (_node, node_svids) = tokio::sync::watch::channel(spire_adapter::Snapshot::default());
+    let svids = Svids::new(node_svids, Arc::<BootClock>::clone(&clock));
+    let settings = Settings {
+        config: crate::auth::Config::default(),
+        jitter: Box::new(|_| 0),
+        clock,
+        table: Arc::new(MemoryTable::default()),
+        observer: Arc::new(Stats::default()),
+    };
+    let (driver, auth) = Driver::new(settings).unwrap();
+    let (sender, directory) = tokio::sync::watch::channel(Arc::new(Directory::default()));
+    let mut announced = svids.announced();
+    let following =
+        Following { svids, source: Arc::new(Agent::default()), node: "n1".to_owned(), directory, auth };
+    let stop = tokio_util::sync::CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    tokio::spawn(follow(following, stop));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(announced.borrow().is_none(), "nothing is known yet");
+    let naming = naming();
+    let identities: std::collections::BTreeSet<u32> = (256..456).collect();
+    let node = Node {
+        number: 1,
+        spiffe_id: naming.node("n1").unwrap(),
+        addresses: Vec::new(),
+        identities: identities.clone(),
+    };
+    sender.send_replace(Arc::new(Directory {
+        nodes: [("n1".to_owned(), node)].into(),
+        identities: identities.iter().map(|one| (*one, naming.identity(*one).unwrap())).collect(),
+    }));
+    announced.changed().await.unwrap();
+    assert_eq!(announced.borrow().as_deref(), Some(&identities));
+    drop(driver);
 }
