@@ -33,6 +33,10 @@ test: setup ## Format check, lints, documentation and all tests, with counts at 
 bench-datapath: setup ## What a packet costs in the kernel; figures to target/bench/datapath.json (root)
 	$(CARGO) bench --locked --quiet --package auth-ebpf --bench datapath --profile dev
 
+.PHONY: bench-forwarding
+bench-forwarding: setup ## Traffic between two pods: no rules, ours, iptables, nftables (minutes)
+	@$(CARGO) bench --locked --quiet --package authd-tests --bench forwarding --profile dev
+
 .PHONY: lint
 lint: setup ## Format check, clippy and rustdoc only
 	@scripts/test --lint
@@ -41,10 +45,6 @@ lint: setup ## Format check, clippy and rustdoc only
 fmt: ## Format all code
 	$(CARGO) fmt --all
 	$(CARGO) fmt --manifest-path auth-ebpf/programs/Cargo.toml
-
-.PHONY: bench-forwarding
-bench-forwarding: setup ## Traffic between two pods: no rules, ours, iptables, nftables (minutes)
-	@$(CARGO) bench --locked --quiet -p authd-tests --bench forwarding
 
 .PHONY: deny
 deny: ## Licences, bans and sources of all dependencies (builds cargo-deny the first time: minutes)
