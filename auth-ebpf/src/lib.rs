@@ -24,5 +24,5 @@ pub use datapath::{Datapath, Options};
 pub use error::Error;
 pub use events::Events;
 pub use links::{Attachment, attachments, detach_all};
-pub use maps::{Changes, Config, Maps, Metrics, Table, TableKey, TableValue};
+pub use maps::{Changes, Config, HoldMaps, Maps, Metrics, Table, TableKey, TableValue};
 pub use test_run::{Choices, TestPacket};

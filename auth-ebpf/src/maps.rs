@@ -13,10 +13,12 @@ use crate::error::Error;
 use crate::object::SHAPES;
 
 mod config;
+mod hold;
 mod metrics;
 mod table;
 
 pub use config::Config;
+pub use hold::HoldMaps;
 pub use metrics::Metrics;
 pub use table::{Changes, Table, TableKey, TableValue};
 
@@ -36,6 +38,7 @@ struct Inner {
     nodes: Table<NodeNumber, NodeEntry>,
     auth: Table<AuthKey, AuthEntry>,
     connections: Table<ConnectionKey, ConnectionEntry>,
+    hold: HoldMaps,
     metrics: metrics::Counters,
 }
 
@@ -62,6 +65,7 @@ impl Maps {
             nodes: Table::open(pin_dir, map::NODES)?,
             auth: Table::open(pin_dir, map::AUTH)?,
             connections: Table::open(pin_dir, map::CONNECTIONS)?,
+            hold: HoldMaps::open(pin_dir)?,
             metrics: metrics::Counters::open(pin_dir)?,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -113,6 +117,12 @@ impl Maps {
     #[must_use]
     pub fn connections(&self) -> &Table<ConnectionKey, ConnectionEntry> {
         &self.inner.connections
+    }
+
+    /// Packets that are held.
+    #[must_use]
+    pub fn hold(&self) -> &HoldMaps {
+        &self.inner.hold
     }
 
     /// What all CPUs have counted since the maps were made.

@@ -1,8 +1,8 @@
 //! The embedded object, and what the kernel must hold once it is loaded.
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Hook,
-    NodeEntry, PolicyEntry, PolicyKey, capacity, map,
+    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Held,
+    Hook, NodeEntry, PolicyEntry, PolicyKey, capacity, map,
 };
 use aya::programs::TcAttachType;
 
@@ -21,7 +21,7 @@ pub(crate) struct Shape {
 const PREFIX_LEN: usize = size_of::<u32>();
 
 /// Every pinned map.
-pub(crate) const SHAPES: [Shape; 10] = [
+pub(crate) const SHAPES: [Shape; 12] = [
     shape(map::CONFIG, size_of::<u32>(), size_of::<u64>(), capacity::CONFIG),
     shape(map::ADDRESSES, size_of::<Address>(), size_of::<AddressEntry>(), capacity::ADDRESSES),
     shape(map::PREFIXES, PREFIX_LEN + size_of::<Address>(), size_of::<AddressEntry>(), capacity::PREFIXES),
@@ -32,6 +32,8 @@ pub(crate) const SHAPES: [Shape; 10] = [
     shape(map::CONNECTIONS, size_of::<ConnectionKey>(), size_of::<ConnectionEntry>(), capacity::CONNECTIONS),
     shape(map::EVENTS, 0, 0, capacity::EVENTS),
     shape(map::METRICS, size_of::<u32>(), size_of::<Counter>(), capacity::METRICS),
+    shape(map::HELD, size_of::<u32>(), size_of::<Held>(), capacity::HELD),
+    shape(map::CREDITS, size_of::<u32>(), size_of::<u64>(), capacity::CREDITS),
 ];
 
 const fn shape(name: &'static str, key: usize, value: usize, capacity: usize) -> Shape {
@@ -41,7 +43,7 @@ const fn shape(name: &'static str, key: usize, value: usize, capacity: usize) ->
 /// The direction of traffic control in which a hook's program is attached.
 pub(crate) const fn attach_type(hook: Hook) -> TcAttachType {
     match hook {
-        Hook::FromPod | Hook::FromWireguard | Hook::FromUplink => TcAttachType::Ingress,
-        Hook::ToPod | Hook::ToWireguard | Hook::ToUplink => TcAttachType::Egress,
+        Hook::FromPod | Hook::FromWireguard | Hook::FromUplink | Hook::FromHold => TcAttachType::Ingress,
+        Hook::ToPod | Hook::ToWireguard | Hook::ToUplink | Hook::ToHold => TcAttachType::Egress,
     }
 }

@@ -38,6 +38,8 @@ const BASELINE: &str = "baseline";
 const VARY: &str = "vary";
 /// `TC_ACT_UNSPEC`, by which the next program decides.
 const PASS: u32 = -1_i32 as u32;
+/// `TC_ACT_REDIRECT`, by which a packet goes to the hold device.
+const HOLD: u32 = 7;
 /// Size of a `__sk_buff`, and the places in it of the two fields that a test can choose.
 const CONTEXT: usize = 192;
 const INGRESS_IFINDEX: usize = 36;
@@ -52,7 +54,12 @@ impl Datapath {
     /// announces one.
     pub fn test_run(&mut self, hook: Hook, packet: &TestPacket<'_>) -> Result<(Verdict, Duration), Error> {
         let (value, duration) = run(program(&mut self.ebpf, hook)?, packet)?;
-        Ok((if value == PASS { Verdict::Forwarded } else { Verdict::Dropped }, duration))
+        let verdict = match value {
+            PASS => Verdict::Forwarded,
+            HOLD => Verdict::Held,
+            _ => Verdict::Dropped,
+        };
+        Ok((verdict, duration))
     }
 
     /// How long a program takes that does nothing: what every measurement by [`Datapath::test_run`] holds.

@@ -9,13 +9,16 @@ use core::cell::Cell;
 use crate::packet::{Bytes, Frame, Packet, ethertype, parse_ethernet, parse_ip};
 use crate::{
     Address, AddressEntry, AddressFlags, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Direction,
-    DropReason, EndpointEntry, Event, EventKind, Hook, Mode, NodeEntry, NodeNumber, PolicyEntry, PolicyKey,
-    Setting, Verdict, identity,
+    DropReason, EndpointEntry, Event, EventKind, Held, Hook, Mode, NodeEntry, NodeNumber, PolicyEntry,
+    PolicyKey, Setting, Verdict, identity,
 };
 
 mod border;
 mod exchange;
+mod hold;
 mod pod;
+
+pub use hold::{come_back, hook_of};
 
 /// How long a TCP connection is remembered after the last packet in its opening direction.
 pub const TCP_TIMEOUT: u64 = 6 * 3600 * 1_000_000_000;
@@ -64,6 +67,12 @@ pub trait State {
     fn report(&self, event: &Event);
     /// Counts a packet at a [`metric`](crate::metric) index.
     fn count(&self, index: u32, length: u32);
+    /// The packet that has this token.
+    fn held(&self, token: u16) -> Option<Held>;
+    /// Writes what is known of the packet with this token.
+    fn hold(&self, token: u16, held: &Held);
+    /// Adds to a place of [`Credits`](crate::Credits), round the end, and returns what was there before.
+    fn credit(&self, place: u32, change: u64) -> u64;
 }
 
 /// Where a packet is met.
@@ -79,6 +88,12 @@ pub struct Context {
     pub length: u32,
     /// It carries a VLAN tag that has been taken out of its bytes.
     pub tagged: bool,
+    /// That tag.
+    pub tag: u16,
+    /// It stands for several segments, which a device may have to make of it.
+    pub segments: bool,
+    /// Since when it was held, if it comes back from there; else 0.
+    pub held_since: u64,
 }
 
 /// What a decision works on. The programs' stack is too small for it.
@@ -88,6 +103,8 @@ pub struct Workspace {
     pub packet: Packet,
     /// What to report of it.
     pub event: Event,
+    /// What of it is held: with [`Verdict::Held`], its token.
+    pub token: u16,
 }
 
 /// Decides what happens to a packet; counts and reports it. Whatever is in `workspace` is overwritten.
@@ -98,9 +115,9 @@ pub fn decide<S: State, B: Bytes + ?Sized>(
     context: &Context,
     workspace: &mut Workspace,
 ) -> Verdict {
-    let Workspace { packet, event } = workspace;
+    let Workspace { packet, event, token } = workspace;
     *packet = Packet::default();
-    let mut judge = Judge::new(state, context, event);
+    let mut judge = Judge::new(state, context, event, token);
     let outcome = judge.inspect(bytes, packet);
     judge.conclude(outcome)
 }
@@ -113,6 +130,7 @@ struct Judge<'a, S> {
     state: &'a S,
     context: &'a Context,
     event: &'a mut Event,
+    token: &'a mut u16,
     /// First reason that would have dropped the packet if it were enforced.
     audit: Option<DropReason>,
     /// Policy would have dropped the packet if it were enforced.
@@ -120,6 +138,9 @@ struct Judge<'a, S> {
     /// The policy entry that decides is only tried.
     entry_audited: bool,
     auth_wanted: bool,
+    /// The packet only lacks the authentication of `hold_key`, and may wait for it.
+    may_wait: bool,
+    hold_key: AuthKey,
     /// The packet opens a connection.
     opening: bool,
     now: Cell<u64>,
@@ -127,10 +148,10 @@ struct Judge<'a, S> {
 
 impl<'a, S: State> Judge<'a, S> {
     #[inline(always)]
-    fn new(state: &'a S, context: &'a Context, event: &'a mut Event) -> Self {
+    fn new(state: &'a S, context: &'a Context, event: &'a mut Event, token: &'a mut u16) -> Self {
         let direction = match context.hook {
-            Hook::FromPod | Hook::ToWireguard | Hook::ToUplink => Direction::Egress,
-            Hook::ToPod | Hook::FromWireguard | Hook::FromUplink => Direction::Ingress,
+            Hook::FromPod | Hook::ToWireguard | Hook::ToUplink | Hook::ToHold => Direction::Egress,
+            Hook::ToPod | Hook::FromWireguard | Hook::FromUplink | Hook::FromHold => Direction::Ingress,
         };
         *event = Event {
             hook: context.hook as u8,
@@ -143,10 +164,13 @@ impl<'a, S: State> Judge<'a, S> {
             state,
             context,
             event,
+            token,
             audit: None,
             policy_audited: false,
             entry_audited: false,
             auth_wanted: false,
+            may_wait: false,
+            hold_key: AuthKey { local: 0, remote: 0, node: 0, auth_type: 0, pad: 0 },
             opening: false,
             now: Cell::new(0),
         }
@@ -158,6 +182,8 @@ impl<'a, S: State> Judge<'a, S> {
             Hook::FromPod | Hook::ToPod => parse_ethernet(bytes, false, packet),
             Hook::FromUplink | Hook::ToUplink => parse_ethernet(bytes, !self.context.tagged, packet),
             Hook::FromWireguard | Hook::ToWireguard => parse_ip(bytes, 0, packet),
+            Hook::ToHold => return self.enter_hold(),
+            Hook::FromHold => return self.leave_hold(),
         };
         match frame {
             None => self.refuse(DropReason::InvalidPacket),
@@ -181,6 +207,7 @@ impl<'a, S: State> Judge<'a, S> {
             Hook::ToWireguard => self.wireguard_sends(packet),
             Hook::FromUplink => self.uplink_receives(packet),
             Hook::ToUplink => self.uplink_sends(packet),
+            Hook::FromHold | Hook::ToHold => Err(DropReason::NotHeld),
         }
     }
 
@@ -198,7 +225,9 @@ impl<'a, S: State> Judge<'a, S> {
             | Hook::FromWireguard
             | Hook::ToWireguard
             | Hook::FromUplink
-            | Hook::ToUplink => Ok(()),
+            | Hook::ToUplink
+            | Hook::FromHold
+            | Hook::ToHold => Ok(()),
         }
     }
 
@@ -279,6 +308,10 @@ impl<'a, S: State> Judge<'a, S> {
     #[inline(always)]
     fn conclude(&mut self, outcome: Outcome) -> Verdict {
         let (verdict, reason) = match (outcome, self.audit) {
+            (Err(DropReason::AuthRequired), _) if self.may_wait => match self.take_hold() {
+                Ok(()) => (Verdict::Held, None),
+                Err(reason) => (Verdict::Dropped, Some(reason)),
+            },
             (Err(reason), _) => (Verdict::Dropped, Some(reason)),
             (Ok(()), Some(reason)) => (Verdict::Audit, Some(reason)),
             (Ok(()), None) => (Verdict::Forwarded, None),

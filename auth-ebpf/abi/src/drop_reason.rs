@@ -50,6 +50,12 @@ drop_reasons! {
     ReservedPort = 7, "RESERVED_PORT";
     /// A map has no room, or lacks an entry that must be there.
     MapError = 8, "MAP_ERROR";
+    /// It waits for authentication, as too many packets do already.
+    HoldFull = 9, "HOLD_FULL";
+    /// It has waited too long for authentication.
+    HoldTimeout = 10, "HOLD_TIMEOUT";
+    /// Somebody other than the programs has sent it through the hold device.
+    NotHeld = 11, "NOT_HELD";
     /// The source address is not one of the pod's.
     Spoofed = 132, "SPOOFED";
     /// No rule allows it.

@@ -34,6 +34,8 @@ pub enum Verdict {
     Dropped = 2,
     /// It passed although the event's reason would have dropped it: mode `observe`, or `authctl off`.
     Audit = 4,
+    /// It waits for an authentication in the daemon. Hubble's number for what user space gets.
+    Held = 5,
 }
 
 impl Verdict {
@@ -44,6 +46,7 @@ impl Verdict {
             Self::Forwarded => "FORWARDED",
             Self::Dropped => "DROPPED",
             Self::Audit => "AUDIT",
+            Self::Held => "HELD",
         }
     }
 
@@ -54,6 +57,7 @@ impl Verdict {
             1 => Some(Self::Forwarded),
             2 => Some(Self::Dropped),
             4 => Some(Self::Audit),
+            5 => Some(Self::Held),
             _ => None,
         }
     }
@@ -75,17 +79,23 @@ pub enum Hook {
     FromUplink = 5,
     /// Uplink, egress.
     ToUplink = 6,
+    /// Hold device, ingress.
+    FromHold = 7,
+    /// Hold device, egress.
+    ToHold = 8,
 }
 
 impl Hook {
     /// Every hook.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::FromPod,
         Self::ToPod,
         Self::FromWireguard,
         Self::ToWireguard,
         Self::FromUplink,
         Self::ToUplink,
+        Self::FromHold,
+        Self::ToHold,
     ];
 
     /// The name of the program, and the word in flows and metrics.
@@ -98,6 +108,8 @@ impl Hook {
             Self::ToWireguard => "to_wireguard",
             Self::FromUplink => "from_uplink",
             Self::ToUplink => "to_uplink",
+            Self::FromHold => "from_hold",
+            Self::ToHold => "to_hold",
         }
     }
 
@@ -111,6 +123,8 @@ impl Hook {
             4 => Some(Self::ToWireguard),
             5 => Some(Self::FromUplink),
             6 => Some(Self::ToUplink),
+            7 => Some(Self::FromHold),
+            8 => Some(Self::ToHold),
             _ => None,
         }
     }

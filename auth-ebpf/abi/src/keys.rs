@@ -188,9 +188,17 @@ plain! {
         pub expires: u64,
         /// The node's session epoch under which it was made; another epoch there revokes it.
         pub epoch: u32,
-        /// Reserved, 0.
-        pub pad: u32,
+        /// [`AuthFlags`].
+        pub flags: u32,
     }
+}
+
+/// Flags of an [`AuthEntry`].
+pub struct AuthFlags;
+
+impl AuthFlags {
+    /// Packets that were held for it may still be on their way: a new one waits behind them.
+    pub const DRAINING: u32 = 1;
 }
 
 plain! {

@@ -10,6 +10,7 @@
 mod decide;
 mod drop_reason;
 mod event;
+mod hold;
 mod keys;
 mod layout;
 mod metrics;
@@ -17,12 +18,17 @@ pub mod packet;
 mod policy;
 mod settings;
 
-pub use decide::{CONNECTION_TIMEOUT, Context, State, TCP_TIMEOUT, Tracked, Workspace, decide};
+pub use decide::{
+    CONNECTION_TIMEOUT, Context, State, TCP_TIMEOUT, Tracked, Workspace, come_back, decide, hook_of,
+};
 pub use drop_reason::DropReason;
 pub use event::{Event, EventKind, Hook, Verdict};
+pub use hold::{
+    Credits, ENDPOINT_UNITS, HOLD_LIMIT, HOLD_UNITS, Held, HoldStage, TOKEN_LIMIT, has_room, units,
+};
 pub use keys::{
-    Address, AddressEntry, AddressFlags, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, EndpointEntry,
-    IdentityNumber, NodeEntry, NodeNumber, identity,
+    Address, AddressEntry, AddressFlags, AuthEntry, AuthFlags, AuthKey, ConnectionEntry, ConnectionKey,
+    EndpointEntry, IdentityNumber, NodeEntry, NodeNumber, identity,
 };
 pub use layout::Layout;
 pub use metrics::{Counter, metric};
@@ -49,6 +55,10 @@ pub mod capacity {
     pub const EVENTS: usize = 1 << 20;
     /// Of [`map::METRICS`](crate::map::METRICS).
     pub const METRICS: usize = crate::metric::COUNT as usize;
+    /// Of [`map::HELD`](crate::map::HELD): tokens, a power of two.
+    pub const HELD: usize = 16_384;
+    /// Of [`map::CREDITS`](crate::map::CREDITS).
+    pub const CREDITS: usize = crate::Credits::COUNT as usize;
     /// Of [`map::CONFIG`](crate::map::CONFIG).
     pub const CONFIG: usize = crate::Setting::COUNT as usize;
 }
@@ -76,7 +86,24 @@ pub mod map {
     /// [`metric`](crate::metric) index → [`Counter`](crate::Counter), an array per CPU.
     pub const METRICS: &str = "metrics";
 
+    /// Token → [`Held`](crate::Held), an array.
+    pub const HELD: &str = "held";
+    /// Place by [`Credits`](crate::Credits) → units taken as `u64`, an array.
+    pub const CREDITS: &str = "credits";
+
     /// Every map.
-    pub const ALL: [&str; 10] =
-        [CONFIG, ADDRESSES, PREFIXES, ENDPOINTS, POLICY, NODES, AUTH, CONNECTIONS, EVENTS, METRICS];
+    pub const ALL: [&str; 12] = [
+        CONFIG,
+        ADDRESSES,
+        PREFIXES,
+        ENDPOINTS,
+        POLICY,
+        NODES,
+        AUTH,
+        CONNECTIONS,
+        EVENTS,
+        METRICS,
+        HELD,
+        CREDITS,
+    ];
 }

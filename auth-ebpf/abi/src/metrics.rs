@@ -19,9 +19,11 @@ pub mod metric {
     /// Events that the ring buffer had no room for.
     pub const LOST_EVENTS: u32 = 0;
     /// Number of places.
-    pub const COUNT: u32 = (Hook::ToUplink as u32 + 1) * PER_HOOK;
+    pub const COUNT: u32 = (Hook::ToHold as u32 + 1) * PER_HOOK;
 
     const PER_HOOK: u32 = 512;
+    /// There is no audit without a reason, so its place is free.
+    const HELD: u32 = AUDIT;
     const AUDIT: u32 = 256;
 
     /// Where packets with this fate are counted.
@@ -36,6 +38,7 @@ pub mod metric {
             Verdict::Forwarded => 0,
             Verdict::Dropped => reason,
             Verdict::Audit => AUDIT + reason,
+            Verdict::Held => HELD,
         };
         hook as u32 * PER_HOOK + fate
     }

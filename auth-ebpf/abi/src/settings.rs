@@ -1,7 +1,7 @@
 //! The `config` map: one `u64` a slot, so that the daemon and `authctl` write theirs without a race.
 
 /// Version of the maps' layout. A daemon refuses pinned maps of another version.
-pub const SCHEMA_VERSION: u64 = 1;
+pub const SCHEMA_VERSION: u64 = 2;
 
 /// A slot of the `config` map.
 #[repr(u32)]
@@ -23,6 +23,10 @@ pub enum Setting {
     WireguardPort = 6,
     /// TCP port of the handshakes.
     HandshakePort = 7,
+    /// Interface index of the hold device, 0 while there is none or it is not guarded.
+    HoldIfindex = 8,
+    /// Boot time until which the daemon reads the hold device: a dead one holds nothing.
+    HoldUntil = 9,
 }
 
 impl Setting {
@@ -41,6 +45,8 @@ impl Setting {
             Self::WireguardIfindex => "wireguard-ifindex",
             Self::WireguardPort => "wireguard-port",
             Self::HandshakePort => "handshake-port",
+            Self::HoldIfindex => "hold-ifindex",
+            Self::HoldUntil => "hold-until",
         }
     }
 }

@@ -19,6 +19,8 @@ mod tables;
 mod borders;
 #[path = "decide/exchange.rs"]
 mod exchange;
+#[path = "decide/hold.rs"]
+mod hold;
 #[path = "decide/model.rs"]
 mod model;
 #[path = "decide/modes.rs"]

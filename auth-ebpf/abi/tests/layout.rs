@@ -4,7 +4,7 @@ use core::mem::offset_of;
 
 use auth_ebpf_abi::{
     Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Event,
-    Layout, NodeEntry, PolicyEntry, PolicyKey,
+    Held, Layout, NodeEntry, PolicyEntry, PolicyKey,
 };
 use proptest::prelude::*;
 
@@ -28,7 +28,7 @@ fn bytes_lie_where_the_fields_are() {
     fields!(AddressEntry { identity = u32::MAX, node = u16::MAX, flags = u16::MAX });
     fields!(EndpointEntry { identity = u32::MAX, ifindex = u32::MAX, epoch = u32::MAX, pad = u32::MAX });
     fields!(AuthKey { local = u32::MAX, remote = u32::MAX, node = u16::MAX, auth_type = 255, pad = 255 });
-    fields!(AuthEntry { expires = u64::MAX, epoch = u32::MAX, pad = u32::MAX });
+    fields!(AuthEntry { expires = u64::MAX, epoch = u32::MAX, flags = u32::MAX });
     fields!(NodeEntry { expires = u64::MAX, epoch = u32::MAX, acknowledged = u32::MAX });
     fields!(PolicyKey { local = u32::MAX, remote = u32::MAX, direction = 255, protocol = 255, port = [255; 2] });
     fields!(PolicyEntry {
@@ -43,6 +43,10 @@ fn bytes_lie_where_the_fields_are() {
         last_seen = u64::MAX, packets = u64::MAX, bytes = u64::MAX, reply_packets = u64::MAX,
         local_identity = u32::MAX, remote_identity = u32::MAX, node = u16::MAX, auth_type = 255, flags = 255,
         pad = u32::MAX,
+    });
+    fields!(Held {
+        since = u64::MAX, ifindex = u32::MAX, ingress_ifindex = u32::MAX, local = u32::MAX, remote = u32::MAX,
+        node = u16::MAX, auth_type = 255, hook = 255, units = u32::MAX, stage = u32::MAX, pad = u32::MAX,
     });
     fields!(Counter { packets = u64::MAX, bytes = u64::MAX });
 }

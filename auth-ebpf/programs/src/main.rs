@@ -1,7 +1,7 @@
 //! The programs of authd's datapath, one for each hook. They only read a socket buffer and hand it to the
 //! decision in `auth-ebpf-abi`; maps and helpers are behind [`state::Maps`].
 
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 // On the host this crate is only linted.
 #![cfg_attr(not(target_arch = "bpf"), allow(dead_code, reason = "the programs are the entry points"))]
 
@@ -10,14 +10,17 @@ mod maps;
 mod state;
 
 use auth_ebpf_abi::packet::Bytes;
-use auth_ebpf_abi::{Context, Hook, Verdict, decide};
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use auth_ebpf_abi::{Context, Hook, Setting, State as _, Verdict, Workspace, come_back, decide, hook_of};
+use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::{bpf_redirect, bpf_skb_vlan_pop, bpf_skb_vlan_push};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
 /// To pass is to let the next program decide (`TCX_NEXT`): `TC_ACT_OK` would switch it off.
 const PASS: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
+/// The type of a VLAN tag, in network order.
+const ETH_P_8021Q: u16 = 0x8100_u16.to_be();
 
 /// A pod's interface, ingress: what the pod sends.
 #[classifier]
@@ -55,25 +58,71 @@ pub fn to_uplink(ctx: TcContext) -> i32 {
     run(&ctx, Hook::ToUplink)
 }
 
+/// The hold device, ingress: what the daemon gives back.
+#[classifier]
+pub fn from_hold(ctx: TcContext) -> i32 {
+    run(&ctx, Hook::FromHold)
+}
+
+/// The hold device, egress: what other hooks have sent there.
+#[classifier]
+pub fn to_hold(ctx: TcContext) -> i32 {
+    run(&ctx, Hook::ToHold)
+}
+
 #[inline(always)]
 fn run(ctx: &TcContext, hook: Hook) -> i32 {
     // SAFETY: the kernel hands a valid context to the program, for as long as it runs.
     let skb = unsafe { &*ctx.skb.skb };
-    let context = Context {
+    let mut context = Context {
         hook,
         ifindex: skb.ifindex,
         ingress_ifindex: skb.ingress_ifindex,
         length: skb.len,
         tagged: skb.vlan_present != 0,
+        tag: skb.vlan_tci as u16,
+        segments: skb.gso_size != 0,
+        held_since: 0,
     };
+    let holds = matches!(hook, Hook::FromPod | Hook::ToPod);
+    if holds && context.tagged && come_back(&state::Maps, &mut context) {
+        // SAFETY: the helper takes any context of this kind.
+        if unsafe { bpf_skb_vlan_pop(ctx.skb.skb) } != 0 {
+            return DROP;
+        }
+    }
     let Some(workspace) = maps::WORKSPACE.get_ptr_mut(0) else { return DROP };
     // SAFETY: this CPU's own, and no other program of this object runs on it before this one has ended:
     // traffic control runs with bottom halves disabled.
     let workspace = unsafe { &mut *workspace };
     match decide(&state::Maps, &SocketBuffer(ctx), &context, workspace) {
+        Verdict::Forwarded if matches!(hook, Hook::FromHold) => release(workspace),
         Verdict::Forwarded | Verdict::Audit => PASS,
+        Verdict::Held => hold(ctx, workspace),
         Verdict::Dropped => DROP,
     }
+}
+
+/// Sends a packet to the hold device under its token.
+#[inline(always)]
+fn hold(ctx: &TcContext, workspace: &Workspace) -> i32 {
+    let device = state::Maps.setting(Setting::HoldIfindex) as u32;
+    // SAFETY: the helpers take any context of this kind, and any index.
+    unsafe {
+        match bpf_skb_vlan_push(ctx.skb.skb, ETH_P_8021Q, workspace.token) {
+            0 => bpf_redirect(device, 0) as i32,
+            _ => DROP,
+        }
+    }
+}
+
+/// Sends a packet from the hold device back to its hook. It keeps its tag, by which that hook knows it.
+#[inline(always)]
+fn release(workspace: &Workspace) -> i32 {
+    let Some((hook, ifindex)) = hook_of(&state::Maps, workspace.token) else { return DROP };
+    let flags = if matches!(hook, Hook::FromPod) { u64::from(BPF_F_INGRESS) } else { 0 };
+    // SAFETY: the helper takes any index.
+    unsafe { bpf_redirect(ifindex, flags) as i32 }
 }
 
 /// The bytes of a socket buffer, wherever its fragments lie.

@@ -2,7 +2,7 @@
 
 use auth_ebpf_abi::{
     Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Event,
-    NodeEntry, PolicyEntry, PolicyKey, Workspace, capacity,
+    Held, NodeEntry, PolicyEntry, PolicyKey, Workspace, capacity,
 };
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
@@ -42,6 +42,12 @@ pub(crate) static EVENTS: RingBuf<Event, { capacity::EVENTS }> = RingBuf::new();
 
 #[btf_map(name = "metrics")]
 pub(crate) static METRICS: PerCpuArray<Counter, { capacity::METRICS }> = PerCpuArray::new();
+
+#[btf_map(name = "held")]
+pub(crate) static HELD: Array<Held, { capacity::HELD }> = Array::new();
+
+#[btf_map(name = "credits")]
+pub(crate) static CREDITS: Array<u64, { capacity::CREDITS }> = Array::new();
 
 /// Not pinned: it holds nothing from one packet to the next.
 #[btf_map(name = "workspace")]

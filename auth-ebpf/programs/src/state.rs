@@ -4,7 +4,7 @@
 //! at it, and a decision must not see two versions.
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, EndpointEntry, Event,
+    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, EndpointEntry, Event, Held,
     NodeEntry, NodeNumber, PolicyEntry, PolicyKey, Setting, State, Tracked, metric,
 };
 use aya_ebpf::bindings::BPF_ANY;
@@ -12,7 +12,7 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 
 use crate::maps::{
-    ADDRESSES, AUTH, CONFIG, CONNECTIONS, ENDPOINTS, EVENTS, METRICS, NODES, POLICY, PREFIXES,
+    ADDRESSES, AUTH, CONFIG, CONNECTIONS, CREDITS, ENDPOINTS, EVENTS, HELD, METRICS, NODES, POLICY, PREFIXES,
 };
 
 /// The maps of this object.
@@ -124,4 +124,52 @@ impl State for Maps {
             counter.bytes = counter.bytes.wrapping_add(u64::from(length));
         }
     }
+
+    #[inline(always)]
+    fn held(&self, token: u16) -> Option<Held> {
+        HELD.get(u32::from(token)).copied()
+    }
+
+    #[inline(always)]
+    fn hold(&self, token: u16, held: &Held) {
+        if let Some(place) = HELD.get_ptr_mut(u32::from(token)) {
+            // SAFETY: the map's memory stays valid while the program runs; a token is one packet's, which is
+            // in one place at a time.
+            unsafe { *place = *held };
+        }
+    }
+
+    #[inline(always)]
+    fn credit(&self, place: u32, change: u64) -> u64 {
+        let Some(place) = CREDITS.get_ptr_mut(place) else { return u64::MAX / 2 };
+        // SAFETY: the map's memory stays valid while the program runs, is aligned to eight bytes, and other
+        // CPUs change it by the same instruction only.
+        unsafe { fetch_add(place, change) }
+    }
+}
+
+/// The target has no compare-and-swap in the library's eyes, so no atomic type has this. Needs Linux 5.12.
+///
+/// # Safety
+/// `place` is valid and aligned, and everybody who writes there meanwhile does it atomically.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+unsafe fn fetch_add(place: *mut u64, change: u64) -> u64 {
+    let mut value = change;
+    // SAFETY: the caller's.
+    unsafe {
+        core::arch::asm!(
+            "{value} = atomic_fetch_add((u64 *)({place} + 0), {value})",
+            value = inout(reg) value,
+            place = in(reg) place,
+        );
+    }
+    value
+}
+
+#[cfg(not(target_arch = "bpf"))]
+unsafe fn fetch_add(place: *mut u64, change: u64) -> u64 {
+    use core::sync::atomic::{AtomicU64, Ordering};
+    // SAFETY: the caller's.
+    unsafe { AtomicU64::from_ptr(place) }.fetch_add(change, Ordering::Relaxed)
 }

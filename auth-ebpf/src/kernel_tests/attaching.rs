@@ -27,6 +27,7 @@ fn interface(hook: Hook) -> &'static str {
         Hook::FromPod | Hook::ToPod => "pod.1",
         Hook::FromWireguard | Hook::ToWireguard => "tunnel",
         Hook::FromUplink | Hook::ToUplink => "uplink",
+        Hook::FromHold | Hook::ToHold => "hold",
     }
 }
 
@@ -57,7 +58,7 @@ fn all_programs_attach_and_see_packets() {
             datapath.attach(hook, interface).unwrap();
         }
         let attached = datapath.attachments().unwrap();
-        assert_eq!(attached.len(), 6);
+        assert_eq!(attached.len(), Hook::ALL.len());
         assert!(attached.iter().all(|attachment| attachment.interface == interface(attachment.hook)));
         // The kernel's own neighbour discovery comes over the pairs.
         for hook in Hook::ALL {

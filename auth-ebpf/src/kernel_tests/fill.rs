@@ -36,6 +36,8 @@ pub(crate) fn fill(maps: &Maps, tables: &Tables) {
         Setting::WireguardIfindex,
         Setting::WireguardPort,
         Setting::HandshakePort,
+        Setting::HoldIfindex,
+        Setting::HoldUntil,
     ] {
         maps.config().set(setting, tables.setting(setting)).unwrap();
     }
@@ -46,4 +48,5 @@ pub(crate) fn fill(maps: &Maps, tables: &Tables) {
     maps.nodes().reconcile(&tables.nodes).unwrap();
     maps.auth().reconcile(&tables.auth).unwrap();
     maps.connections().reconcile(&tables.connections.borrow()).unwrap();
+    maps.hold().give_back_all().unwrap();
 }

@@ -37,7 +37,8 @@ impl Counters {
             let refused = DropReason::ALL
                 .iter()
                 .flat_map(|reason| [(Verdict::Dropped, Some(*reason)), (Verdict::Audit, Some(*reason))]);
-            for (verdict, reason) in std::iter::once((Verdict::Forwarded, None)).chain(refused) {
+            let others = [(Verdict::Forwarded, None), (Verdict::Held, None)];
+            for (verdict, reason) in others.into_iter().chain(refused) {
                 let counter = self.sum(metric::index(hook, verdict, reason))?;
                 if counter.packets != 0 {
                     metrics.counters.insert((hook, verdict, reason), counter);

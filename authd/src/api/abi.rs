@@ -46,8 +46,8 @@ mod tests {
 
     #[test]
     fn verdicts_modes_and_authentication_types_have_their_words() {
-        use abi::Verdict::{Audit, Dropped, Forwarded};
-        for verdict in [Forwarded, Dropped, Audit] {
+        use abi::Verdict::{Audit, Dropped, Forwarded, Held};
+        for verdict in [Forwarded, Dropped, Audit, Held] {
             assert_eq!(v1::Verdict::from(verdict).word(), verdict.as_str());
         }
         for mode in [abi::Mode::Observe, abi::Mode::Enforce] {

@@ -62,13 +62,15 @@ words! {
     Severity "SEVERITY_" [Unspecified, Info, Warning, Error];
     AuthType "AUTH_TYPE_" [Disabled, Spire, TestAlwaysFail];
     Backend "BACKEND_" [Unspecified, Userspace, Kernel];
-    Verdict "VERDICT_" [Unspecified, Forwarded, Dropped, Audit];
+    Verdict "VERDICT_" [Unspecified, Forwarded, Dropped, Audit, Held];
     Direction "DIRECTION_" [Unspecified, Ingress, Egress];
-    Hook "HOOK_" [Unspecified, FromPod, ToPod, FromWireguard, ToWireguard, FromUplink, ToUplink];
+    Hook "HOOK_" [
+        Unspecified, FromPod, ToPod, FromWireguard, ToWireguard, FromUplink, ToUplink, FromHold, ToHold,
+    ];
     SvidState "SVID_STATE_" [NotNeeded, Pending, Available, Expired];
     DropReason "DROP_REASON_" [
         Unspecified, NoEndpoint, UnknownDestination, UnknownSource, Masqueraded, AuthImpossible,
-        NoNodeSession, ReservedPort, MapError, Spoofed, PolicyDenied, InvalidPacket, UnsupportedL3,
+        NoNodeSession, ReservedPort, MapError, HoldFull, HoldTimeout, NotHeld, Spoofed, PolicyDenied, InvalidPacket, UnsupportedL3,
         Fragment, PolicyDeny, AuthRequired, Unencrypted,
     ];
 }

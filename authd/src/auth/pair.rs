@@ -109,7 +109,7 @@ impl Held {
     }
 
     pub(super) const fn entry(&self) -> AuthEntry {
-        AuthEntry { expires: self.record.expires.0, epoch: self.record.epoch, pad: 0 }
+        AuthEntry { expires: self.record.expires.0, epoch: self.record.epoch, flags: 0 }
     }
 }
 

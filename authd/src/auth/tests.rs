@@ -94,7 +94,7 @@ fn a_wanted_pair_is_dialled_once_and_written() {
     machine.handle(Event::AuthWanted(pair), START);
     assert_eq!(actions(&mut machine), [Action::StartHandshake(pair)]);
     machine.handle(Event::Finished(pair, Ok(success(pair, seconds(50), 1))), START);
-    let entry = AuthEntry { expires: seconds(50).0, epoch: 1, pad: 0 };
+    let entry = AuthEntry { expires: seconds(50).0, epoch: 1, flags: 0 };
     assert_eq!(actions(&mut machine), [Action::WriteEntry(pair, entry)]);
     let records: Vec<Record> = machine.records().collect();
     assert_eq!(records.len(), 1);
@@ -123,7 +123,7 @@ fn a_pair_on_this_node_gets_both_directions() {
     assert_eq!(actions(&mut machine), [Action::VerifyLocal(key(256, 257, 0))]);
     let success = success(key(256, 257, 0), seconds(60), 0);
     machine.handle(Event::Finished(key(256, 257, 0), Ok(success)), START);
-    let entry = AuthEntry { expires: seconds(60).0, epoch: 0, pad: 0 };
+    let entry = AuthEntry { expires: seconds(60).0, epoch: 0, flags: 0 };
     let written = [Action::WriteEntry(key(256, 257, 0), entry), Action::WriteEntry(key(257, 256, 0), entry)];
     assert_eq!(actions(&mut machine), written);
     let records: Vec<Record> = machine.records().collect();
@@ -297,7 +297,7 @@ fn a_handshake_of_another_node_is_refused_for_what_it_lacks() {
 #[test]
 fn entries_found_in_the_map_stay_and_are_renewed() {
     let mut machine = Machine::new(Config::default(), jitter());
-    let entry = |expires: BootTime| AuthEntry { expires: expires.0, epoch: 1, pad: 0 };
+    let entry = |expires: BootTime| AuthEntry { expires: expires.0, epoch: 1, flags: 0 };
     machine.adopt(key(256, 300, 1), entry(seconds(40)), START);
     machine.adopt(key(256, 301, 1), entry(START), START);
     machine.adopt(key(256, 2, 1), entry(seconds(40)), START);

@@ -203,7 +203,7 @@ mod tests {
     fn pinned() -> Pinned {
         let endpoint = |identity, ifindex| EndpointEntry { identity, ifindex, ..EndpointEntry::default() };
         let auth = |local, remote, node| AuthKey { local, remote, node, auth_type: 1, pad: 0 };
-        let entry = |seconds, epoch| abi::AuthEntry { expires: seconds * SECOND, epoch, pad: 0 };
+        let entry = |seconds, epoch| abi::AuthEntry { expires: seconds * SECOND, epoch, flags: 0 };
         Pinned {
             settings: BTreeMap::from([
                 (Setting::PolicyMode, abi::Mode::Enforce as u64),

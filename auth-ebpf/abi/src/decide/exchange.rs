@@ -135,11 +135,10 @@ impl<S: State> Judge<'_, S> {
         if let Some(auth) = self.state.auth(&key) {
             let vouched = remote.entry.node == 0 || (node.expires != 0 && node.epoch == auth.epoch);
             if vouched && self.now() < auth.expires {
-                return Ok(());
+                return self.queue_behind(auth, key);
             }
         }
-        self.auth_wanted = true;
-        self.refuse(DropReason::AuthRequired)
+        self.lack_authentication(key)
     }
 
     /// Traffic with a pod on another node needs that node's session, without which no tunnel leads there.

@@ -16,7 +16,7 @@ fn at(hook: Hook, ingress: u32, parts: &Parts) -> Fate {
 fn at_with(tables: &Tables, hook: Hook, ingress: u32, parts: &Parts) -> Fate {
     let bytes = match hook {
         Hook::FromWireguard | Hook::ToWireguard => parts.ip(),
-        Hook::FromPod | Hook::ToPod | Hook::FromUplink | Hook::ToUplink => parts.ethernet(),
+        _ => parts.ethernet(),
     };
     run(tables, context(hook, ingress), &bytes)
 }

@@ -12,6 +12,9 @@ use super::frames::{Parts, icmp, tcp, udp};
 use super::scene::*;
 use super::tables::Tables;
 
+/// In this model's lists: it lacks an authentication for which it can wait.
+const WAITS: DropReason = DropReason::HoldFull;
+
 /// Who has an address, in the model's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Owner {
@@ -109,6 +112,7 @@ fn objections(tables: &Tables, hook: Hook, ingress: u32, parts: &Parts) -> Vec<D
                 against.push(DropReason::Unencrypted);
             }
         }
+        Hook::FromHold | Hook::ToHold => against.push(DropReason::NotHeld),
         Hook::ToUplink => {
             let bootstrap =
                 source == Owner::ThisNode && matches!(destination, Owner::OtherNode(_)) && ingress == 0;
@@ -168,6 +172,7 @@ fn between(tables: &Tables, direction: Direction, local: u32, remote: Owner) -> 
         0 => {}
         _ if number(remote) < 256 => against.push(DropReason::AuthImpossible),
         1 if proven => {}
+        1 if tables.setting(Setting::HoldIfindex) != 0 => against.push(WAITS),
         _ => against.push(DropReason::AuthRequired),
     }
     let live = session.is_some_and(|session| session.expires > NOW)
@@ -182,10 +187,15 @@ fn expected(tables: &Tables, hook: Hook, against: &[DropReason]) -> (Verdict, Op
     let enforced = |reason: &DropReason| {
         let encryption = matches!(reason, DropReason::Unencrypted | DropReason::NoNodeSession)
             || matches!(hook, Hook::FromUplink | Hook::ToUplink);
+        if *reason == DropReason::NotHeld {
+            return true;
+        }
         let mode = if encryption { Setting::EncryptionMode } else { Setting::PolicyMode };
         tables.setting(mode) != Mode::Observe as u64
     };
     match (against.iter().copied().find(|reason| enforced(reason)), against.first()) {
+        (Some(WAITS), _) => HELD,
+        (None, Some(&WAITS)) => audits(DropReason::AuthRequired),
         (Some(reason), _) => drops(reason),
         (None, Some(reason)) => audits(*reason),
         (None, None) => PASSES,
@@ -227,8 +237,12 @@ prop_compose! {
         policy in prop::collection::vec(
             (any::<bool>(), prop::sample::select(vec![0, 1, 2, 6, NEIGHBOUR_ID, THERE_ID]), rules()), 0..8),
         lost in any::<bool>(),
+        holding in any::<bool>(),
     ) -> Tables {
         let mut tables = locked();
+        if holding {
+            hold(&mut tables);
+        }
         tables.settings.insert(Setting::PolicyMode, modes[0] as u64);
         tables.settings.insert(Setting::EncryptionMode, modes[1] as u64);
         tables.settings.insert(Setting::WireguardIfindex, u64::from(wireguard));

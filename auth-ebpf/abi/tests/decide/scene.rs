@@ -33,6 +33,7 @@ pub(crate) const HERE_IFINDEX: u32 = 1;
 pub(crate) const NEIGHBOUR_IFINDEX: u32 = 12;
 pub(crate) const WIREGUARD_IFINDEX: u32 = 5;
 pub(crate) const UPLINK_IFINDEX: u32 = 3;
+pub(crate) const HOLD_IFINDEX: u32 = 9;
 pub(crate) const WIREGUARD_PORT: u16 = 51871;
 pub(crate) const HANDSHAKE_PORT: u16 = 4250;
 
@@ -98,9 +99,15 @@ pub(crate) fn allow(tables: &mut Tables, local: u32, direction: Direction, remot
     tables.policy.insert((key, PolicyKey::prefix_len(None)), entry);
 }
 
+/// Has a daemon hold packets.
+pub(crate) fn hold(tables: &mut Tables) {
+    tables.settings.insert(Setting::HoldIfindex, u64::from(HOLD_IFINDEX));
+    tables.settings.insert(Setting::HoldUntil, u64::MAX);
+}
+
 pub(crate) fn authenticate(tables: &mut Tables, remote: u32, node: u16, epoch: u32, expires: u64) {
     let key = AuthKey { local: HERE_ID, remote, node, auth_type: AuthType::Spire as u8, pad: 0 };
-    tables.auth.insert(key, AuthEntry { expires, epoch, pad: 0 });
+    tables.auth.insert(key, AuthEntry { expires, epoch, flags: 0 });
 }
 
 pub(crate) fn context(hook: Hook, ingress_ifindex: u32) -> Context {
@@ -108,8 +115,18 @@ pub(crate) fn context(hook: Hook, ingress_ifindex: u32) -> Context {
         Hook::FromPod | Hook::ToPod => HERE_IFINDEX,
         Hook::FromWireguard | Hook::ToWireguard => WIREGUARD_IFINDEX,
         Hook::FromUplink | Hook::ToUplink => UPLINK_IFINDEX,
+        Hook::FromHold | Hook::ToHold => HOLD_IFINDEX,
     };
-    Context { hook, ifindex, ingress_ifindex, length: 0, tagged: false }
+    Context {
+        hook,
+        ifindex,
+        ingress_ifindex,
+        length: 0,
+        tagged: false,
+        tag: 0,
+        segments: false,
+        held_since: 0,
+    }
 }
 
 /// What the decision says, with the reason that it counted.
@@ -134,6 +151,7 @@ pub(crate) fn run(tables: &Tables, context: Context, bytes: &[u8]) -> (Verdict, 
     (verdict, reason.expect("exactly one counter grows, that of the verdict and its reason"))
 }
 
+pub(crate) const HELD: (Verdict, Option<DropReason>) = (Verdict::Held, None);
 pub(crate) const PASSES: (Verdict, Option<DropReason>) = (Verdict::Forwarded, None);
 
 pub(crate) const fn drops(reason: DropReason) -> (Verdict, Option<DropReason>) {

@@ -4,8 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Event,
-    Layout, NodeEntry, NodeNumber, PolicyEntry, PolicyKey, Setting, State, Tracked,
+    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, Credits,
+    EndpointEntry, Event, Held, Layout, NodeEntry, NodeNumber, PolicyEntry, PolicyKey, Setting, State,
+    Tracked, capacity,
 };
 
 #[derive(Clone, Debug, Default)]
@@ -23,6 +24,8 @@ pub(crate) struct Tables {
     pub(crate) now: Cell<u64>,
     /// How often the clock was read.
     pub(crate) clock_reads: Cell<u32>,
+    pub(crate) held: RefCell<BTreeMap<u16, Held>>,
+    pub(crate) credits: RefCell<BTreeMap<u32, u64>>,
     /// The connection map has no room.
     pub(crate) full: bool,
 }
@@ -106,6 +109,22 @@ impl State for Tables {
         let counter = counters.entry(index).or_default();
         counter.packets += 1;
         counter.bytes += u64::from(length);
+    }
+
+    fn held(&self, token: u16) -> Option<Held> {
+        let exists = usize::from(token) < capacity::HELD;
+        exists.then(|| self.held.borrow().get(&token).copied().unwrap_or_default())
+    }
+
+    fn hold(&self, token: u16, held: &Held) {
+        self.held.borrow_mut().insert(token, *held);
+    }
+
+    fn credit(&self, place: u32, change: u64) -> u64 {
+        assert!(place < Credits::COUNT);
+        let mut credits = self.credits.borrow_mut();
+        let credit = credits.entry(place).or_default();
+        std::mem::replace(credit, credit.wrapping_add(change))
     }
 }
 

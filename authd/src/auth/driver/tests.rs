@@ -207,8 +207,8 @@ async fn a_handshake_that_panics_has_failed() {
 async fn what_stands_in_the_map_at_the_start_is_listed_and_proven_anew() {
     let table = Arc::new(Table::default());
     let expires = BootClock.now().saturating_add(Duration::from_secs(2)).0;
-    table.insert(key(256, 300, 1), AuthEntry { expires, epoch: 1, pad: 0 }).unwrap();
-    table.insert(key(257, 300, 1), AuthEntry { expires: 1, epoch: 1, pad: 0 }).unwrap();
+    table.insert(key(256, 300, 1), AuthEntry { expires, epoch: 1, flags: 0 }).unwrap();
+    table.insert(key(257, 300, 1), AuthEntry { expires: 1, epoch: 1, flags: 0 }).unwrap();
     let rig = rig(table, Dial::Succeed).await;
     until(|| rig.stats.count(Side::Client, "ok") == 1).await;
     until(|| rig.table.entries().unwrap().iter().all(|(_, entry)| entry.expires > expires)).await;

@@ -67,7 +67,7 @@ fn authctl(socket: &Path, pin_dir: &Path, arguments: &[&str]) -> Done {
 fn authenticate(maps: &Maps) {
     let key = AuthKey { local: 256, remote: 257, node: 2, auth_type: 1, pad: 0 };
     let far = u64::MAX / 4;
-    maps.auth().insert(&key, &abi::AuthEntry { expires: far, epoch: 1, pad: 0 }).unwrap();
+    maps.auth().insert(&key, &abi::AuthEntry { expires: far, epoch: 1, flags: 0 }).unwrap();
     maps.nodes().insert(&2, &NodeEntry { expires: far, epoch: 1, acknowledged: 0 }).unwrap();
     maps.config().set(Setting::PolicyMode, Mode::Enforce as u64).unwrap();
 }

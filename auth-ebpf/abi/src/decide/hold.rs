@@ -1,0 +1,198 @@
+//! Holding packets that only lack authentication, and taking them back.
+
+use super::{Context, Judge, Outcome, State};
+use crate::packet::protocol;
+use crate::{
+    AuthEntry, AuthFlags, AuthKey, Credits, DropReason, ENDPOINT_UNITS, HOLD_UNITS, Held, HoldStage, Hook,
+    Setting, capacity, has_room, units,
+};
+
+/// Bits of a VLAN tag that name a token.
+const TOKENS: u16 = {
+    assert!(capacity::HELD.is_power_of_two() && capacity::HELD <= 1 << 16, "a token must fit into a tag");
+    (capacity::HELD - 1) as u16
+};
+
+/// Takes back a packet that has been held at this very hook: `context` becomes that with which it came
+/// here first, and its tag is to be taken off. Whatever else carries a tag stays as it is.
+#[inline(always)]
+pub fn come_back<S: State>(state: &S, context: &mut Context) -> bool {
+    let Some(held) = tagged(state, context) else { return false };
+    let is_its_hook = held.hook == context.hook as u8 && held.ifindex == context.ifindex;
+    // On its way out the kernel still says that it came by the device.
+    let by_device = context.hook != Hook::ToPod
+        || u64::from(context.ingress_ifindex) == state.setting(Setting::HoldIfindex);
+    if held.stage != HoldStage::RELEASED || !is_its_hook || !by_device {
+        return false;
+    }
+    give_back(state, context.hook, &held);
+    state.hold(context.tag, &Held { stage: HoldStage::FREE, ..held });
+    context.tagged = false;
+    context.tag = 0;
+    context.ingress_ifindex = held.ingress_ifindex;
+    context.held_since = held.since;
+    true
+}
+
+/// Where a packet goes that [`Hook::FromHold`] has let pass: the hook that has held it, and its interface.
+#[inline(always)]
+pub fn hook_of<S: State>(state: &S, token: u16) -> Option<(Hook, u32)> {
+    let held = state.held(token)?;
+    Some((Hook::from_number(held.hook)?, held.ifindex))
+}
+
+/// The packet that a tag in use stands for.
+#[inline(always)]
+fn tagged<S: State>(state: &S, context: &Context) -> Option<Held> {
+    if context.tagged { state.held(context.tag) } else { None }
+}
+
+/// Gives back the credits of a packet.
+#[inline(always)]
+fn give_back<S: State>(state: &S, hook: Hook, held: &Held) {
+    let places = Credits::of(hook, held.ifindex, &held.key());
+    let units = u64::from(held.units).wrapping_neg();
+    state.credit(places.pair, units);
+    state.credit(places.endpoint, units);
+    state.credit(Credits::ALL, units);
+}
+
+/// Takes units at a place, and returns how many had been taken there before. What a restarted daemon has
+/// set to nothing goes below when packets from before come back.
+#[inline(always)]
+fn take<S: State>(state: &S, place: u32, units: u64) -> u64 {
+    taken(state.credit(place, units))
+}
+
+#[inline(always)]
+const fn taken(credit: u64) -> u64 {
+    if credit > u64::MAX / 2 { 0 } else { credit }
+}
+
+impl<S: State> Judge<'_, S> {
+    /// The pair has not authenticated: the packet asks for it, and waits if it may.
+    #[inline(always)]
+    pub(super) fn lack_authentication(&mut self, key: AuthKey) -> Outcome {
+        let since = self.context.held_since;
+        if since != 0 && Held::is_late(since, self.now()) {
+            return self.refuse(DropReason::HoldTimeout);
+        }
+        // What has waited in vain neither asks nor waits again.
+        self.auth_wanted = since == 0;
+        self.may_wait = since == 0 && self.can_hold();
+        self.hold_key = key;
+        self.refuse(DropReason::AuthRequired)
+    }
+
+    /// The pair has authenticated, but packets that came before may still be held: then this one waits
+    /// behind them, as long as there is room. Order is all that is at stake, so without room it passes.
+    #[inline(always)]
+    pub(super) fn queue_behind(&mut self, auth: AuthEntry, key: AuthKey) -> Outcome {
+        let draining = auth.flags & AuthFlags::DRAINING != 0 && self.context.held_since == 0;
+        if !draining || !self.can_hold() {
+            return Ok(());
+        }
+        let places = Credits::of(self.context.hook, self.context.ifindex, &key);
+        let pair = taken(self.state.credit(places.pair, 0));
+        let endpoint = taken(self.state.credit(places.endpoint, 0));
+        let all = taken(self.state.credit(Credits::ALL, 0));
+        if pair == 0 || !may_take(pair, endpoint, all) {
+            return Ok(());
+        }
+        self.may_wait = true;
+        self.hold_key = key;
+        Err(DropReason::AuthRequired)
+    }
+
+    /// Whether there is a device, somebody who reads it, and only one frame for each token.
+    #[inline(always)]
+    fn can_hold(&self) -> bool {
+        let one_frame = !self.context.segments || self.event.protocol == protocol::TCP;
+        one_frame
+            && self.state.setting(Setting::HoldIfindex) != 0
+            && self.now() < self.state.setting(Setting::HoldUntil)
+    }
+
+    /// Takes a token and the credits for it.
+    #[inline(always)]
+    pub(super) fn take_hold(&mut self) -> Outcome {
+        let key = self.hold_key;
+        let held = Held {
+            since: self.now(),
+            ifindex: self.context.ifindex,
+            ingress_ifindex: self.context.ingress_ifindex,
+            local: key.local,
+            remote: key.remote,
+            node: key.node,
+            auth_type: key.auth_type,
+            hook: self.context.hook as u8,
+            units: units(self.context.length),
+            stage: HoldStage::TAKEN,
+            pad: 0,
+        };
+        let places = Credits::of(self.context.hook, held.ifindex, &key);
+        let wanted = u64::from(held.units);
+        let all = take(self.state, Credits::ALL, wanted);
+        let endpoint = take(self.state, places.endpoint, wanted);
+        let pair = take(self.state, places.pair, wanted);
+        if may_take(pair, endpoint, all) && self.take_token(&held) {
+            return Ok(());
+        }
+        give_back(self.state, self.context.hook, &held);
+        Err(DropReason::HoldFull)
+    }
+
+    #[inline(always)]
+    fn take_token(&mut self, held: &Held) -> bool {
+        // Each CPU gets another number, and comes to the same token only once all have been given out.
+        let token = self.state.credit(Credits::LAST_TOKEN, 1) as u16 & TOKENS;
+        let Some(last) = self.state.held(token) else { return false };
+        if !last.is_free(held.since) {
+            return false;
+        }
+        if last.stage != HoldStage::FREE
+            && let Some(hook) = Hook::from_number(last.hook)
+        {
+            give_back(self.state, hook, &last);
+        }
+        self.state.hold(token, held);
+        *self.token = token;
+        true
+    }
+
+    /// Into the hold device: only what a hook has sent there, and only once. Whatever a host makes itself
+    /// has come in by no interface, so nobody can send something under the token of another.
+    #[inline(always)]
+    pub(super) fn enter_hold(&mut self) -> Outcome {
+        match tagged(self.state, self.context) {
+            Some(held)
+                if held.stage == HoldStage::TAKEN
+                    && held.ingress_ifindex == self.context.ingress_ifindex
+                    && held.ingress_ifindex != 0 =>
+            {
+                self.state.hold(self.context.tag, &Held { stage: HoldStage::HELD, ..held });
+                Ok(())
+            }
+            _ => Err(DropReason::NotHeld),
+        }
+    }
+
+    /// Out of the hold device, back to the hook: only what is held, and only once.
+    #[inline(always)]
+    pub(super) fn leave_hold(&mut self) -> Outcome {
+        match tagged(self.state, self.context) {
+            Some(held) if held.stage == HoldStage::HELD && !held.is_free(self.now()) => {
+                self.state.hold(self.context.tag, &Held { stage: HoldStage::RELEASED, ..held });
+                *self.token = self.context.tag;
+                Ok(())
+            }
+            _ => Err(DropReason::NotHeld),
+        }
+    }
+}
+
+/// Whether one more packet may be held where so many units have been taken.
+#[inline(always)]
+const fn may_take(pair: u64, endpoint: u64, all: u64) -> bool {
+    has_room(pair, endpoint, ENDPOINT_UNITS) && has_room(endpoint, all, HOLD_UNITS)
+}
