@@ -5,9 +5,9 @@
 //! by nothing.
 
 mod directory;
+mod hold;
 mod observer;
 mod source;
-mod table;
 mod vitals;
 
 use std::{net::Ipv4Addr, net::Ipv6Addr, num::NonZeroU16, sync::Arc, time::Duration};
@@ -21,13 +21,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api,
-    auth::{Driver, Handle, Settings as AuthSettings, driver::Handshakes},
+    auth::{Driver, Handle, Settings as AuthSettings},
     clock::{BootClock, Clock},
     cluster::{self, Cluster},
     config::Config,
     datapath::{self, View, events},
     encryption::{self, Found},
     flows::{Flows, Names},
+    hold::HoldingAuth,
     http,
     metrics::Metrics,
     peer::{self, Directory, Naming, OwnTunnel, Peers, SessionMap},
@@ -35,9 +36,9 @@ use crate::{
     svids::{self, Svids},
 };
 use directory::DirectoryTask;
+use hold::Holding;
 use observer::HandshakeObserver;
 use source::DaemonSource;
-use table::PinnedAuth;
 use vitals::VitalsTask;
 
 /// How long tasks may take to end.
@@ -144,7 +145,8 @@ impl Daemon {
 
     fn start(&mut self, bound: Bound) -> anyhow::Result<()> {
         let naming = Naming::new(self.config.spire.trust_domain.clone(), &self.config.spire.id_template)?;
-        let (driver, auth) = self.driver()?;
+        let holding = self.holding().context("can't take over the pinned authentications")?;
+        let (driver, auth) = self.driver(&holding)?;
         let (directory_sender, directory) = watch::channel(Arc::new(Directory::default()));
         let svids = self.start_svids(&naming, &directory, &auth)?;
         let (own_sender, own) = watch::channel(OwnTunnel {
@@ -165,7 +167,9 @@ impl Daemon {
             },
             self.stop.clone(),
         )?;
-        self.start_driver(driver, &peers);
+        self.start_driver(driver, &peers, &holding);
+        // Before the datapath, which attaches to its device.
+        self.start_holding(holding)?;
         self.start_directory(&naming, directory_sender, &auth);
         let flows = self.start_datapath(&peers, &auth)?;
         let found = self.start_encryption(&peers, own_sender);
@@ -176,8 +180,8 @@ impl Daemon {
         Ok(())
     }
 
-    fn start_driver(&mut self, driver: Driver, peers: &Peers) {
-        let handshakes: Arc<dyn Handshakes> = Arc::new(peers.clone());
+    fn start_driver(&mut self, driver: Driver, peers: &Peers, holding: &Holding) {
+        let handshakes = holding.telling(Arc::new(peers.clone()));
         let stop = self.stop.clone();
         self.spawn("authentication", driver.run(handshakes, stop).map(Ok));
     }
@@ -236,12 +240,12 @@ impl Daemon {
     }
 
     /// The authentication machine, with the entries of the pinned map taken over.
-    fn driver(&self) -> anyhow::Result<(Driver, Handle)> {
+    fn driver(&self, holding: &Holding) -> anyhow::Result<(Driver, Handle)> {
         Driver::new(AuthSettings {
             config: crate::auth::Config::default(),
             jitter: Box::new(|below| if below == 0 { 0 } else { rand::random_range(0..below) }),
             clock: Arc::clone(&self.clock),
-            table: Arc::new(PinnedAuth(self.maps.clone())),
+            table: Arc::<HoldingAuth>::clone(&holding.table),
             observer: Arc::new(HandshakeObserver(Arc::clone(&self.metrics))),
         })
         .map_err(|error| anyhow::anyhow!(error))

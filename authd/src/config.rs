@@ -103,6 +103,8 @@ pub struct Config {
     pub encryption: EncryptionConfig,
     /// Whether a packet that policy or authentication refuses drops.
     pub policy_mode: Mode,
+    /// Whether a packet that only lacks authentication waits for it.
+    pub hold: bool,
     /// How to log.
     pub log: LogConfig,
 }
@@ -171,6 +173,7 @@ impl Config {
             handshake_port,
             encryption,
             policy_mode: mode("policy-mode", settings.policy_mode.as_deref())?,
+            hold: value::switch("hold", settings.hold.as_deref())?,
             log: LogConfig {
                 format: Format::from_setting(settings.log_format.as_deref())?,
                 level: settings.log_level.unwrap_or_else(|| "info".into()),

@@ -22,7 +22,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clock::BootTime, cluster::Cluster, config::Config, flows::Names, metrics::Metrics, readiness::Readiness,
+    clock::BootTime, cluster::Cluster, config::Config, flows::Names, hold, metrics::Metrics,
+    readiness::Readiness,
 };
 use interfaces::Interfaces;
 use plan::{Endpoint, Inputs, Plan};
@@ -82,6 +83,7 @@ pub struct Task {
     cluster_cidrs: Vec<IpNet>,
     uplinks: Vec<String>,
     wireguard: String,
+    hold: bool,
     policy: PolicyCache,
 }
 
@@ -121,6 +123,7 @@ impl Task {
             cluster_cidrs: config.encryption.cluster_cidrs.clone(),
             uplinks: config.encryption.uplinks.clone(),
             wireguard: config.encryption.interface.clone(),
+            hold: config.hold,
             policy: PolicyCache::default(),
         })
     }
@@ -215,12 +218,16 @@ impl Task {
             );
         }
         let device = interfaces.index_of(&self.wireguard);
+        let hold = interfaces.index_of(hold::INTERFACE).filter(|_| self.hold);
         let pods = plan.pods.iter().filter_map(|pod| pod.interface.as_ref().map(|(_, name)| name.clone()));
         let wanted: Vec<(Hook, String)> = uplinks
             .into_iter()
             .flat_map(|name| [(Hook::FromUplink, name.clone()), (Hook::ToUplink, name)])
             .chain(device.iter().flat_map(|_| {
                 [(Hook::FromWireguard, self.wireguard.clone()), (Hook::ToWireguard, self.wireguard.clone())]
+            }))
+            .chain(hold.iter().flat_map(|_| {
+                [(Hook::ToHold, hold::INTERFACE.to_owned()), (Hook::FromHold, hold::INTERFACE.to_owned())]
             }))
             .chain(pods.flat_map(|name| [(Hook::ToPod, name.clone()), (Hook::FromPod, name)]))
             .collect();
@@ -235,27 +242,31 @@ impl Task {
                 }
             }
         }
-        self.know_device(device, &attached, failures);
+        self.know_device(Setting::WireguardIfindex, device, &self.wireguard, &attached, failures);
         self.drop_links_of_gone(interfaces);
         attached
             .retain(|interface| !failures.keys().any(|failure| failure.ends_with(&format!("@{interface}"))));
+        // Both of its programs are there, or nothing is sent to it.
+        self.know_device(Setting::HoldIfindex, hold, hold::INTERFACE, &attached, failures);
         attached
     }
 
-    /// Tells the programs which device is WireGuard's, once it is guarded itself.
+    /// Tells the programs which device is WireGuard's, or for holding, once it is guarded itself.
     fn know_device(
         &self,
+        setting: Setting,
         device: Option<u32>,
+        name: &str,
         attached: &BTreeSet<String>,
         failures: &mut BTreeMap<String, String>,
     ) {
-        let index = device.filter(|_| attached.contains(&self.wireguard)).unwrap_or_default();
+        let index = device.filter(|_| attached.contains(name)).unwrap_or_default();
         let config = self.parts.datapath.maps().config();
-        let known = config.get(Setting::WireguardIfindex);
+        let known = config.get(setting);
         if known.is_ok_and(|known| known == u64::from(index)) {
             return;
         }
-        if let Err(error) = config.set(Setting::WireguardIfindex, index.into()) {
+        if let Err(error) = config.set(setting, index.into()) {
             failures.insert("config".to_owned(), chain(&error));
         }
     }

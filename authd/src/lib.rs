@@ -14,6 +14,7 @@ pub mod ctl;
 pub mod datapath;
 pub mod encryption;
 pub mod flows;
+pub mod hold;
 pub mod http;
 pub mod logging;
 pub mod metrics;

@@ -84,6 +84,12 @@ pub struct Metrics {
     pub auth_entries: Gauge,
     /// Requests for authentication that were dropped because too many were waiting.
     pub auth_requests_dropped: Counter,
+    /// Packets that the daemon holds until their pair has authenticated.
+    pub held_packets: Gauge,
+    /// How long they were held.
+    pub hold_time: Histogram,
+    /// 1 while packets can be held.
+    pub hold_up: Gauge,
     /// Endpoints on this node with programs attached.
     pub endpoints: Gauge,
     /// Objects of the cluster state that could not be used.
@@ -123,6 +129,9 @@ impl Metrics {
             svids: Family::default(),
             auth_entries: Gauge::default(),
             auth_requests_dropped: Counter::default(),
+            held_packets: Gauge::default(),
+            hold_time: Histogram::new(LATENCY_BUCKETS),
+            hold_up: Gauge::default(),
             endpoints: Gauge::default(),
             cluster_problems: Gauge::default(),
             tunnel_up: Gauge::default(),
@@ -155,6 +164,14 @@ impl Metrics {
             "Requests for authentication dropped because too many were waiting",
             self.auth_requests_dropped.clone(),
         );
+        registry.register("held_packets", "Packets held until authentication", self.held_packets.clone());
+        registry.register_with_unit(
+            "hold_time",
+            "How long packets were held until authentication",
+            Unit::Seconds,
+            self.hold_time.clone(),
+        );
+        registry.register("hold_up", "Whether packets can be held", self.hold_up.clone());
         registry.register("node_sessions", "Sessions with other nodes by state", self.node_sessions.clone());
         registry.register("svids", "SVIDs of local identities by state", self.svids.clone());
         registry.register_with_unit(

@@ -79,6 +79,9 @@ settings! {
     /// The same for encryption [default: enforce]
     #[arg(env = "AUTHD_ENCRYPTION_MODE", value_name = "MODE")]
     encryption_mode: String,
+    /// `on`, or `off` to drop the first packets of a pair rather than hold them [default: on]
+    #[arg(env = "AUTHD_HOLD", value_name = "on|off")]
+    hold: String,
     /// How long tunnels to known peers go on without a valid SVID [default: 24h]
     #[arg(env = "AUTHD_SVID_GRACE", value_name = "DURATION")]
     svid_grace: String,

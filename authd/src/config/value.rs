@@ -33,6 +33,14 @@ pub(super) fn mode(key: &'static str, value: Option<&str>) -> Result<Mode, Confi
     }
 }
 
+pub(super) fn switch(key: &'static str, value: Option<&str>) -> Result<bool, ConfigError> {
+    match value {
+        None | Some("on") => Ok(true),
+        Some("off") => Ok(false),
+        Some(other) => Err(invalid(key, other, "is neither on nor off")),
+    }
+}
+
 pub(super) fn net(key: &'static str, value: &str) -> Result<IpNet, ConfigError> {
     let net: IpNet = parse(key, value, "is no range such as 10.244.0.0/16 or fd00:10:244::/48")?;
     if net.trunc() == net {

@@ -1,0 +1,80 @@
+//! From the authentication's driver to what waits for it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use auth_ebpf_abi::{AuthKey, IdentityNumber, NodeNumber};
+use futures::{FutureExt, future::BoxFuture};
+use tokio::sync::Notify;
+
+use crate::auth::{Failure, Proof, driver::Handshakes};
+
+/// What became of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its entry stands in the map.
+    Authenticated,
+    /// It won't be tried again soon.
+    Failed,
+}
+
+/// Outcomes that have not been seen to yet: the last one of each pair, so their number is that of pairs.
+#[derive(Debug, Default)]
+pub struct Outcomes {
+    pending: Mutex<BTreeMap<AuthKey, Outcome>>,
+    notify: Notify,
+}
+
+impl Outcomes {
+    /// Tells an outcome.
+    pub fn tell(&self, key: AuthKey, outcome: Outcome) {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(key, outcome);
+        self.notify.notify_one();
+    }
+
+    /// Waits until there are some.
+    pub async fn come(&self) {
+        self.notify.notified().await;
+    }
+
+    /// Takes them.
+    #[must_use]
+    pub fn take(&self) -> BTreeMap<AuthKey, Outcome> {
+        std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Handshakes whose final failures are told.
+pub struct Telling {
+    /// Does them.
+    pub handshakes: Arc<dyn Handshakes>,
+    /// Hears of it.
+    pub outcomes: Arc<Outcomes>,
+}
+
+impl Handshakes for Telling {
+    fn dial(&self, key: AuthKey) -> BoxFuture<'static, Result<Proof, Failure>> {
+        let outcomes = Arc::clone(&self.outcomes);
+        let dial = self.handshakes.dial(key);
+        async move { dial.await.inspect_err(|failure| tell(&outcomes, key, failure)) }.boxed()
+    }
+
+    fn verify_local(&self, key: AuthKey) -> Result<Proof, Failure> {
+        self.handshakes.verify_local(key).inspect_err(|failure| {
+            tell(&self.outcomes, key, failure);
+            tell(&self.outcomes, AuthKey { local: key.remote, remote: key.local, ..key }, failure);
+        })
+    }
+
+    fn revoke(&self, node: NodeNumber, identity: IdentityNumber) {
+        self.handshakes.revoke(node, identity);
+    }
+}
+
+fn tell(outcomes: &Outcomes, key: AuthKey, failure: &Failure) {
+    if !failure.retryable {
+        outcomes.tell(key, Outcome::Failed);
+    }
+}

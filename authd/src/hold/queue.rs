@@ -1,0 +1,188 @@
+//! What is held, pair by pair in the order in which it came. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use auth_ebpf_abi::{AuthKey, HOLD_LIMIT, HOLD_UNITS, units};
+
+use crate::clock::BootTime;
+
+/// How long none of a pair's packets must have come by the device before new ones need not wait.
+const QUIET: Duration = Duration::from_millis(50);
+/// How long new packets of a pair wait behind those that were held, at most.
+const DRAINING: Duration = Duration::from_secs(1);
+
+/// A frame as the device gave it, and gets it back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Its pair.
+    pub key: AuthKey,
+    /// Since when it is held.
+    pub since: BootTime,
+    /// Header of the device, and the frame with its tag.
+    pub bytes: Vec<u8>,
+}
+
+impl Frame {
+    /// When it has been held for too long.
+    fn deadline(&self) -> BootTime {
+        self.since.saturating_add(Duration::from_nanos(HOLD_LIMIT))
+    }
+
+    fn units(&self) -> u64 {
+        units(u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)).into()
+    }
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The device gave a frame; whether its pair has authenticated meanwhile.
+    Arrived(Frame, bool),
+    /// The pair has authenticated, and its entry says that it is draining.
+    Authenticated(AuthKey),
+    /// The pair can't authenticate.
+    Failed(AuthKey),
+    /// Time has passed.
+    Tick,
+}
+
+/// Something to do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Give the frame back to the device.
+    Release(Frame),
+    /// The pair's entry need not say any more that it is draining.
+    Settle(AuthKey),
+}
+
+/// A pair whose new packets wait behind those that were held.
+#[derive(Clone, Copy, Debug)]
+struct Draining {
+    quiet_at: BootTime,
+    ends: BootTime,
+}
+
+/// What is held.
+#[derive(Debug, Default)]
+pub struct Queue {
+    pairs: BTreeMap<AuthKey, VecDeque<Frame>>,
+    draining: BTreeMap<AuthKey, Draining>,
+    /// When a pair needs a look: its oldest frame is late, or it has drained.
+    timers: BTreeSet<(BootTime, AuthKey)>,
+    held: usize,
+    units: u64,
+    actions: VecDeque<Action>,
+}
+
+impl Queue {
+    /// Takes in what has happened. What is to be done about it comes from [`Self::actions`].
+    pub fn handle(&mut self, event: Event, now: BootTime) {
+        match event {
+            Event::Arrived(frame, authenticated) => self.arrived(frame, authenticated, now),
+            Event::Authenticated(key) => {
+                self.release(key, None);
+                let ends = now.saturating_add(DRAINING);
+                let quiet_at = now.saturating_add(QUIET);
+                if let Some(before) = self.draining.insert(key, Draining { quiet_at, ends }) {
+                    self.timers.remove(&(before.quiet_at, key));
+                }
+                self.timers.insert((quiet_at, key));
+            }
+            Event::Failed(key) => self.release(key, None),
+            Event::Tick => {}
+        }
+        self.run_timers(now);
+    }
+
+    /// What is to be done. Removes it.
+    pub fn actions(&mut self) -> impl Iterator<Item = Action> + use<> {
+        std::mem::take(&mut self.actions).into_iter()
+    }
+
+    /// When [`Event::Tick`] is due at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<BootTime> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Frames that are held.
+    #[must_use]
+    pub const fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Whether nothing is held and no pair is draining.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.held == 0 && self.draining.is_empty()
+    }
+
+    fn arrived(&mut self, frame: Frame, authenticated: bool, now: BootTime) {
+        let key = frame.key;
+        self.postpone(key, now);
+        // Credits keep it within the bound: beyond it, the programs have the last word at once.
+        if authenticated || self.units + frame.units() > HOLD_UNITS {
+            self.release(key, None);
+            self.actions.push_back(Action::Release(frame));
+            return;
+        }
+        let queue = self.pairs.entry(key).or_default();
+        if queue.is_empty() {
+            self.timers.insert((frame.deadline(), key));
+        }
+        self.held += 1;
+        self.units += frame.units();
+        queue.push_back(frame);
+    }
+
+    /// A packet of the pair has come by the device: it is not quiet yet.
+    fn postpone(&mut self, key: AuthKey, now: BootTime) {
+        if let Some(draining) = self.draining.get_mut(&key) {
+            self.timers.remove(&(draining.quiet_at, key));
+            draining.quiet_at = now.saturating_add(QUIET).min(draining.ends);
+            self.timers.insert((draining.quiet_at, key));
+        }
+    }
+
+    /// Releases the pair's frames, oldest first: all, or those that are late by `late`.
+    fn release(&mut self, key: AuthKey, late: Option<BootTime>) {
+        let Some(queue) = self.pairs.get_mut(&key) else { return };
+        if let Some(first) = queue.front() {
+            self.timers.remove(&(first.deadline(), key));
+        }
+        while let Some(frame) = queue.pop_front_if(|frame| late.is_none_or(|now| frame.deadline() <= now)) {
+            self.held = self.held.saturating_sub(1);
+            self.units = self.units.saturating_sub(frame.units());
+            self.actions.push_back(Action::Release(frame));
+        }
+        match queue.front() {
+            Some(first) => drop(self.timers.insert((first.deadline(), key))),
+            None => drop(self.pairs.remove(&key)),
+        }
+        self.keep_draining_timer(key);
+    }
+
+    /// Both of a pair's timers may stand at one moment, of which a set keeps one.
+    fn keep_draining_timer(&mut self, key: AuthKey) {
+        if let Some(draining) = self.draining.get(&key) {
+            self.timers.insert((draining.quiet_at, key));
+        }
+    }
+
+    fn run_timers(&mut self, now: BootTime) {
+        while let Some((at, key)) = self.timers.first().copied()
+            && at <= now
+        {
+            self.timers.pop_first();
+            self.release(key, Some(now));
+            if self.draining.get(&key).is_some_and(|draining| draining.quiet_at <= now) {
+                self.draining.remove(&key);
+                self.timers.remove(&(at, key));
+                self.actions.push_back(Action::Settle(key));
+            }
+        }
+    }
+}
