@@ -31,6 +31,7 @@ pub mod http;
 pub mod lab;
 pub mod log;
 pub mod manifests;
+pub mod netstat;
 pub mod probe;
 pub mod process;
 pub mod scrape;
