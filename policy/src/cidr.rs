@@ -83,19 +83,27 @@ impl Prefixes {
     /// others come and go (unless two are alike in 32 bits, where the later one makes room).
     #[must_use]
     pub fn new(nets: impl IntoIterator<Item = IpNet>) -> Self {
-        let mut nets: BTreeSet<IpNet> = nets.into_iter().collect();
-        // In the kernel's table IPv4 is a part of IPv6, and must not fall under a prefix of that.
-        let mapped = Ipv6Net::new_assert(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped(), 96);
-        if nets.iter().any(|net| net.contains(&IpNet::V6(mapped))) {
-            nets.insert(ALL_V4);
-        }
+        let nets: BTreeSet<IpNet> = nets.into_iter().flat_map(with_v4).collect();
         let mut prefixes = Self::default();
         for net in nets {
-            let number = prefixes.free_number(net);
-            prefixes.by_net.insert(net, number);
-            prefixes.by_number.insert(number, (net, labels(net)));
+            prefixes.insert(net);
         }
         prefixes
+    }
+
+    /// Gives a prefix its identity, and gives that.
+    pub(crate) fn insert(&mut self, net: IpNet) -> IdentityNumber {
+        let number = self.free_number(net);
+        self.by_net.insert(net, number);
+        self.by_number.insert(number, (net, labels(net)));
+        number
+    }
+
+    /// Takes the identity of a prefix back, and gives it.
+    pub(crate) fn remove(&mut self, net: &IpNet) -> Option<IdentityNumber> {
+        let number = self.by_net.remove(net)?;
+        self.by_number.remove(&number);
+        Some(number)
     }
 
     /// The identity of each prefix.
@@ -141,6 +149,14 @@ impl Prefixes {
         }
         number
     }
+}
+
+/// A prefix and what must have an identity with it: in the kernel's table IPv4 is a part of IPv6, and must not
+/// fall under a prefix of that.
+pub(crate) fn with_v4(net: IpNet) -> impl Iterator<Item = IpNet> {
+    let mapped = Ipv6Net::new_assert(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped(), 96);
+    let has_v4 = net.contains(&IpNet::V6(mapped));
+    std::iter::once(net).chain(has_v4.then_some(ALL_V4))
 }
 
 /// `cidr:10.0.0.0/8` (IPv6 with `-` for `:`, which no key may have), and those of the world.

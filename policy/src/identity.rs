@@ -274,6 +274,16 @@ impl IdentitySet {
         Ok(())
     }
 
+    /// Takes an identity out; reserved ones stay.
+    pub fn remove(&mut self, number: IdentityNumber) -> Option<Identity> {
+        if reserved::is_reserved(number) {
+            return None;
+        }
+        let identity = self.by_number.remove(&number)?;
+        self.by_labels.remove(&identity.labels);
+        Some(identity)
+    }
+
     /// The identity with this number.
     #[must_use]
     pub fn get(&self, number: IdentityNumber) -> Option<&Identity> {

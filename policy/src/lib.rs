@@ -7,6 +7,7 @@ mod allocate;
 mod cidr;
 mod compile;
 mod condition;
+mod engine;
 mod fqdn;
 mod identity;
 mod label;
@@ -32,6 +33,7 @@ pub use auth_ebpf_abi::{
 pub use cidr::{ALL_V4, ALL_V6, CidrBlock, Prefixes, prefix_key};
 pub use compile::{Compiled, Input, PolicyMap, compile};
 pub use condition::{Condition, ConditionKind};
+pub use engine::{AuthenticationPairs, Engine};
 pub use fqdn::{NameSelector, canonical_name};
 pub use identity::{
     Identity, IdentityError, IdentitySet, IdentitySpec, LAST_USER, NodeNumberSpec, RESERVED, reserved_name,

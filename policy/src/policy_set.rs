@@ -10,6 +10,7 @@ use crate::identity::IdentitySet;
 use crate::object::ObjectRef;
 use crate::rule::Policy;
 use crate::surroundings::Surroundings;
+pub(crate) use conditions::View;
 
 /// A set of policies, one of each name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,14 +75,8 @@ impl PolicySet {
         surroundings: &Surroundings,
     ) -> BTreeMap<ObjectRef, Vec<Condition>> {
         let prefixes = self.prefixes(surroundings);
-        let view = conditions::View { identities, surroundings, prefixes: &prefixes };
-        let of_policy = |policy: &Policy| {
-            let mut conditions = policy.conditions.clone();
-            for spec in &policy.specs {
-                conditions.extend(spec.rules.iter().flat_map(|rule| view.of_rule(spec, rule)));
-            }
-            (policy.object.clone(), conditions)
-        };
+        let view = View { identities, surroundings, prefixes: &prefixes };
+        let of_policy = |policy: &Policy| (policy.object.clone(), view.of_policy(policy));
         self.policies.values().map(of_policy).filter(|(_, conditions)| !conditions.is_empty()).collect()
     }
 }

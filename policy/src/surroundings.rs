@@ -76,6 +76,10 @@ impl Surroundings {
         self.shared = by_id.into_values().filter(|sharing| sharing.len() > 1).collect();
     }
 
+    pub(crate) fn set_shared(&mut self, shared: &[BTreeSet<IdentityNumber>]) {
+        shared.clone_into(&mut self.shared);
+    }
+
     /// Groups of identities that share a SPIFFE ID.
     #[must_use]
     pub fn shared(&self) -> &[BTreeSet<IdentityNumber>] {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
 mod agreement {
+    pub(crate) mod incremental;
     pub(crate) mod naive;
     pub(crate) mod plans;
     pub(crate) mod random;

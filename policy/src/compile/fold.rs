@@ -17,8 +17,8 @@ use crate::port::PortPrefix;
 const ALLOW_PRECEDENCE: u32 = 1;
 
 /// Where what a rule says counts.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Force {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Force {
     /// Everywhere.
     Full,
     /// Only in what is reported: it is tried.
@@ -28,29 +28,47 @@ pub(super) enum Force {
 }
 
 /// What one rule says.
-#[derive(Clone)]
-pub(super) struct Term<'a> {
+#[derive(Clone, Debug)]
+pub(crate) struct Term<'a> {
     /// Where it counts.
-    pub(super) force: Force,
-    pub(super) deny: bool,
+    pub(crate) force: Force,
+    pub(crate) deny: bool,
     /// The authentication that it names, if it names one.
-    pub(super) explicit: Option<AuthType>,
+    pub(crate) explicit: Option<AuthType>,
     /// Whether what it allows must travel encrypted.
-    pub(super) encryption: bool,
-    pub(super) cookie: u32,
-    pub(super) ports: Cow<'a, [PortPrefix]>,
-    pub(super) remotes: Remotes,
+    pub(crate) encryption: bool,
+    pub(crate) cookie: u32,
+    pub(crate) ports: Cow<'a, [PortPrefix]>,
+}
+
+impl Term<'_> {
+    /// Allows everything.
+    pub(crate) const fn allow_any(cookie: u32) -> Self {
+        Self {
+            force: Force::Full,
+            deny: false,
+            explicit: None,
+            encryption: false,
+            cookie,
+            ports: Cow::Borrowed(&[PortPrefix::ANY]),
+        }
+    }
+
+    /// The same without a loan.
+    pub(crate) fn into_owned(self) -> Term<'static> {
+        Term { ports: Cow::Owned(self.ports.into_owned()), ..self }
+    }
 }
 
 /// Whom it says it about.
 #[derive(Clone)]
-pub(super) enum Remotes {
+pub(crate) enum Remotes {
     Any,
     These(Arc<BTreeSet<IdentityNumber>>),
 }
 
 impl Remotes {
-    pub(super) fn has(&self, identity: IdentityNumber) -> bool {
+    pub(crate) fn has(&self, identity: IdentityNumber) -> bool {
         match self {
             Self::Any => true,
             Self::These(identities) => identities.contains(&identity),
@@ -60,32 +78,25 @@ impl Remotes {
 
 /// Puts the entries for all terms, by remote identity (0 for any) and prefix.
 pub(super) fn fold(
-    terms: &[Term<'_>],
+    terms: &[(Term<'_>, Remotes)],
     direction: Direction,
     tried_default_deny: u32,
     mut put: impl FnMut(IdentityNumber, PortPrefix, PolicyEntry),
 ) {
-    let any: Vec<Said<'_>> = terms.iter().filter_map(Said::about_any).collect();
-    let any_entries: Entries = prefixes(&any)
-        .filter_map(|prefix| Some((prefix, audited_entry(&any, prefix, tried_default_deny)?)))
-        .collect();
-    for (prefix, entry) in &any_entries {
+    let of_any = terms.iter().filter(|(_, remotes)| matches!(remotes, Remotes::Any)).map(|(term, _)| term);
+    let fold = Fold::new(of_any, tried_default_deny);
+    for (prefix, entry) in fold.any_entries() {
         put(reserved::UNKNOWN, *prefix, *entry);
     }
     for (chosen, remotes) in by_terms(terms) {
-        // Packets of this host reach its pods without authentication, unless a rule chooses the host.
-        let (hosts, others): (Vec<_>, Vec<_>) = remotes
-            .into_iter()
-            .partition(|remote| *remote == reserved::HOST && direction == Direction::Ingress);
-        for (remotes, heed_any) in [(hosts, false), (others, true)] {
+        let (hosts, others): (Vec<_>, Vec<_>) =
+            remotes.into_iter().partition(|remote| is_local_host(*remote, direction));
+        for (remotes, is_local_host) in [(hosts, true), (others, false)] {
             if remotes.is_empty() {
                 continue;
             }
-            let inherited =
-                any.iter().map(|said| if heed_any { *said } else { Said { explicit: None, ..*said } });
-            let specific = chosen.iter().filter_map(|index| terms.get(*index)).map(Said::about_chosen);
-            let said: Vec<Said<'_>> = inherited.chain(specific).collect();
-            let entries = entries_beside(&said, &any_entries, tried_default_deny);
+            let terms = chosen.iter().filter_map(|index| terms.get(*index)).map(|(term, _)| term);
+            let entries = fold.entries(terms, is_local_host);
             for remote in remotes {
                 for (prefix, entry) in &entries {
                     put(remote, *prefix, *entry);
@@ -95,7 +106,48 @@ pub(super) fn fold(
     }
 }
 
-type Entries = BTreeMap<PortPrefix, PolicyEntry>;
+/// Whether packets of this identity reach a pod without authentication unless a rule chooses it: this host's.
+pub(crate) fn is_local_host(remote: IdentityNumber, direction: Direction) -> bool {
+    remote == reserved::HOST && direction == Direction::Ingress
+}
+
+/// Entries by prefix.
+pub(crate) type Entries = BTreeMap<PortPrefix, PolicyEntry>;
+
+/// The terms about any identity, beside which the entries for a chosen one are made.
+pub(crate) struct Fold<'a> {
+    any: Vec<Said<'a>>,
+    any_entries: Entries,
+    tried_default_deny: u32,
+}
+
+impl<'a> Fold<'a> {
+    pub(crate) fn new(of_any: impl Iterator<Item = &'a Term<'a>>, tried_default_deny: u32) -> Self {
+        let any: Vec<Said<'_>> = of_any.map(|term| Said::new(term, false)).collect();
+        let any_entries = prefixes(&any)
+            .filter_map(|prefix| Some((prefix, audited_entry(&any, prefix, tried_default_deny)?)))
+            .collect();
+        Self { any, any_entries, tried_default_deny }
+    }
+
+    /// The entries for any identity.
+    pub(crate) const fn any_entries(&self) -> &Entries {
+        &self.any_entries
+    }
+
+    /// The entries for an identity that these terms choose.
+    pub(crate) fn entries<'t>(
+        &'t self,
+        chosen: impl Iterator<Item = &'t Term<'t>>,
+        is_local_host: bool,
+    ) -> Entries {
+        let inherited =
+            |said: &Said<'t>| if is_local_host { Said { explicit: None, ..*said } } else { *said };
+        let chosen = chosen.map(|term| Said::new(term, true));
+        let said: Vec<Said<'t>> = self.any.iter().map(inherited).chain(chosen).collect();
+        entries_beside(&said, &self.any_entries, self.tried_default_deny)
+    }
+}
 
 /// What a term says about the remote identity at hand.
 #[derive(Clone, Copy)]
@@ -111,17 +163,6 @@ struct Said<'a> {
 }
 
 impl<'a> Said<'a> {
-    fn about_any(term: &'a Term<'_>) -> Option<Self> {
-        match term.remotes {
-            Remotes::Any => Some(Self::new(term, false)),
-            Remotes::These(_) => None,
-        }
-    }
-
-    fn about_chosen(term: &'a Term<'_>) -> Self {
-        Self::new(term, true)
-    }
-
     fn new(term: &'a Term<'_>, chosen: bool) -> Self {
         let Term { force, deny, explicit, encryption, cookie, .. } = *term;
         Self { force, deny, explicit, encryption, cookie, ports: &term.ports, chosen }
@@ -130,10 +171,10 @@ impl<'a> Said<'a> {
 
 /// The remote identities that rules choose, grouped by the rules which do: those in a group have the same
 /// entries.
-fn by_terms(terms: &[Term<'_>]) -> BTreeMap<Vec<usize>, Vec<IdentityNumber>> {
+pub(crate) fn by_terms(terms: &[(Term<'_>, Remotes)]) -> BTreeMap<Vec<usize>, Vec<IdentityNumber>> {
     let mut of_remote: BTreeMap<IdentityNumber, Vec<usize>> = BTreeMap::new();
-    for (index, term) in terms.iter().enumerate() {
-        if let Remotes::These(remotes) = &term.remotes {
+    for (index, (_, remotes)) in terms.iter().enumerate() {
+        if let Remotes::These(remotes) = remotes {
             for remote in remotes.iter() {
                 of_remote.entry(*remote).or_default().push(index);
             }

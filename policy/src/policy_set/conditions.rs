@@ -10,20 +10,30 @@ use crate::condition::{Condition, ConditionKind};
 use crate::identity::{IdentitySet, RESERVED, reserved_name};
 use crate::label_set::LabelSet;
 use crate::peer::{Peer, Peers};
-use crate::rule::{Rule, Spec};
+use crate::rule::{Policy, Rule, Spec};
 use crate::surroundings::Surroundings;
 
 /// What rules are looked at with.
 #[derive(Clone, Copy)]
-pub(super) struct View<'a> {
-    pub(super) identities: &'a IdentitySet,
-    pub(super) surroundings: &'a Surroundings,
-    pub(super) prefixes: &'a Prefixes,
+pub(crate) struct View<'a> {
+    pub(crate) identities: &'a IdentitySet,
+    pub(crate) surroundings: &'a Surroundings,
+    pub(crate) prefixes: &'a Prefixes,
 }
 
 impl View<'_> {
+    /// The conditions of one policy.
+    pub(crate) fn of_policy(&self, policy: &Policy) -> Vec<Condition> {
+        let of_spec = |spec| self.of_spec(spec);
+        policy.conditions.iter().cloned().chain(policy.specs.iter().flat_map(of_spec)).collect()
+    }
+
+    fn of_spec(&self, spec: &Spec) -> Vec<Condition> {
+        spec.rules.iter().flat_map(|rule| self.of_rule(spec, rule)).collect()
+    }
+
     /// The conditions of one rule.
-    pub(super) fn of_rule(&self, spec: &Spec, rule: &Rule) -> Vec<Condition> {
+    fn of_rule(&self, spec: &Spec, rule: &Rule) -> Vec<Condition> {
         let place = spec.place.map_or("spec".to_owned(), |place| format!("specs[{place}]"));
         let path = format!("{place}.{}[{}]", rule.list.as_str(), rule.index);
         let found =

@@ -7,7 +7,7 @@ use policy::{
 };
 use proptest::prelude::*;
 
-use crate::random::{PODS, STRANGER, cases, identities, policy_set, surroundings};
+use crate::random::{PODS, STRANGER, cases, close_quarters, identities, policy_set, surroundings};
 
 /// What a packet needs to pass: authentication, encryption; none if it is dropped.
 type Needs = Option<(u8, u8)>;
@@ -109,8 +109,16 @@ fn walk(
 }
 
 fn compiled(policies: &PolicySet, identities: &IdentitySet) -> PolicyMap {
+    compiled_for(policies, identities, PODS)
+}
+
+fn compiled_for(
+    policies: &PolicySet,
+    identities: &IdentitySet,
+    locals: impl IntoIterator<Item = IdentityNumber>,
+) -> PolicyMap {
     let surroundings = surroundings();
-    compile(Input { policies, identities, surroundings: &surroundings }, PODS).map
+    compile(Input { policies, identities, surroundings: &surroundings }, locals).map
 }
 
 fn no_limit(old: &PolicyMap, new: &PolicyMap) -> Plan {
@@ -138,6 +146,22 @@ proptest! {
             is_between(before, now, after) && (now == before || now == after)
         });
         prop_assert_eq!(end, new);
+    }
+
+    /// The same where rules are so alike that each entry matters.
+    #[test]
+    fn every_state_in_close_quarters(
+        steps in proptest::collection::vec((close_quarters(), close_quarters()), 10),
+    ) {
+        let identities = identities();
+        for (old, new) in steps {
+            let (old, new) = (compiled_for(&old, &identities, [256]), compiled_for(&new, &identities, [256]));
+            let plan = no_limit(&old, &new);
+            let end = walk(&old, &new, &plan, |before, now, after| {
+                is_between(before, now, after) && (now == before || now == after)
+            });
+            prop_assert_eq!(end, new);
+        }
     }
 
     /// The same from whatever a daemon has left that died between two steps, and from any entries at all:

@@ -228,6 +228,40 @@ pub(crate) fn policy_set() -> impl Strategy<Value = PolicySet> {
         .prop_map(|values| values.into_iter().enumerate().map(|(index, value)| named(value, index)).collect())
 }
 
+/// Rules for one pod about few peers and ports, so that they get in each other's way.
+pub(crate) fn close_quarters() -> impl Strategy<Value = PolicySet> {
+    let peers = of(Just(json!([{"matchLabels": {"b": "1"}}])));
+    let port = select(vec![
+        json!([]),
+        json!({"port": "80"}),
+        json!({"port": "80", "endPort": 81}),
+        json!({"port": "0"}),
+    ]);
+    let mode = of(select(["disabled", "required"].as_slice()));
+    let rule = (peers, port, mode, weighted(0.2, Just("required")), weighted(0.3, Just(())));
+    let rules = vec(rule, 0..5).prop_map(|rules| {
+        let mut spec = json!({"endpointSelector": {}, "ingress": [], "ingressDeny": []});
+        for (peers, port, mode, encryption, deny) in rules {
+            let mut rule = Map::new();
+            rule.extend(peers.map(|peers| ("fromEndpoints".to_owned(), peers)));
+            if let Some(port) = port.as_object() {
+                let mut port = port.clone();
+                port.insert("protocol".to_owned(), json!("TCP"));
+                rule.insert("toPorts".to_owned(), json!([{"ports": [port]}]));
+            }
+            let list = if deny.is_some() { "ingressDeny" } else { "ingress" };
+            if deny.is_none() {
+                rule.extend(mode.map(|mode| ("authentication".to_owned(), json!({"mode": mode}))));
+                rule.extend(encryption.map(|mode| ("encryption".to_owned(), json!({"mode": mode}))));
+            }
+            spec[list].as_array_mut().unwrap().push(Value::Object(rule));
+        }
+        let kind = "CiliumClusterwideNetworkPolicy";
+        json!({"apiVersion": "cilium.io/v2", "kind": kind, "metadata": {}, "spec": spec})
+    });
+    of(rules).prop_map(|value| value.into_iter().map(|value| named(value, 0)).collect())
+}
+
 /// The policy with this name.
 pub(crate) fn named(mut value: Value, index: usize) -> Policy {
     value["metadata"]["name"] = json!(format!("p{index}"));

@@ -1,0 +1,424 @@
+//! The policy map, kept up to date change by change.
+//!
+//! An [`Engine`] holds policies, identities and what else policies refer to, and makes the entries for the
+//! identities of the pods here. A change is noted at once and compiled only when the next plan is asked for,
+//! and only where it matters: a policy for the local identities that it selects, an identity for the rules
+//! that select it. [`compile`](crate::compile()) makes the same entries from scratch.
+
+mod authentication;
+mod by_label;
+mod group;
+mod map;
+mod selections;
+mod surroundings;
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use auth_ebpf_abi::{Direction, IdentityNumber};
+use ipnet::IpNet;
+
+use crate::compile::cookie::Cookies;
+use crate::compile::terms::End;
+use crate::compile::{Compiled, Input};
+use crate::condition::Condition;
+use crate::identity::{Identity, IdentityError};
+use crate::label_set::LabelSet;
+use crate::object::{ObjectRef, RuleRef};
+use crate::peer::Peer;
+use crate::plan::Side;
+use crate::policy_set::View;
+use crate::rule::{Policy, Subject};
+use authentication::{Askers, requires};
+use by_label::Asking;
+use group::Group;
+use map::MapState;
+use selections::{Effect, Selections, SideResolver};
+use world::{World, is_indirect};
+
+pub use authentication::AuthenticationPairs;
+
+const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
+
+/// What is to be compiled of a side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Dirty {
+    Remotes(BTreeSet<IdentityNumber>),
+    All,
+}
+
+/// Compiles policies for the identities here, change by change.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    world: World,
+    /// The identities of the pods here, known or not.
+    locals: BTreeSet<IdentityNumber>,
+    cookies: Cookies,
+    /// The policies by the labels of whom they are for.
+    subjects: Asking<ObjectRef>,
+    selections: Selections,
+    askers: Askers,
+    groups: BTreeMap<Side, Group>,
+    dirty: BTreeMap<Side, Dirty>,
+    conditions: BTreeMap<ObjectRef, Vec<Condition>>,
+    /// Policies whose conditions are to be looked at again.
+    unconditioned: BTreeSet<ObjectRef>,
+    map: MapState,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Engine {
+    /// No policies, no pods, and an empty map.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            world: World::new(),
+            locals: BTreeSet::new(),
+            cookies: Cookies::built_in(),
+            subjects: Asking::default(),
+            selections: Selections::default(),
+            askers: Askers::default(),
+            groups: BTreeMap::new(),
+            dirty: BTreeMap::new(),
+            conditions: BTreeMap::new(),
+            unconditioned: BTreeSet::new(),
+            map: MapState::default(),
+        }
+    }
+
+    /// Adds a policy, in place of the one of the same name.
+    pub fn insert_policy(&mut self, policy: Policy) {
+        if self.world.policies.get(&policy.object) == Some(&policy) {
+            return;
+        }
+        self.remove_policy(&policy.object);
+        self.cookies.insert(&policy);
+        self.touch_subjects(&policy);
+        self.index_subjects(&policy);
+        let nets = self.world.nets(&policy);
+        self.set_nets(&policy.object, nets);
+        self.askers.insert_policy(&self.world, &policy, &self.locals);
+        self.unconditioned.insert(policy.object.clone());
+        self.world.policies.insert(policy);
+    }
+
+    /// Takes a policy out.
+    pub fn remove_policy(&mut self, object: &ObjectRef) {
+        let Some(policy) = self.world.policies.remove(object) else { return };
+        self.touch_subjects(&policy);
+        self.subjects.remove(object);
+        self.askers.remove_policy(&policy);
+        let cookies = self.cookies.remove(&policy);
+        self.selections.forget_rules(&cookies);
+        self.set_nets(object, BTreeSet::new());
+        self.conditions.remove(object);
+        self.unconditioned.remove(object);
+    }
+
+    /// Adds an identity.
+    ///
+    /// # Errors
+    /// As [`IdentitySet::insert`](crate::IdentitySet::insert); nothing is changed then.
+    pub fn insert_identity(&mut self, identity: Identity) -> Result<(), IdentityError> {
+        let number = identity.number();
+        let is_known = self.world.identities.get(number).is_some();
+        self.world.identities.insert(identity)?;
+        if !is_known {
+            self.world.index(number, true);
+            self.set_identity(number, true);
+        }
+        Ok(())
+    }
+
+    /// Takes an identity out; reserved ones stay.
+    pub fn remove_identity(&mut self, number: IdentityNumber) {
+        let Some(remote) = self.world.remote(number) else { return };
+        if remote.net.is_some() || auth_ebpf_abi::identity::is_reserved(number) {
+            return;
+        }
+        let keys = self.selections.candidates(remote);
+        self.world.index(number, false);
+        self.set_subject(number, false);
+        self.world.identities.remove(number);
+        self.look_again(&keys, number);
+        self.local_changed(number);
+    }
+
+    /// A pod of this identity has come to this node. Until the identity is known it has no entries.
+    pub fn add_local(&mut self, number: IdentityNumber) {
+        if self.locals.insert(number) {
+            self.local_changed(number);
+        }
+    }
+
+    /// The last pod of this identity has left this node.
+    pub fn remove_local(&mut self, number: IdentityNumber) {
+        if self.locals.remove(&number) {
+            self.local_changed(number);
+        }
+    }
+
+    /// The identities of the pods here.
+    #[must_use]
+    pub const fn locals(&self) -> &BTreeSet<IdentityNumber> {
+        &self.locals
+    }
+
+    /// Follows a state that is given whole: finds what is different and changes that.
+    pub fn follow(&mut self, input: Input<'_>, locals: &BTreeSet<IdentityNumber>) {
+        let gone: Vec<ObjectRef> = self
+            .world
+            .policies
+            .iter()
+            .map(|policy| &policy.object)
+            .filter(|object| input.policies.get(object).is_none())
+            .cloned()
+            .collect();
+        gone.iter().for_each(|object| self.remove_policy(object));
+        let gone: Vec<IdentityNumber> = self
+            .world
+            .identities
+            .iter()
+            .filter(|identity| input.identities.get(identity.number()) != Some(identity))
+            .map(Identity::number)
+            .collect();
+        gone.into_iter().for_each(|number| self.remove_identity(number));
+        self.set_surroundings(input.surroundings);
+        for identity in input.identities.iter() {
+            if self.world.identities.get(identity.number()).is_none() {
+                // A set has no number and no labels twice, and what differs has just been taken out.
+                self.insert_identity(identity.clone()).unwrap_or_default();
+            }
+        }
+        for policy in input.policies.iter() {
+            if self.world.policies.get(&policy.object) != Some(policy) {
+                self.insert_policy(policy.clone());
+            }
+        }
+        let gone: Vec<IdentityNumber> = self.locals.difference(locals).copied().collect();
+        gone.into_iter().for_each(|number| self.remove_local(number));
+        locals.iter().for_each(|number| self.add_local(*number));
+    }
+
+    /// The policies, in the order of their names.
+    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
+        self.world.policies.iter()
+    }
+
+    /// What the cookies in the entries stand for.
+    #[must_use]
+    pub const fn rules(&self) -> &BTreeMap<u32, RuleRef> {
+        self.cookies.rules()
+    }
+
+    /// The prefixes outside the cluster that policies name, and the identities which stand for them.
+    #[must_use]
+    pub const fn prefixes(&self) -> &BTreeMap<IpNet, IdentityNumber> {
+        self.world.prefixes.by_net()
+    }
+
+    /// What isn't done as written, by policy.
+    pub fn conditions(&mut self) -> &BTreeMap<ObjectRef, Vec<Condition>> {
+        let World { identities, surroundings, prefixes, policies, .. } = &self.world;
+        let view = View { identities, surroundings, prefixes };
+        for object in std::mem::take(&mut self.unconditioned) {
+            let conditions = policies.get(&object).map(|policy| view.of_policy(policy)).unwrap_or_default();
+            if conditions.is_empty() {
+                self.conditions.remove(&object);
+            } else {
+                self.conditions.insert(object, conditions);
+            }
+        }
+        &self.conditions
+    }
+
+    /// The pairs that may be asked to authenticate.
+    pub fn authentication(&mut self) -> AuthenticationPairs {
+        self.settle();
+        let asks = self.groups.iter().filter(|(_, group)| !group.asks.is_empty());
+        self.askers.pairs(asks.map(|(side, group)| (*side, std::sync::Arc::clone(&group.asks))).collect())
+    }
+
+    /// Everything, as [`compile`](crate::compile()) gives it.
+    pub fn compiled(&mut self) -> Compiled {
+        self.settle();
+        let mut compiled = Compiled {
+            rules: self.rules().clone(),
+            conditions: self.conditions().clone(),
+            prefixes: self.prefixes().clone(),
+            ..Compiled::default()
+        };
+        for (side, group) in &self.groups {
+            for (remote, entries) in group.all() {
+                compiled
+                    .map
+                    .extend(entries.iter().map(|(prefix, entry)| (side.key(remote, *prefix), *entry)));
+            }
+            compiled.authentication.extend(group.asks.iter().map(|remote| (side.local, *remote)));
+        }
+        compiled
+    }
+
+    fn index_subjects(&mut self, policy: &Policy) {
+        let of_specs = policy.specs.iter().filter_map(|spec| match &spec.subject {
+            Subject::Endpoints(selector) => Some(selector),
+            Subject::Nodes => None,
+        });
+        let selectors = of_specs.chain(policy.refused.iter().flatten());
+        let places: Option<Vec<Vec<_>>> = selectors.map(|selector| self.subjects.place(selector)).collect();
+        self.subjects.insert(policy.object.clone(), places.map(|places| places.concat()));
+    }
+
+    /// The local identities that a policy is for are to be compiled.
+    fn touch_subjects(&mut self, policy: &Policy) {
+        let is_for = |labels: &LabelSet| {
+            policy.refuses(labels) || policy.specs.iter().any(|spec| spec.subject.matches(labels))
+        };
+        let locals = self.locals.iter().filter_map(|local| self.world.identities.get(*local));
+        let touched: Vec<IdentityNumber> =
+            locals.filter(|identity| is_for(identity.labels())).map(Identity::number).collect();
+        touched.into_iter().for_each(|local| self.touch(local));
+    }
+
+    fn touch(&mut self, local: IdentityNumber) {
+        self.dirty.extend(DIRECTIONS.map(|direction| (Side { local, direction }, Dirty::All)));
+    }
+
+    fn set_identity(&mut self, number: IdentityNumber, is_there: bool) {
+        self.set_subject(number, is_there);
+        let keys = self.world.remote(number).map(|remote| self.selections.candidates(remote));
+        self.look_again(&keys.unwrap_or_default(), number);
+        self.local_changed(number);
+    }
+
+    fn set_subject(&mut self, number: IdentityNumber, is_there: bool) {
+        let Some(identity) = self.world.identities.get(number) else { return };
+        let objects = self.subjects.candidates(identity.labels());
+        let policies = objects.into_iter().filter_map(|object| self.world.policies.get(object));
+        self.askers.set_subject(policies, identity, is_there);
+        if !self.world.surroundings.shared().is_empty() {
+            self.recondition(|policy| policy.specs.iter().flat_map(|spec| &spec.rules).any(requires));
+        }
+    }
+
+    /// An identity that may be local is known, or gone, or has come to this node, or left it.
+    fn local_changed(&mut self, number: IdentityNumber) {
+        let is_local = self.locals.contains(&number);
+        if is_local || self.groups.contains_key(&Side { local: number, direction: Direction::Ingress }) {
+            self.touch(number);
+            self.askers.look_again(&self.world, number, is_local);
+        }
+    }
+
+    /// Notes the prefixes that a policy names, and gives or takes their identities.
+    fn set_nets(&mut self, object: &ObjectRef, nets: BTreeSet<IpNet>) {
+        let (new, gone) = self.world.count_nets(object, nets);
+        if !new.is_empty() || !gone.is_empty() {
+            self.recondition(|policy| policy.specs.iter().flat_map(|spec| &spec.rules).any(requires));
+        }
+        for net in new {
+            let number = self.world.prefixes.insert(net);
+            self.world.index(number, true);
+            let keys = self.world.remote(number).map(|remote| self.selections.candidates(remote));
+            self.look_again(&keys.unwrap_or_default(), number);
+        }
+        for net in gone {
+            let Some(number) = self.world.prefixes.by_net().get(&net).copied() else { continue };
+            let keys = self.world.remote(number).map(|remote| self.selections.candidates(remote));
+            self.world.index(number, false);
+            self.world.prefixes.remove(&net);
+            self.look_again(&keys.unwrap_or_default(), number);
+        }
+    }
+
+    fn look_again(&mut self, keys: &[crate::compile::terms::SelectionKey], number: IdentityNumber) {
+        let dirty = &mut self.dirty;
+        self.selections.look_again(&self.world, keys, number, |side, effect| mark(dirty, side, effect));
+    }
+
+    /// The conditions of these policies are to be looked at again.
+    fn recondition(&mut self, which: impl Fn(&Policy) -> bool) {
+        let policies = self.world.policies.iter().filter(|policy| which(policy));
+        self.unconditioned.extend(policies.map(|policy| policy.object.clone()));
+    }
+
+    /// Compiles what is to be compiled.
+    fn settle(&mut self) {
+        for (side, dirty) in std::mem::take(&mut self.dirty) {
+            match dirty {
+                Dirty::Remotes(remotes) if !self.depends_on_ports(side, &remotes) => {
+                    let Some(group) = self.groups.get_mut(&side) else { continue };
+                    for remote in remotes {
+                        let (before, now) = group.refresh(remote, side.direction, &self.selections);
+                        self.map.changed(side, remote, before, &now);
+                    }
+                }
+                Dirty::Remotes(_) | Dirty::All => self.rebuild(side),
+            }
+        }
+    }
+
+    /// Whether entries out of this side follow from the named ports of these identities.
+    fn depends_on_ports(&self, side: Side, remotes: &BTreeSet<IdentityNumber>) -> bool {
+        let has_named_ports = self.groups.get(&side).is_some_and(|group| group.has_named_ports);
+        let named = &self.world.surroundings.named_ports;
+        side.direction == Direction::Egress
+            && has_named_ports
+            && remotes.iter().any(|remote| named.contains_key(remote))
+    }
+
+    fn rebuild(&mut self, side: Side) {
+        let before = self.groups.remove(&side).unwrap_or_default();
+        let now = self.build(side).unwrap_or_default();
+        let unused = before.used.difference(&now.used).cloned().collect();
+        self.selections.release(side, &unused);
+        self.map.regrouped(side, &before, &now);
+        if self.locals.contains(&side.local) && self.world.identities.get(side.local).is_some() {
+            self.groups.insert(side, now);
+        }
+    }
+
+    fn build(&mut self, side: Side) -> Option<Group> {
+        let local = self.locals.get(&side.local)?;
+        let endpoint = self.world.identities.get(*local)?;
+        let objects = self.subjects.candidates(endpoint.labels());
+        let policies: Vec<&Policy> =
+            objects.into_iter().filter_map(|object| self.world.policies.get(object)).collect();
+        let end = End { endpoint, direction: side.direction, surroundings: &self.world.surroundings };
+        let (world, cookies, selections) = (&self.world, &self.cookies, &mut self.selections);
+        let mut resolver = SideResolver { world, cookies, selections, side, used: BTreeSet::new() };
+        let (terms, tried) = end.terms(policies.iter().copied(), &mut resolver);
+        let used = resolver.used;
+        let mut rules = policies.iter().flat_map(|policy| &policy.specs).flat_map(|spec| &spec.rules);
+        let has_named_ports = rules.any(|rule| !rule.named_ports.is_empty());
+        Some(Group::new(terms, side.direction, tried, (used, has_named_ports), &self.selections))
+    }
+}
+
+fn mark(dirty: &mut BTreeMap<Side, Dirty>, side: Side, effect: Effect) {
+    let have = dirty.entry(side).or_insert_with(|| Dirty::Remotes(BTreeSet::new()));
+    match (&mut *have, effect) {
+        (Dirty::Remotes(remotes), Effect::Remote(remote)) => drop(remotes.insert(remote)),
+        (_, Effect::All) => *have = Dirty::All,
+        (Dirty::All, Effect::Remote(_)) => {}
+    }
+}
+
+/// Whether what a policy comes to depends on more than identities.
+fn has_indirect_peers(policy: &Policy) -> bool {
+    let mut rules = policy.specs.iter().flat_map(|spec| &spec.rules);
+    rules.any(|rule| rule.peers.list().iter().any(is_indirect))
+}
+
+/// Whether a policy's conditions depend on pods' addresses or named ports.
+fn looks_at_pods(policy: &Policy) -> bool {
+    let mut rules = policy.specs.iter().flat_map(|spec| &spec.rules);
+    rules.any(|rule| {
+        !rule.named_ports.is_empty() || rule.peers.list().iter().any(|peer| matches!(peer, Peer::IpBlock(_)))
+    })
+}
