@@ -14,6 +14,7 @@ use std::{net::Ipv4Addr, net::Ipv6Addr, num::NonZeroU16, sync::Arc, time::Durati
 
 use anyhow::Context;
 use auth_ebpf::{Datapath, Maps, Options as DatapathOptions};
+use auth_ebpf_abi::NodeEntry;
 use futures::FutureExt;
 use spire_adapter::DelegatedAgent;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
@@ -43,8 +44,6 @@ use vitals::VitalsTask;
 
 /// How long tasks may take to end.
 const GRACE: Duration = Duration::from_secs(5);
-/// Session epoch of this node. Raising it revokes all that this node has vouched for.
-const EPOCH: u32 = 1;
 
 /// What listens, bound before anything is changed.
 struct Bound {
@@ -104,6 +103,20 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     ended
 }
 
+/// Session epoch of this node: another one than before revokes at every other node all that this one vouched
+/// for. It stands with the pinned maps (as node 0), so a restarted daemon goes on with it, and a node that has
+/// booted, or was detached, and knows nothing of what it once vouched for, does not.
+fn session_epoch(maps: &Maps) -> anyhow::Result<u32> {
+    if let Some(kept) = maps.nodes().get(&0)? {
+        return Ok(kept.epoch);
+    }
+    let epoch = rand::random_range(1..=u32::MAX);
+    let entry = NodeEntry { expires: u64::MAX, epoch, acknowledged: 0 };
+    maps.nodes().insert(&0, &entry).context("can't keep this node's session epoch")?;
+    tracing::info!(epoch, "a new session epoch: other nodes end what this one vouched for before");
+    Ok(epoch)
+}
+
 /// The parts and the channels between them.
 struct Daemon {
     config: Arc<Config>,
@@ -152,7 +165,7 @@ impl Daemon {
         let (own_sender, own) = watch::channel(OwnTunnel {
             wireguard_key: None,
             wireguard_port: self.config.encryption.port.get(),
-            epoch: EPOCH,
+            epoch: session_epoch(&self.maps)?,
         });
         let peers = Peers::start(
             peer::Parts {

@@ -10,6 +10,7 @@ mod fate;
 mod losses;
 mod machine;
 mod pair;
+mod queue;
 mod record;
 
 pub mod driver;

@@ -178,7 +178,8 @@ impl Task {
         let maps = self.parts.datapath.maps();
         // A node whose session this process has not seen yet keeps what an earlier one wrote for it.
         for (number, entry) in maps.nodes().entries()? {
-            if cluster.node_by_number(number).is_some() {
+            // Node 0 is this one, whose epoch outlives the daemon.
+            if number == 0 || cluster.node_by_number(number).is_some() {
                 plan.nodes.entry(number).or_insert(entry);
             }
         }

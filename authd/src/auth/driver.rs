@@ -6,6 +6,7 @@
 mod handle;
 #[cfg(test)]
 mod tests;
+mod wanted;
 
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
@@ -28,9 +29,8 @@ use crate::clock::{BootTime, Clock};
 
 pub use handle::Handle;
 use handle::{Request, State};
+use wanted::Wanted;
 
-/// Requests of packets that may wait.
-const REQUESTS: usize = 1024;
 /// Events and accepted handshakes that may wait; their senders wait with them.
 const EVENTS: usize = 256;
 /// Longest sleep: boot time goes on in suspend, the runtime's clock doesn't.
@@ -102,7 +102,7 @@ pub struct Driver {
     clock: Arc<dyn Clock>,
     table: Arc<dyn AuthTable>,
     observer: Arc<dyn Observer>,
-    wanted: mpsc::Receiver<AuthKey>,
+    wanted: Arc<Wanted>,
     requests: mpsc::Receiver<Request>,
     accepts: mpsc::Receiver<Request>,
     records: watch::Sender<Arc<Vec<Record>>>,
@@ -124,13 +124,13 @@ impl Driver {
         for (key, entry) in table.entries()? {
             machine.adopt(key, entry, now);
         }
-        let (wanted_sender, wanted) = mpsc::channel(REQUESTS);
+        let wanted = Arc::new(Wanted::default());
         let (request_sender, requests) = mpsc::channel(EVENTS);
         let (accept_sender, accepts) = mpsc::channel(EVENTS);
         let (records, records_receiver) = watch::channel(Arc::new(Vec::new()));
         let state = Arc::new(State::default());
         let handle = Handle {
-            wanted: wanted_sender,
+            wanted: Arc::clone(&wanted),
             requests: request_sender,
             accepts: accept_sender,
             records: records_receiver,
@@ -167,11 +167,12 @@ impl Driver {
                 Some(request) = self.accepts.recv() => self.request(request, &*handshakes),
                 Some(ended) = self.running.join_next(), if !self.running.is_empty() => self.ended(ended),
                 _ = publish.tick(), if self.dirty => self.publish(),
-                Some(key) = self.wanted.recv() => self.handle(Event::AuthWanted(key)),
+                key = self.wanted.next() => self.handle(Event::AuthWanted(key)),
                 () = tokio::time::sleep(pause) => self.handle(Event::Tick),
             }
             self.carry_out(&*handshakes);
         }
+        self.wanted.close();
         self.running.shutdown().await;
         self.publish();
     }

@@ -10,8 +10,12 @@ use auth_ebpf_abi::{AuthEntry, AuthKey, AuthType, IdentityNumber, NodeNumber, id
 use super::event::{Accepted, Action, Desired, Event, Failure, Refused, Success};
 use super::losses::{Loss, Losses};
 use super::pair::{Attempt, Held, Pair, canonical, written};
+use super::queue::{Lane, Place, Queue};
 use super::record::{Record, Why};
 use crate::clock::BootTime;
+
+/// Shortest time between two writes of the same entry.
+const REWRITE: Duration = Duration::from_secs(1);
 
 /// Limits and times.
 #[derive(Clone, Copy, Debug)]
@@ -22,8 +26,10 @@ pub struct Config {
     pub backoff_limit: Duration,
     /// How long one request for a pair counts.
     pub interest: Duration,
-    /// Most handshakes at a time.
+    /// Most handshakes at a time. An eighth of them is kept for renewals, another for requests.
     pub max_running: usize,
+    /// Of these, with one other node.
+    pub max_per_node: usize,
     /// Most pairs that are known, with or without an entry.
     pub max_pairs: usize,
 }
@@ -35,6 +41,7 @@ impl Default for Config {
             backoff_limit: Duration::from_secs(5),
             interest: Duration::from_secs(30),
             max_running: 64,
+            max_per_node: 16,
             max_pairs: 65_536,
         }
     }
@@ -54,6 +61,8 @@ pub struct Counters {
     pub not_desired: u64,
     /// Of these, dropped for want of room.
     pub no_room: u64,
+    /// Of these, for a pair whose entry stands: it was written once more. Should be none.
+    pub rewritten: u64,
     /// Handshakes begun here.
     pub started: u64,
     /// Of these, succeeded.
@@ -92,8 +101,8 @@ pub struct Machine {
     pub(super) desired: Option<Arc<Desired>>,
     pub(super) losses: Losses,
     timers: BTreeSet<(BootTime, AuthKey)>,
-    queue: BTreeSet<(BootTime, AuthKey)>,
-    running: usize,
+    queue: Queue,
+    running: Running,
     pub(super) actions: VecDeque<Action>,
     pub(super) counters: Counters,
 }
@@ -102,7 +111,7 @@ impl std::fmt::Debug for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Machine")
             .field("pairs", &self.pairs)
-            .field("running", &self.running)
+            .field("running", &self.running.total())
             .finish_non_exhaustive()
     }
 }
@@ -120,8 +129,8 @@ impl Machine {
             desired: None,
             losses: Losses::default(),
             timers: BTreeSet::new(),
-            queue: BTreeSet::new(),
-            running: 0,
+            queue: Queue::default(),
+            running: Running::default(),
             actions: VecDeque::new(),
             counters: Counters::default(),
         }
@@ -236,7 +245,7 @@ impl Machine {
     /// Handshakes that run, and pairs that wait for one to end.
     #[must_use]
     pub fn load(&self) -> (usize, usize) {
-        (self.running, self.queue.len())
+        (self.running.total(), self.queue.len())
     }
 
     fn wanted(&mut self, key: AuthKey, now: BootTime) {
@@ -251,6 +260,7 @@ impl Machine {
             Some(pair) => {
                 self.counters.deduplicated += 1;
                 pair.asked_until = now.saturating_add(self.config.interest);
+                self.rewrite(key, now);
             }
             None if known >= self.config.max_pairs => {
                 self.counters.no_room += 1;
@@ -264,9 +274,21 @@ impl Machine {
         self.evaluate(key, now);
     }
 
+    /// A packet asks although the entry stands: the map has lost it, or never had it.
+    fn rewrite(&mut self, key: AuthKey, now: BootTime) {
+        let Some(held) = self.pairs.get_mut(&key).and_then(|pair| pair.held.as_mut()) else { return };
+        if now.since(held.written_at) < REWRITE {
+            return;
+        }
+        held.written_at = now;
+        self.counters.rewritten += 1;
+        let entry = held.entry();
+        self.actions.extend(written(key).map(|key| Action::WriteEntry(key, entry)));
+    }
+
     fn finished(&mut self, key: AuthKey, result: Result<Success, Failure>, now: BootTime) {
         let Some(attempt) = self.pairs.get_mut(&key).and_then(|pair| pair.attempt.take()) else { return };
-        self.running = self.running.saturating_sub(1);
+        self.running.end(key.node, attempt.why);
         match result {
             Ok(success) if !attempt.void && self.counts(&key, &success, now) => {
                 self.counters.succeeded += 1;
@@ -375,11 +397,24 @@ impl Machine {
             self.actions.extend(written(key).map(Action::RemoveEntry));
         }
         let start = ready && pair.attempt.is_none() && pair.retry_at <= now;
-        let queued = (start && pair.due(now, svid_expires).is_some()).then(|| pair.queued.unwrap_or(now));
+        let due = pair.due(now, svid_expires).filter(|_| start);
+        let queued = due.map(|why| {
+            let since = pair.queued.map_or(now, |place| place.since);
+            Place { lane: Lane::of(&key, why == Why::Renewed), since }
+        });
         let idle = pair.is_idle(now);
         let wake = if idle { None } else { pair.next_wake(now) };
         move_within(&mut self.timers, &mut pair.wake, wake, key);
-        move_within(&mut self.queue, &mut pair.queued, if idle { None } else { queued }, key);
+        let queued = queued.filter(|_| !idle);
+        if pair.queued != queued {
+            if let Some(place) = pair.queued {
+                self.queue.remove(place, key);
+            }
+            if let Some(place) = queued {
+                self.queue.insert(place, key);
+            }
+            pair.queued = queued;
+        }
         if idle {
             self.pairs.remove(&key);
         }
@@ -397,22 +432,60 @@ impl Machine {
         }
     }
 
-    /// Starts what is due as far as there is room, the longest waiting first.
+    /// Starts what is due as far as there is room, in turns.
     fn fill(&mut self, now: BootTime) {
-        while self.running < self.config.max_running
-            && let Some((_, key)) = self.queue.pop_first()
-        {
+        while let Some(key) = self.queue.pop(|lane| self.running.has_room(lane, &self.config)) {
             let svid_expires = self.svid_expires(&key);
             let ready = self.ready(&key, now);
             let Some(pair) = self.pairs.get_mut(&key) else { continue };
             pair.queued = None;
             let Some(why) = pair.due(now, svid_expires).filter(|_| ready) else { continue };
             pair.attempt = Some(Attempt { void: false, why });
-            self.running += 1;
+            self.running.begin(key.node, why);
             self.counters.started += 1;
             let start = if key.node == 0 { Action::VerifyLocal(key) } else { Action::StartHandshake(key) };
             self.actions.push_back(start);
         }
+    }
+}
+
+/// Handshakes that run.
+#[derive(Debug, Default)]
+struct Running {
+    requests: usize,
+    renewals: usize,
+    by_node: BTreeMap<NodeNumber, usize>,
+}
+
+impl Running {
+    const fn total(&self) -> usize {
+        self.requests + self.renewals
+    }
+
+    const fn of_kind(&mut self, why: Why) -> &mut usize {
+        if matches!(why, Why::Renewed) { &mut self.renewals } else { &mut self.requests }
+    }
+
+    /// Neither kind takes the room of the other, and no node that of all.
+    fn has_room(&self, lane: &Lane, config: &Config) -> bool {
+        let share = config.max_running - config.max_running / 8;
+        let of_kind = if lane.renewal { self.renewals } else { self.requests };
+        let with_node = self.by_node.get(&lane.node).copied().unwrap_or(0);
+        self.total() < config.max_running && of_kind < share && with_node < config.max_per_node
+    }
+
+    fn begin(&mut self, node: NodeNumber, why: Why) {
+        *self.of_kind(why) += 1;
+        *self.by_node.entry(node).or_default() += 1;
+    }
+
+    fn end(&mut self, node: NodeNumber, why: Why) {
+        let of_kind = self.of_kind(why);
+        *of_kind = of_kind.saturating_sub(1);
+        if let Some(count) = self.by_node.get_mut(&node) {
+            *count = count.saturating_sub(1);
+        }
+        self.by_node.retain(|_, count| *count > 0);
     }
 }
 

@@ -283,6 +283,8 @@ impl World {
             }
             PeerStep::Down(node) => self.handle(machine, Event::PeerDown(node)),
             PeerStep::Revoke(node, identity) => {
+                // It is no longer announced: not to announce it any more is no further loss.
+                self.up.entry(node).and_modify(|(_, announced)| announced.retain(|one| *one != identity));
                 self.lose(Reach::Began, |key| key.node == node && key.remote == identity);
                 self.handle(machine, Event::PeerRevoked { node, identity });
             }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use auth_ebpf_abi::{AuthEntry, AuthKey};
 
+use super::queue::Place;
 use super::record::{Record, Why};
 use crate::clock::BootTime;
 
@@ -29,7 +30,7 @@ pub(super) struct Pair {
     /// Place in the machine's timers.
     pub(super) wake: Option<BootTime>,
     /// Place in the machine's queue.
-    pub(super) queued: Option<BootTime>,
+    pub(super) queued: Option<Place>,
 }
 
 /// A handshake that runs.
@@ -46,6 +47,8 @@ pub(super) struct Attempt {
 pub(super) struct Held {
     pub(super) record: Record,
     pub(super) renew_at: BootTime,
+    /// When it was written to the map last.
+    pub(super) written_at: BootTime,
 }
 
 impl Pair {
@@ -105,7 +108,8 @@ impl Held {
         let part = part.saturating_add(Duration::from_nanos(jitter(spread)));
         let floor = if record.why == Why::Adopted { Duration::ZERO } else { RENEWAL_FLOOR };
         let renew_at = record.established.saturating_add(part.max(floor));
-        Self { record, renew_at }
+        let written_at = record.established;
+        Self { record, renew_at, written_at }
     }
 
     pub(super) const fn entry(&self) -> AuthEntry {

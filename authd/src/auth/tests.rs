@@ -358,3 +358,59 @@ fn a_flush_empties_the_map_and_authenticates_anew() {
     let expected = [Action::RemoveEntry(key(256, 300, 1)), Action::StartHandshake(key(256, 300, 1))];
     assert_eq!(actions(&mut machine), expected);
 }
+
+/// A node that takes connections and never answers held every place for as long as a handshake may take.
+#[test]
+fn a_node_that_never_answers_leaves_room_for_the_others() {
+    let mut machine = Machine::new(Config::default(), jitter());
+    let remotes: BTreeSet<u32> = (300..400).collect();
+    let placed = [(0, numbers(&[256])), (1, remotes.clone()), (2, numbers(&[300]))].into();
+    machine.handle(Event::Desired(Arc::new(Desired { pairs: None, placed })), START);
+    machine.handle(Event::SvidChanged { identity: 256, expires: seconds(60) }, START);
+    for (node, identities) in [(1, remotes.clone()), (2, numbers(&[300]))] {
+        machine.handle(Event::PeerUp { node, epoch: 1, identities: Arc::new(identities) }, START);
+    }
+    for remote in remotes {
+        machine.handle(Event::AuthWanted(key(256, remote, 1)), START);
+    }
+    assert_eq!(actions(&mut machine).len(), Config::default().max_per_node);
+    machine.handle(Event::AuthWanted(key(256, 300, 2)), START);
+    assert_eq!(actions(&mut machine), [Action::StartHandshake(key(256, 300, 2))]);
+    machine.handle(Event::Finished(key(256, 300, 1), Err(FAILURE)), START);
+    assert_eq!(actions(&mut machine).len(), 1, "a place of node 1 is free again");
+}
+
+#[test]
+fn requests_leave_room_for_renewals() {
+    let mut machine = Machine::new(Config { max_running: 8, ..Config::default() }, jitter());
+    let nodes: Vec<u16> = (1..20).collect();
+    let placed = nodes.iter().map(|node| (*node, numbers(&[300]))).chain([(0, numbers(&[256]))]).collect();
+    machine.handle(Event::Desired(Arc::new(Desired { pairs: None, placed })), START);
+    machine.handle(Event::SvidChanged { identity: 256, expires: seconds(60) }, START);
+    for node in &nodes {
+        let identities = Arc::new(numbers(&[300]));
+        machine.handle(Event::PeerUp { node: *node, epoch: 1, identities }, START);
+    }
+    machine.handle(Event::AuthWanted(key(256, 300, 1)), START);
+    machine.handle(Event::Finished(key(256, 300, 1), Ok(success(key(256, 300, 1), seconds(50), 1))), START);
+    assert_eq!(actions(&mut machine).len(), 2);
+    for node in nodes.iter().skip(1) {
+        machine.handle(Event::AuthWanted(key(256, 300, *node)), seconds(20));
+    }
+    assert_eq!(actions(&mut machine).len(), 7);
+    machine.handle(Event::Tick, seconds(30));
+    assert_eq!(actions(&mut machine), [Action::StartHandshake(key(256, 300, 1))], "the renewal");
+}
+
+#[test]
+fn an_entry_that_the_map_has_lost_is_written_again() {
+    let mut machine = authenticated();
+    machine.handle(Event::AuthWanted(key(256, 300, 1)), START);
+    assert_eq!(actions(&mut machine), [], "the packet was on its way before the entry stood");
+    machine.handle(Event::AuthWanted(key(256, 300, 1)), seconds(2));
+    let entry = AuthEntry { expires: seconds(50).0, epoch: 1, pad: 0 };
+    assert_eq!(actions(&mut machine), [Action::WriteEntry(key(256, 300, 1), entry)]);
+    machine.handle(Event::AuthWanted(key(256, 300, 1)), seconds(2));
+    assert_eq!(actions(&mut machine), []);
+    assert_eq!(machine.counters().rewritten, 1);
+}

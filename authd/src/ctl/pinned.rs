@@ -67,7 +67,7 @@ impl Pinned {
         Ok(Self {
             settings,
             endpoints: maps.endpoints().entries()?,
-            nodes: maps.nodes().entries()?.into_iter().collect(),
+            nodes: maps.nodes().entries()?.into_iter().filter(|(number, _)| *number != 0).collect(),
             auth: maps.auth().entries()?.into_iter().collect(),
             attached: attached(&auth_ebpf::attachments(pin_dir)?),
         })

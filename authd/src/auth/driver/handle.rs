@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use auth_ebpf_abi::AuthKey;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::wanted::Wanted;
 use crate::auth::event::{Accepted, Event, Refused};
 use crate::auth::machine::Counters;
 use crate::auth::record::Record;
@@ -35,7 +36,7 @@ pub(super) enum Request {
 /// Talks to the driver. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    pub(super) wanted: mpsc::Sender<AuthKey>,
+    pub(super) wanted: Arc<Wanted>,
     pub(super) requests: mpsc::Sender<Request>,
     pub(super) accepts: mpsc::Sender<Request>,
     pub(super) records: watch::Receiver<Arc<Vec<Record>>>,
@@ -46,7 +47,7 @@ impl Handle {
     /// A packet lacks this authentication. False, and counted, if the queue is full.
     #[must_use]
     pub fn ask(&self, key: AuthKey) -> bool {
-        let taken = self.wanted.try_send(key).is_ok();
+        let taken = self.wanted.push(key);
         if !taken {
             self.state.dropped.fetch_add(1, Ordering::Relaxed);
         }

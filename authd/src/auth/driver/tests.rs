@@ -191,8 +191,10 @@ async fn a_full_queue_drops_requests_and_counts_them() {
         observer: Arc::new(Stats::default()),
     };
     let (_driver, handle) = Driver::new(settings).unwrap();
-    let taken = (0..REQUESTS + 10).filter(|_| handle.ask(key(256, 300, 1))).count();
-    assert_eq!((taken, handle.dropped()), (REQUESTS, 10));
+    let taken = (0..wanted::EACH + 10).filter(|_| handle.ask(key(256, 300, 1))).count();
+    assert_eq!((taken, handle.dropped()), (wanted::EACH + 10, 0), "one pair waits once");
+    let taken = (1000..).take(wanted::EACH + 10).filter(|remote| handle.ask(key(256, *remote, 1))).count();
+    assert_eq!((taken, handle.dropped()), (wanted::EACH - 1, 11));
 }
 
 #[tokio::test]
