@@ -84,7 +84,7 @@ fn authentications(identities: u32) -> Tables {
                 auth_type: AuthType::Spire as u8,
                 pad: 0,
             };
-            (key, AuthEntry { expires: NOW + 1, epoch: 7, pad: 0 })
+            (key, AuthEntry { expires: NOW + 1, epoch: 7, flags: 0 })
         })
         .collect();
     tables

@@ -408,7 +408,7 @@ fn an_entry_that_the_map_has_lost_is_written_again() {
     machine.handle(Event::AuthWanted(key(256, 300, 1)), START);
     assert_eq!(actions(&mut machine), [], "the packet was on its way before the entry stood");
     machine.handle(Event::AuthWanted(key(256, 300, 1)), seconds(2));
-    let entry = AuthEntry { expires: seconds(50).0, epoch: 1, pad: 0 };
+    let entry = AuthEntry { expires: seconds(50).0, epoch: 1, flags: 0 };
     assert_eq!(actions(&mut machine), [Action::WriteEntry(key(256, 300, 1), entry)]);
     machine.handle(Event::AuthWanted(key(256, 300, 1)), seconds(2));
     assert_eq!(actions(&mut machine), []);
