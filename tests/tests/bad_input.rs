@@ -219,7 +219,7 @@ fn wrong_sockets_of_the_agent_are_named_and_nothing_passes() {
     wait::until(PATIENCE, session).context("no session").unwrap();
     wait::until(PATIENCE, || {
         drop(scene.connect("tiefighter", Family::V4, Duration::from_millis(400)));
-        (scene.counted("node2", "DROPPED", "AUTH_REQUIRED").ok()? >= 1.0).then_some(())
+        (scene.counted("node2", "DROPPED", "HOLD_TIMEOUT").ok()? >= 1.0).then_some(())
     })
     .context("it is not asked to authenticate")
     .unwrap();

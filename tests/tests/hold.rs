@@ -213,11 +213,19 @@ fn what_others_throw_into_the_device_drops() {
     for tag in tags {
         node.run(|| raw::send("authd-hold", &forged(tag))).unwrap().unwrap();
     }
+    // A pod may guess any token as well.
+    let pod = scene.pod("xwing").unwrap().clone();
+    for tag in tags {
+        pod.run(|| raw::send("eth0", &forged(tag))).unwrap().unwrap();
+    }
     let dropped = wait::until(PATIENCE, || {
         let all = before + f64::from(u8::try_from(tags.len()).unwrap());
         scene.counted("node2", "DROPPED", "NOT_HELD").ok().filter(|count| *count >= all)
     });
     assert!(dropped.is_some());
+    let tagged = f64::from(u8::try_from(tags.len() - 1).unwrap());
+    assert!(scene.counted("node1", "DROPPED", "UNSUPPORTED_L3").unwrap() >= tagged);
+    assert!(scene.counted("node1", "DROPPED", "SPOOFED").unwrap() >= 1.0);
     assert_eq!(receive_numbers(&listener).unwrap(), Vec::<u32>::new());
 }
 

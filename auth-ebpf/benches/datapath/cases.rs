@@ -37,12 +37,9 @@ fn authenticated() -> Tables {
 fn case(name: &str, hook: Hook, ingress: u32, parts: &Parts, goal: Option<f64>) -> Case {
     let bytes = match hook {
         Hook::FromWireguard | Hook::ToWireguard => parts.ip(),
-        Hook::FromPod
-        | Hook::ToPod
-        | Hook::FromUplink
-        | Hook::ToUplink
-        | Hook::FromHold
-        | Hook::ToHold => parts.ethernet(),
+        Hook::FromPod | Hook::ToPod | Hook::FromUplink | Hook::ToUplink | Hook::FromHold | Hook::ToHold => {
+            parts.ethernet()
+        }
     };
     Case { name: name.to_owned(), hook, ingress, bytes, goal }
 }

@@ -89,6 +89,7 @@ pub(super) fn status() -> Status {
             problem: String::new(),
         }],
         auth_entries: 2,
+        hold: Some(Hold { configured: true, active: true }),
         conditions: Vec::new(),
         pending: Vec::new(),
     }

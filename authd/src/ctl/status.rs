@@ -131,6 +131,7 @@ fn head(status: &Status, now: Timestamp) -> String {
     let live = status.nodes.iter().filter(|node| node.live).count();
     lines.push(("Nodes", format!("{live} of {} with a live session", status.nodes.len())));
     lines.push(("Authentications", status.auth_entries.to_string()));
+    lines.extend(status.hold.as_ref().map(|state| ("First packets", hold(*state).to_owned())));
     if !status.version.is_empty() {
         lines.push(("Ready", ready(&status.pending)));
     }
@@ -158,6 +159,14 @@ fn daemon(status: &Status, now: Timestamp) -> String {
         text.push_str(&format!(", up {}", compact(now.duration_since(started).unsigned_abs())));
     }
     text
+}
+
+const fn hold(hold: v1::Hold) -> &'static str {
+    match (hold.active, hold.configured) {
+        (true, _) => "wait for authentication",
+        (false, true) => "drop: they can't wait",
+        (false, false) => "drop",
+    }
 }
 
 fn policy(status: &Status, now: Timestamp) -> String {

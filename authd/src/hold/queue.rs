@@ -45,6 +45,8 @@ pub enum Event {
     Authenticated(AuthKey),
     /// The pair can't authenticate.
     Failed(AuthKey),
+    /// Nobody holds anything any more.
+    Ended,
     /// Time has passed.
     Tick,
 }
@@ -92,6 +94,13 @@ impl Queue {
                 self.timers.insert((quiet_at, key));
             }
             Event::Failed(key) => self.release(key, None),
+            Event::Ended => self
+                .pairs
+                .keys()
+                .copied()
+                .collect::<Vec<_>>()
+                .into_iter()
+                .for_each(|key| self.release(key, None)),
             Event::Tick => {}
         }
         self.run_timers(now);

@@ -80,7 +80,7 @@ impl Task {
         Ok(task)
     }
 
-    /// Runs until `stop`. What is held then drops.
+    /// Runs until `stop`. What is held then goes back, and drops by its true reason.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut prolong = tokio::time::interval(PROLONG);
         let mut reopen = tokio::time::interval(REOPEN);
@@ -100,6 +100,12 @@ impl Task {
                 () = tokio::time::sleep(pause), if waits => self.handle(Event::Tick),
                 () = tokio::task::yield_now(), if !waits => self.receive(),
             }
+            self.give_back();
+        }
+        self.log_failure(self.parts.maps.config().set(Setting::HoldUntil, 0));
+        self.receive();
+        self.handle(Event::Ended);
+        while !self.outgoing.is_empty() {
             self.give_back();
         }
         self.log_failure(switch_off(&self.parts.maps));

@@ -95,6 +95,15 @@ fn what_has_waited_too_long_goes_to_its_end() {
 }
 
 #[test]
+fn at_the_end_everything_goes() {
+    let mut queue = Queue::default();
+    arrive(&mut queue, 300, 1, START);
+    arrive(&mut queue, 301, 2, START);
+    queue.handle(Event::Ended, START);
+    assert_eq!((released(&mut queue), queue.is_idle()), (vec![(300, 1), (301, 2)], true));
+}
+
+#[test]
 fn beyond_the_bound_nothing_is_kept() {
     let mut queue = Queue::default();
     for number in 0..u16::try_from(HOLD_UNITS).unwrap() {

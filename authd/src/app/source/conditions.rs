@@ -1,5 +1,7 @@
 //! What is wrong or worth knowing, the worst first.
 
+use auth_ebpf_abi::Setting;
+
 use super::{DaemonSource, v1};
 use crate::{
     cluster::{Cluster, Severity},
@@ -26,10 +28,21 @@ impl DaemonSource {
         if let Some(why) = &self.found.borrow().failure {
             conditions.push(condition(v1::Severity::Error, "TUNNEL", String::new(), why.clone()));
         }
+        if self.config.hold && !self.can_hold() {
+            let message =
+                "first packets of pairs drop and are sent again: no hold device, or not guarded yet";
+            conditions.push(condition(v1::Severity::Warning, "HOLD", String::new(), message.to_owned()));
+        }
         self.svid_conditions(&mut conditions);
         // Stable: what is equally bad stays in the order above.
         conditions.sort_by_key(|condition| std::cmp::Reverse(condition.severity));
         conditions
+    }
+
+    /// What the programs ask before they hold a packet.
+    pub(super) fn can_hold(&self) -> bool {
+        let get = |setting| self.maps.config().get(setting).unwrap_or_default();
+        get(Setting::HoldIfindex) != 0 && get(Setting::HoldUntil) > self.clock.now().0
     }
 
     fn svid_conditions(&self, conditions: &mut Vec<v1::Condition>) {

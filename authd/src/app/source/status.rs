@@ -37,6 +37,7 @@ impl DaemonSource {
                 .map(|node| self.node(node))
                 .collect(),
             auth_entries: count(entries),
+            hold: Some(v1::Hold { configured: self.config.hold, active: self.can_hold() }),
             conditions: self.conditions(&cluster, &view),
             pending: self
                 .readiness

@@ -1,10 +1,15 @@
 //! What `authctl` says, as JSON.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
-use authd_tests::{Namespace, binaries};
+use authd_tests::{Namespace, binaries, wait};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
+
+/// Longer than a packet waits for authentication.
+const HELD: Duration = Duration::from_secs(4);
 
 /// Two identities that have authenticated, as a node sees them.
 #[derive(Clone, Debug, Deserialize)]
@@ -92,4 +97,12 @@ pub(crate) fn drops(node: &Namespace, reason: &str, from: &str, since: Timestamp
         (time >= since).then_some(())
     };
     Ok(text.lines().filter_map(recent).count())
+}
+
+/// How many packets of a pod a node has dropped because they had waited too long for authentication, once
+/// there are some.
+pub(crate) fn drops_in_time(node: &Namespace, from: &str, since: Timestamp) -> Result<usize> {
+    let late =
+        || drops(node, "HOLD_TIMEOUT", from, since).map(|count| (count > 0).then_some(count)).transpose();
+    wait::until(HELD, late).map_or(Ok(0), |(count, _)| count)
 }

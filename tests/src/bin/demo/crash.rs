@@ -52,8 +52,8 @@ fn daemon_dies(scene: &mut Scene, connection: &mut Connection, report: &mut Repo
 
     let since = Timestamp::now();
     let refused = scene.connect("interceptor", Family::V4, IN_VAIN).is_err();
-    let drops = authctl::drops(scene.node_of("deathstar")?, "AUTH_REQUIRED", "default/interceptor", since)?;
-    let name = "authd killed: interceptor, a new pair, is dropped with AUTH_REQUIRED";
+    let drops = authctl::drops_in_time(scene.node_of("deathstar")?, "default/interceptor", since)?;
+    let name = "authd killed: interceptor, a new pair, is dropped with HOLD_TIMEOUT";
     report.figure(name, refused && drops > 0, drops, "packets");
     Ok(())
 }

@@ -46,8 +46,8 @@ pub(crate) fn withdraw(
         probe.stops_after(withdrawn, QUIET, PATIENCE),
         SECOND,
     );
-    let drops = authctl::drops(scene.node_of("deathstar")?, "AUTH_REQUIRED", "default/tiefighter", since)?;
-    report.figure("SVID withdrawn: dropped with AUTH_REQUIRED", drops > 0, drops, "packets");
+    let drops = authctl::drops_in_time(scene.node_of("deathstar")?, "default/tiefighter", since)?;
+    report.figure("SVID withdrawn: dropped with HOLD_TIMEOUT", drops > 0, drops, "packets");
     let left = pair_entries(scene, "deathstar", "tiefighter")?.len()
         + pair_entries(scene, "tiefighter", "deathstar")?.len();
     report.figure("SVID withdrawn: auth entries of the pair that are left", left == 0, left, "");
