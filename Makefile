@@ -37,6 +37,14 @@ bench-datapath: setup ## What a packet costs in the kernel; figures to target/be
 bench-forwarding: setup ## Traffic between two pods: no rules, ours, iptables, nftables (minutes)
 	@$(CARGO) bench --locked --quiet --package authd-tests --bench forwarding --profile dev
 
+.PHONY: bench-policy
+bench-policy: setup ## What compiling policies costs, whole and change by change; figures to target/bench/policy.json
+	@$(CARGO) bench --locked --quiet --package policy --bench policy
+
+.PHONY: nightly-policy
+nightly-policy: setup ## The property tests of policies with millions of packets (minutes)
+	PROPTEST_CASES=$${PROPTEST_CASES:-10000} $(CARGO) test --locked --quiet --release --package policy --test agreement
+
 .PHONY: lint
 lint: setup ## Format check, clippy and rustdoc only
 	@scripts/test --lint

@@ -191,7 +191,7 @@ fn engine_forgets(engine: &mut Engine, policies: &PolicySet, index: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases().div_ceil(2), ..ProptestConfig::default() })]
 
     /// Whatever changes in whatever order: the same as from scratch, and the map follows.
     #[test]

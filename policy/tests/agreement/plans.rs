@@ -133,7 +133,7 @@ fn is_between(before: Said, meanwhile: Said, after: Said) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases().div_ceil(4), ..ProptestConfig::default() })]
 
     /// Each packet has the old verdict or the new one at every step, which is more than `is_between`.
     #[test]
