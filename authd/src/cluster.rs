@@ -47,8 +47,39 @@ pub struct Cluster {
     pub policies: PolicySet,
     /// What else the policies refer to.
     pub surroundings: Surroundings,
+    /// The addresses of services, by namespace and name.
+    pub services: BTreeMap<(String, String), Service>,
     /// What is wrong with the directory.
     pub problems: Vec<Problem>,
+}
+
+/// How a service is reached; which pods stand behind it is among the surroundings of policies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// A port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The port of the service's addresses.
+    pub port: u16,
+    /// The port of the pods.
+    pub target: TargetPort,
+}
+
+/// The port of the pods behind a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    /// Its number.
+    Number(u16),
+    /// Its name, to which each pod gives a number.
+    Name(String),
 }
 
 /// A node.

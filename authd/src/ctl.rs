@@ -90,7 +90,7 @@ async fn dispatch(cli: &Cli, output: &mut Output<'_>) -> Result<u8, Error> {
         Command::Identities(IdentitiesCommand::Allocate { directory }) => {
             identities::allocate(directory, output)?;
         }
-        Command::Policy(command) => return policy::run(command, output),
+        Command::Policy(command) => return policy::run(command, global, output).await,
         Command::Off(args) => guard::off(args, global, output).await?,
         Command::On(args) => guard::on(args, global, output).await?,
         Command::Drops => drops::run(global, output)?,

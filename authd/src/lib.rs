@@ -22,3 +22,4 @@ pub mod peer;
 pub mod readiness;
 pub mod run;
 pub mod svids;
+pub mod trace;

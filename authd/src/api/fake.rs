@@ -9,6 +9,10 @@ use tokio::{sync::broadcast, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{Caller, Flows, Listener, ServeError, Source, SourceError, v1};
+use crate::{
+    cluster::Cluster,
+    trace::{self, Question},
+};
 
 /// The answers, and what has been asked.
 pub(crate) struct Fake {
@@ -16,6 +20,7 @@ pub(crate) struct Fake {
     pub(crate) entries: Vec<v1::AuthEntry>,
     pub(crate) encryption: v1::Encryption,
     pub(crate) identities: Vec<v1::Identity>,
+    pub(crate) cluster: Cluster,
     pub(crate) flows: Vec<Arc<v1::Flow>>,
     pub(crate) news: broadcast::Sender<Arc<v1::Flow>>,
     pub(crate) overrides: Mutex<Vec<(v1::RecordOverrideRequest, Caller)>>,
@@ -29,6 +34,7 @@ impl Default for Fake {
             entries: Vec::new(),
             encryption: v1::Encryption::default(),
             identities: Vec::new(),
+            cluster: Cluster::default(),
             flows: Vec::new(),
             news: broadcast::Sender::new(16),
             overrides: Mutex::default(),
@@ -60,6 +66,15 @@ impl Source for Fake {
 
     async fn identities(&self) -> Result<Vec<v1::Identity>, SourceError> {
         Ok(self.identities.clone())
+    }
+
+    async fn policies(&self) -> Result<Vec<v1::Policy>, SourceError> {
+        Ok(trace::policies(&self.cluster))
+    }
+
+    async fn trace_policy(&self, request: v1::TracePolicyRequest) -> Result<v1::PolicyTrace, SourceError> {
+        let question = Question::try_from(&request).map_err(SourceError::Invalid)?;
+        trace::answer(&self.cluster, &question).map_err(|error| SourceError::Invalid(error.to_string()))
     }
 
     fn flows(&self, last: usize) -> Flows {

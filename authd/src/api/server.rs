@@ -32,6 +32,12 @@ pub trait Source: Send + Sync + 'static {
     /// The identities of the cluster, by number.
     async fn identities(&self) -> Result<Vec<v1::Identity>, SourceError>;
 
+    /// The policies that are loaded.
+    async fn policies(&self) -> Result<Vec<v1::Policy>, SourceError>;
+
+    /// What they say about packets between two ends.
+    async fn trace_policy(&self, request: v1::TracePolicyRequest) -> Result<v1::PolicyTrace, SourceError>;
+
     /// Up to `last` flows that there were, the oldest first, and all from there on.
     fn flows(&self, last: usize) -> Flows;
 
@@ -158,6 +164,24 @@ impl Authd for Service {
         log_read("ListIdentities", &request)?;
         let identities = self.source.identities().await?;
         Ok(Response::new(v1::ListIdentitiesResponse { identities }))
+    }
+
+    async fn list_policies(
+        &self,
+        request: Request<v1::ListPoliciesRequest>,
+    ) -> Result<Response<v1::ListPoliciesResponse>, Status> {
+        log_read("ListPolicies", &request)?;
+        let policies = self.source.policies().await?;
+        Ok(Response::new(v1::ListPoliciesResponse { policies }))
+    }
+
+    async fn trace_policy(
+        &self,
+        request: Request<v1::TracePolicyRequest>,
+    ) -> Result<Response<v1::TracePolicyResponse>, Status> {
+        log_read("TracePolicy", &request)?;
+        let trace = Some(self.source.trace_policy(request.into_inner()).await?);
+        Ok(Response::new(v1::TracePolicyResponse { trace }))
     }
 
     async fn record_override(

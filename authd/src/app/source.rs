@@ -22,6 +22,7 @@ use crate::{
     peer::{Naming, SessionMap},
     readiness::Readiness,
     svids::Svids,
+    trace::{self, Question},
 };
 
 /// The daemon's parts, as far as people may look at them.
@@ -139,6 +140,20 @@ impl Source for DaemonSource {
         Ok(cluster.identities.iter().map(|identity| self.identity(&cluster, identity)).collect())
     }
 
+    async fn policies(&self) -> Result<Vec<v1::Policy>, SourceError> {
+        let cluster = self.cluster();
+        in_background(move || Ok(trace::policies(&cluster))).await
+    }
+
+    async fn trace_policy(&self, request: v1::TracePolicyRequest) -> Result<v1::PolicyTrace, SourceError> {
+        let question = Question::try_from(&request).map_err(SourceError::Invalid)?;
+        let cluster = self.cluster();
+        let answer = move || {
+            trace::answer(&cluster, &question).map_err(|error| SourceError::Invalid(error.to_string()))
+        };
+        in_background(answer).await
+    }
+
     fn flows(&self, last: usize) -> Subscription {
         self.flows.subscribe(last)
     }
@@ -159,4 +174,12 @@ impl Source for DaemonSource {
         );
         Ok(())
     }
+}
+
+/// All policies of a large cluster take a while to look through, and others wait for this thread.
+async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SourceError> + Send + 'static,
+) -> Result<T, SourceError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(SourceError::Failed(error.to_string())))
 }

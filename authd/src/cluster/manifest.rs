@@ -18,6 +18,7 @@ use policy::{Identity, NamedPort, Policy};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::ServicePort;
 use super::problem::Problem;
 use super::yaml::{self, Document};
 use spec::Header;
@@ -70,6 +71,8 @@ pub(super) enum Body {
     Service {
         labels: BTreeMap<String, String>,
         selector: Option<BTreeMap<String, String>>,
+        addresses: Vec<IpAddr>,
+        ports: Vec<ServicePort>,
     },
     /// Addresses that stand behind a service of the same namespace.
     Endpoints {

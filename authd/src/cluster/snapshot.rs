@@ -76,6 +76,7 @@ pub(super) fn build(objects: &[Object], memory: &mut Memory, missing: Missing) -
     }
     builder.pods(objects);
     builder.cluster.surroundings = surroundings::collect(objects, &builder.cluster);
+    builder.cluster.services = surroundings::services(objects);
     let Builder { mut cluster, memory, holders, namespaces, .. } = builder;
     cluster.namespaces = namespaces;
     memory.holders = holders;

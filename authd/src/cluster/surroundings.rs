@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use policy::{CidrGroup, Label, LabelSet, Requirement, Selector, Service, Source, Surroundings, reserved};
+use policy::{CidrGroup, Label, LabelSet, Requirement, Selector, Source, Surroundings, reserved};
 
-use super::Cluster;
 use super::manifest::{Body, Object};
+use super::{Cluster, Service};
 
 /// The surroundings of these objects; pods and nodes are those of the snapshot.
 pub(super) fn collect(objects: &[Object], cluster: &Cluster) -> Surroundings {
@@ -30,6 +30,16 @@ pub(super) fn collect(objects: &[Object], cluster: &Cluster) -> Surroundings {
     surroundings
 }
 
+/// How services are reached.
+pub(super) fn services(objects: &[Object]) -> BTreeMap<(String, String), Service> {
+    let service = |object: &Object| {
+        let Body::Service { addresses, ports, .. } = &object.body else { return None };
+        let key = (object.key.namespace.clone().unwrap_or_default(), object.key.name.clone());
+        Some((key, Service { addresses: addresses.clone(), ports: ports.clone() }))
+    };
+    objects.iter().filter_map(service).collect()
+}
+
 fn add(object: &Object, surroundings: &mut Surroundings) {
     let name = object.key.name.clone();
     match &object.body {
@@ -43,10 +53,10 @@ fn add(object: &Object, surroundings: &mut Surroundings) {
             let group = CidrGroup { labels: label_set(labels), nets: nets.iter().copied().collect() };
             surroundings.cidr_groups.insert(name, group);
         }
-        Body::Service { labels, selector } => {
+        Body::Service { labels, selector, .. } => {
             let namespace = object.key.namespace.clone().unwrap_or_default();
             let pods = selector.as_ref().map(|selector| pods(&namespace, selector));
-            let service = Service { labels: label_set(labels), pods, ..Service::default() };
+            let service = policy::Service { labels: label_set(labels), pods, ..policy::Service::default() };
             surroundings.services.insert((namespace, name), service);
         }
         Body::Namespace { .. }

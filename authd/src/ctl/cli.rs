@@ -4,10 +4,13 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::{policy, time};
-use crate::api::{
-    v1::{DropReason, Verdict},
-    word::Word,
+use super::time;
+use crate::{
+    api::{
+        v1::{DropReason, Verdict},
+        word::Word,
+    },
+    trace::{End, Port},
 };
 
 /// Ask and steer the authd of this node.
@@ -79,7 +82,7 @@ pub(super) enum Command {
     /// List or allocate identities
     #[command(subcommand)]
     Identities(IdentitiesCommand),
-    /// Check policies, and say what they mean for a pair; needs no daemon
+    /// Check policies, and say what they mean for a pair; manifests need no daemon
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// Let pass and count what policy or encryption would drop, for a while; works with the daemon dead
@@ -152,18 +155,13 @@ pub(super) enum PolicyCommand {
 /// Where policies, pods and identities are read from.
 #[derive(Debug, Args)]
 pub(super) struct Manifests {
-    /// Directory or file of manifests; the one that the daemon reads, unless told otherwise
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "AUTHD_CLUSTER_DIR",
-        hide_env_values = true,
-        default_value = "/etc/authd/cluster"
-    )]
+    /// Directory or file of manifests to read instead of asking the daemon
+    #[arg(long, value_name = "DIR")]
     pub(super) manifests: Vec<PathBuf>,
 }
 
-/// An end is a pod (namespace/name), identity:NUMBER, ip:ADDRESS or entity:NAME.
+/// An end is a pod (namespace/name), identity:NUMBER, ip:ADDRESS or entity:NAME. The address of a service stands
+/// for the pods behind it.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   authctl policy trace --manifests DIR --from default/xwing --to default/deathstar --port 80/TCP
@@ -174,13 +172,13 @@ pub(super) struct TraceArgs {
     pub(super) manifests: Manifests,
     /// Where the packets come from
     #[arg(long, value_name = "END")]
-    pub(super) from: policy::End,
+    pub(super) from: End,
     /// Where they go
     #[arg(long, value_name = "END")]
-    pub(super) to: policy::End,
+    pub(super) to: End,
     /// Port and protocol (80/TCP), type of ICMP (8/ICMP, 128/ICMPv6), or a protocol alone
     #[arg(long, value_name = "PORT")]
-    pub(super) port: policy::Port,
+    pub(super) port: Port,
 }
 
 /// What is guarded, each with a mode of its own.

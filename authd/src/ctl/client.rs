@@ -16,7 +16,10 @@ use tonic::{
 };
 
 use super::{cli::Global, error::Error};
-use crate::api::v1::{self, authd_client::AuthdClient};
+use crate::{
+    api::v1::{self, authd_client::AuthdClient},
+    trace::Question,
+};
 
 /// An auth table has as many entries as the map, each with two SPIFFE IDs.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
@@ -78,6 +81,21 @@ impl Daemon {
         let (socket, timeout) = self.limits();
         let request = v1::ListIdentitiesRequest {};
         Ok(call(socket, timeout, self.client.list_identities(request)).await?.identities)
+    }
+
+    pub(super) async fn policies(&mut self) -> Result<Vec<v1::Policy>, Error> {
+        let (socket, timeout) = self.limits();
+        let request = v1::ListPoliciesRequest {};
+        Ok(call(socket, timeout, self.client.list_policies(request)).await?.policies)
+    }
+
+    pub(super) async fn trace_policy(&mut self, question: &Question) -> Result<v1::PolicyTrace, Error> {
+        let (socket, timeout) = self.limits();
+        let Question { from, to, port } = question;
+        let request =
+            v1::TracePolicyRequest { from: from.to_string(), to: to.to_string(), port: port.to_string() };
+        let response = call(socket, timeout, self.client.trace_policy(request)).await?;
+        response.trace.ok_or(Error::Incomplete("trace"))
     }
 
     pub(super) async fn record_override(&mut self, note: v1::RecordOverrideRequest) -> Result<(), Error> {

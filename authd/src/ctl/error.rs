@@ -27,6 +27,9 @@ pub enum Error {
         /// What connecting to it says.
         source: io::Error,
     },
+    /// Nobody listens, and policies can be looked at without.
+    #[error("{0}, or name a directory of manifests with --manifests")]
+    NoPolicies(Box<Self>),
     /// The daemon hangs.
     #[error("authd does not answer on {} within {timeout:?}; its log says why, or give it longer with --timeout", socket.display())]
     NoAnswer {
@@ -70,8 +73,8 @@ pub enum Error {
     )]
     Steering(#[from] wg_mesh::steering::Error),
     /// An end of a trace isn't there.
-    #[error("{0}")]
-    NoEnd(String),
+    #[error(transparent)]
+    Trace(#[from] crate::trace::Error),
     /// `detach` was not confirmed.
     #[error(
         "detach takes every program of authd off this node: nothing is checked, nothing is encrypted; \

@@ -9,13 +9,13 @@ use crate::api::fake::{Fake, Server};
 
 /// What a call has left behind.
 #[derive(Debug)]
-struct Done {
-    status: u8,
-    stdout: String,
-    stderr: String,
+pub(super) struct Done {
+    pub(super) status: u8,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
 }
 
-fn authctl(socket: &Path, arguments: &[&str]) -> Done {
+pub(super) fn authctl(socket: &Path, arguments: &[&str]) -> Done {
     let nowhere = socket.with_file_name("pins");
     let global = ["authctl", "--socket", socket.to_str().unwrap(), "--pin-dir", nowhere.to_str().unwrap()];
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
@@ -25,10 +25,12 @@ fn authctl(socket: &Path, arguments: &[&str]) -> Done {
 }
 
 /// Calls authctl, which has a runtime of its own, beside the server's.
-async fn with_daemon(source: Fake, arguments: &'static [&'static str]) -> Done {
+pub(super) async fn with_daemon(source: Fake, arguments: &[&str]) -> Done {
     let server = Server::start(source);
     let socket = server.socket.clone();
-    let done = tokio::task::spawn_blocking(move || authctl(&socket, arguments)).await.unwrap();
+    let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+    let call = move || authctl(&socket, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let done = tokio::task::spawn_blocking(call).await.unwrap();
     server.stop().await.unwrap();
     done
 }

@@ -7,6 +7,8 @@ use policy::{Identity, NamedPort, Policy};
 use serde_json::Value;
 
 use super::spec::{self, Header};
+use crate::cluster::{ServicePort, TargetPort};
+
 use super::{Body, Mistake, ObjectKey, PodBody, Scope, check_name, strict, typed};
 
 /// Reads an object's body.
@@ -23,8 +25,7 @@ pub(super) fn read(key: &ObjectKey, header: Header, value: &Value, scope: Scope)
         "Node" => node_body(labels, typed(value)?),
         "Service" => {
             let spec::Service { spec } = typed(value)?;
-            let selector = spec.unwrap_or_default().selector.filter(|selector| !selector.is_empty());
-            Ok(Body::Service { labels, selector })
+            Ok(service_body(labels, spec.unwrap_or_default()))
         }
         "EndpointSlice" => {
             let service = labels.get("kubernetes.io/service-name").cloned().unwrap_or_default();
@@ -57,6 +58,28 @@ pub(super) fn read(key: &ObjectKey, header: Header, value: &Value, scope: Scope)
             }
         }
     }
+}
+
+/// Addresses that are words (`None`, a name) are none.
+fn service_body(labels: BTreeMap<String, String>, spec: spec::ServiceSpec) -> Body {
+    let lists = [spec.cluster_ips, spec.external_ips].into_iter().flatten().flatten();
+    let mut addresses: Vec<IpAddr> =
+        spec.cluster_ip.into_iter().chain(lists).filter_map(|text| address(&text)).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    let port = |port: spec::ServicePort| {
+        let protocol = policy::protocol::number(port.protocol.as_deref().unwrap_or("TCP"))?;
+        let target = match port.target_port {
+            None => TargetPort::Number(port.port),
+            Some(spec::PortOrName::Port(0)) => TargetPort::Number(port.port),
+            Some(spec::PortOrName::Port(number)) => TargetPort::Number(number),
+            Some(spec::PortOrName::Name(name)) => TargetPort::Name(name),
+        };
+        Some(ServicePort { protocol, port: port.port, target })
+    };
+    let ports = spec.ports.into_iter().flatten().filter_map(port).collect();
+    let selector = spec.selector.filter(|selector| !selector.is_empty());
+    Body::Service { labels, selector, addresses, ports }
 }
 
 fn policy_body(value: &Value) -> Result<Body, Mistake> {

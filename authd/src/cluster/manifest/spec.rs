@@ -35,8 +35,31 @@ pub(super) struct Service {
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct ServiceSpec {
     pub(super) selector: Option<BTreeMap<String, String>>,
+    #[serde(rename = "clusterIP")]
+    pub(super) cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs")]
+    pub(super) cluster_ips: Option<Vec<String>>,
+    #[serde(rename = "externalIPs")]
+    pub(super) external_ips: Option<Vec<String>>,
+    pub(super) ports: Option<Vec<ServicePort>>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ServicePort {
+    pub(super) port: u16,
+    pub(super) protocol: Option<String>,
+    pub(super) target_port: Option<PortOrName>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(untagged)]
+pub(super) enum PortOrName {
+    Port(u16),
+    Name(String),
 }
 
 /// Of an EndpointSlice.

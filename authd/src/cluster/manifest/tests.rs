@@ -111,7 +111,7 @@ fn reads_what_policies_refer_to() {
     let service = one_object(
         "apiVersion: v1\nkind: Service\nmetadata: {name: web, labels: {a: b}}\nspec: {selector: {app: web}, ports: []}\n",
     );
-    let Body::Service { labels, selector } = service.body else { panic!() };
+    let Body::Service { labels, selector, .. } = service.body else { panic!() };
     assert_eq!((labels["a"].as_str(), selector.unwrap()["app"].as_str()), ("b", "web"));
     for (text, service) in [
         (

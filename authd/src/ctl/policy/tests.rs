@@ -4,7 +4,14 @@ use std::{fs, path::Path};
 
 use serde_json::Value;
 
-use crate::ctl::run;
+use crate::{
+    api::fake::Fake,
+    cluster,
+    ctl::{
+        run,
+        tests::{self as daemon, with_daemon},
+    },
+};
 
 const CLUSTER: &str = "
 {apiVersion: v1, kind: Pod, metadata: {name: deathstar, namespace: galaxy, labels: {org: empire, class: deathstar}}, spec: {nodeName: n1}, status: {podIPs: [{ip: 10.244.1.5}]}}
@@ -287,4 +294,52 @@ fn the_world_is_that_of_ipv4_unless_it_is_said() {
     ] {
         assert_eq!(trace(directory.path(), from, "shop/web", "80/TCP")["verdict"], verdict, "{from}");
     }
+}
+
+#[tokio::test]
+async fn a_daemon_says_the_same_as_its_manifests() {
+    let directory = galaxy();
+    let path = directory.path().to_str().unwrap();
+    let cluster = || cluster::load_offline(&[directory.path().to_owned()]).unwrap();
+    let ends = ["--from", "galaxy/tiefighter", "--to", "galaxy/deathstar", "--port"];
+    for question in [
+        [&["trace"][..], &ends, &["80/TCP"]].concat(),
+        [&["trace"][..], &ends, &["81/TCP"]].concat(),
+        [&["trace"][..], &ends, &["80/TCP", "-o", "json"]].concat(),
+        vec!["get"],
+        vec!["get", "rule1", "-o", "json"],
+    ] {
+        let arguments = [&["policy"][..], &question].concat();
+        let live = with_daemon(Fake { cluster: cluster(), ..Fake::default() }, &arguments).await;
+        let offline = [&question[..], &["--manifests", path]].concat();
+        // authctl has a runtime of its own.
+        let (status, stdout, stderr) =
+            std::thread::scope(|scope| scope.spawn(|| authctl(&offline)).join().unwrap());
+        assert_eq!((live.status, live.stderr.as_str()), (0, ""), "{question:?}");
+        assert_eq!((status, stderr.as_str()), (0, ""), "{question:?}");
+        assert_eq!(live.stdout, stdout, "{question:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_names_the_end_that_is_not_there() {
+    let directory = galaxy();
+    let cluster = cluster::load_offline(&[directory.path().to_owned()]).unwrap();
+    let question =
+        ["policy", "trace", "--from", "galaxy/ywing", "--to", "galaxy/deathstar", "--port", "80/TCP"];
+    let done = with_daemon(Fake { cluster, ..Fake::default() }, &question).await;
+    assert_eq!((done.status, done.stdout.as_str()), (1, ""));
+    assert_eq!(done.stderr, "authctl: authd: there is no Pod galaxy/ywing\n");
+}
+
+#[test]
+fn without_manifests_and_daemon_the_way_out_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let done = daemon::authctl(
+        &directory.path().join("authd.sock"),
+        &["policy", "trace", "--from", "a/b", "--to", "c/d", "--port", "80"],
+    );
+    assert_eq!(done.status, 1);
+    assert!(done.stderr.starts_with("authctl: authd is not running: "), "{}", done.stderr);
+    assert!(done.stderr.contains("--manifests"), "{}", done.stderr);
 }

@@ -6,14 +6,16 @@ use policy::protocol;
 
 /// Protocol and port of the packets that are traced.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::ctl) struct Port {
-    pub(super) protocol: u8,
-    pub(super) number: Number,
+pub struct Port {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Which packets of it.
+    pub number: Number,
 }
 
 /// What stands before the slash.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::ctl) enum Number {
+pub enum Number {
     /// Nothing: any port, so only what is said about the protocol as a whole counts.
     None,
     /// A port, or a type of ICMP.
@@ -22,7 +24,15 @@ pub(in crate::ctl) enum Number {
     Named(String),
 }
 
+/// The type of ICMP that IANA keeps reserved in both versions: only a rule about every type is about it.
+const NO_ICMP_TYPE: u16 = 255;
+
 impl Port {
+    /// A number that stands for none in particular: no rule for one port or one type is about it.
+    pub(super) const fn of_none(&self) -> u16 {
+        if protocol::is_icmp(self.protocol) { NO_ICMP_TYPE } else { 0 }
+    }
+
     /// The port as the kernel matches it: an ICMP type is its upper byte.
     pub(super) const fn in_key(&self, number: u16) -> u16 {
         if protocol::is_icmp(self.protocol) { number << 8 } else { number }

@@ -1,22 +1,42 @@
 //! An end of a trace: a pod, an identity, an address or an entity.
 
-use std::{net::IpAddr, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 use policy::{Identity, IdentityNumber, Prefixes, RESERVED};
-use serde::Serialize;
 
-use crate::{
-    cluster::{Cluster, Node, Pod},
-    ctl::error::Error,
-};
+use super::{Error, service::Service};
+use crate::cluster::{Cluster, Node, Pod};
 
-/// An end as it is written.
+/// An end as it is written. Prints and parses as `NAMESPACE/POD`, `identity:NUMBER`, `ip:ADDRESS` or
+/// `entity:NAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::ctl) enum End {
-    Pod { namespace: String, name: String },
+pub enum End {
+    /// A pod.
+    Pod {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// An identity.
     Identity(IdentityNumber),
+    /// Whoever has this address.
     Address(IpAddr),
+    /// An entity that is one identity.
     Entity(IdentityNumber),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod { namespace, name } => write!(f, "{namespace}/{name}"),
+            Self::Identity(number) => write!(f, "identity:{number}"),
+            Self::Address(address) => write!(f, "ip:{address}"),
+            Self::Entity(number) => {
+                write!(f, "entity:{}", policy::reserved_name(*number).unwrap_or_default())
+            }
+        }
+    }
 }
 
 impl FromStr for End {
@@ -58,36 +78,18 @@ fn entity(name: &str) -> Result<IdentityNumber, String> {
 }
 
 /// An end with its identity.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Resolved {
     /// Its number; 0 for an address inside the cluster that nobody has.
     pub(super) identity: IdentityNumber,
     /// Its labels.
     pub(super) labels: Vec<String>,
     /// Namespace and name of the pod, if it is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) pod: Option<String>,
+    /// Namespace and name of the service, if its address was given.
+    pub(super) service: Option<String>,
     /// The address, if one was given.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) address: Option<IpAddr>,
-    #[serde(skip)]
-    pub(super) node: Option<String>,
-}
-
-impl Resolved {
-    /// The words for it.
-    pub(super) fn words(&self) -> String {
-        let name = policy::reserved_name(self.identity);
-        match (&self.pod, self.address) {
-            (Some(pod), _) => format!("{pod} (identity {})", self.identity),
-            (None, Some(address)) => format!(
-                "{address} (identity {})",
-                name.map_or_else(|| self.identity.to_string(), str::to_owned)
-            ),
-            (None, None) => name.map_or_else(|| format!("identity {}", self.identity), str::to_owned),
-        }
-    }
 }
 
 impl End {
@@ -107,13 +109,21 @@ impl End {
                 let identity = cluster.identities.get(*number);
                 identity
                     .map(|identity| of_identity(cluster, identity.number()))
-                    .ok_or_else(|| Error::NoEnd(format!("there is no identity {number}")))
+                    .ok_or_else(|| Error(format!("there is no identity {number}")))
             }
             Self::Address(address) => {
                 let resolved = of_address(cluster, *address, other)?;
                 Ok(Resolved { address: Some(*address), ..resolved })
             }
         }
+    }
+
+    /// The service with this address, if pods stand behind it.
+    pub(super) fn service<'a>(&self, cluster: &'a Cluster) -> Option<Service<'a>> {
+        let Self::Address(address) = self else { return None };
+        let mut services = cluster.services.iter();
+        let (name, front) = services.find(|(_, front)| front.addresses.contains(address))?;
+        Some(Service { name, front, address: *address })
     }
 
     /// The node that it is on, if that is known.
@@ -135,32 +145,33 @@ fn of_identity(cluster: &Cluster, number: IdentityNumber) -> Resolved {
         identity: number,
         labels: labels.into_iter().flatten().map(ToString::to_string).collect(),
         pod: None,
+        service: None,
         address: None,
-        node: None,
     }
 }
 
-fn of_pod(cluster: &Cluster, pod: &Pod, other: &End) -> Result<Resolved, Error> {
+/// A pod; of one on its node's network the other end decides whether it is its host.
+pub(super) fn of_pod(cluster: &Cluster, pod: &Pod, other: &End) -> Result<Resolved, Error> {
     let full_name = format!("{}/{}", pod.namespace, pod.name);
     let number = match pod.identity {
         Some(number) => number,
         None if pod.host_network => of_node(cluster, pod.node.as_deref(), other),
         None => {
-            return Err(Error::NoEnd(format!(
-                "Pod {full_name} has no identity; `authctl policy check` says why"
-            )));
+            return Err(Error(format!("Pod {full_name} has no identity; `authctl policy check` says why")));
         }
     };
-    Ok(Resolved { pod: Some(full_name), node: pod.node.clone(), ..of_identity(cluster, number) })
+    Ok(Resolved { pod: Some(full_name), ..of_identity(cluster, number) })
 }
 
-fn of_address(cluster: &Cluster, address: IpAddr, other: &End) -> Result<Resolved, Error> {
+pub(super) fn of_address(cluster: &Cluster, address: IpAddr, other: &End) -> Result<Resolved, Error> {
+    if let Some(Service { name: (namespace, name), .. }) = End::Address(address).service(cluster) {
+        return Err(Error(format!("{address} is Service {namespace}/{name}: no packets come from it")));
+    }
     if let Some(pod) = pod_with(cluster, address) {
         return of_pod(cluster, pod, other);
     }
     if let Some(node) = node_with(cluster, address) {
-        let number = of_node(cluster, Some(&node.name), other);
-        return Ok(Resolved { node: Some(node.name.clone()), ..of_identity(cluster, number) });
+        return Ok(of_identity(cluster, of_node(cluster, Some(&node.name), other)));
     }
     let in_cluster =
         cluster.nodes.values().flat_map(|node| &node.pod_cidrs).any(|range| range.contains(&address));
@@ -203,7 +214,7 @@ fn node_with(cluster: &Cluster, address: IpAddr) -> Option<&Node> {
 fn no_pod(cluster: &Cluster, namespace: &str, name: &str) -> Error {
     let mut others = cluster.pods.iter().filter(|pod| pod.name == name);
     let hint = others.next().map(|pod| format!("; there is one in namespace {}", pod.namespace));
-    Error::NoEnd(format!("there is no Pod {namespace}/{name}{}", hint.unwrap_or_default()))
+    Error(format!("there is no Pod {namespace}/{name}{}", hint.unwrap_or_default()))
 }
 
 #[cfg(test)]
@@ -223,6 +234,7 @@ mod tests {
             ("entity:kube-apiserver", End::Entity(7)),
         ] {
             assert_eq!(text.parse::<End>().unwrap(), end, "{text}");
+            assert_eq!(end.to_string().parse::<End>().unwrap(), end, "{text}");
         }
     }
 

@@ -1,0 +1,143 @@
+//! Ends of every form, in a cluster of one text.
+
+use super::*;
+use crate::cluster;
+
+const CLUSTER: &str = "
+{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.0.1.0/24, 'fd00:1::/64']}, status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: n2}, spec: {podCIDRs: [10.0.2.0/24]}, status: {addresses: [{type: InternalIP, address: 192.168.0.2}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web-0, namespace: shop, labels: {app: web}}, spec: {nodeName: n1, containers: [{ports: [{name: http, containerPort: 8080}]}]}, status: {podIPs: [{ip: 10.0.1.5}, {ip: 'fd00:1::5'}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web-1, namespace: shop, labels: {app: web}}, spec: {nodeName: n2, containers: [{ports: [{name: http, containerPort: 8080}]}]}, status: {podIP: 10.0.2.5}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: db, namespace: shop, labels: {app: db}}, spec: {nodeName: n2}, status: {podIP: 10.0.2.6}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: agent, namespace: shop}, spec: {nodeName: n1, hostNetwork: true}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {selector: {app: web}, clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10, 'fd00:96::10'], ports: [{port: 80, targetPort: http}, {port: 81, targetPort: 9000}, {port: 82}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: all, namespace: shop}, spec: {selector: {}, clusterIP: 10.96.0.11}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: legacy, namespace: shop}, spec: {clusterIP: 10.96.0.12, ports: [{port: 5432}]}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: legacy-1, namespace: shop, labels: {kubernetes.io/service-name: legacy}}, endpoints: [{addresses: [192.0.2.53]}]}
+---
+{apiVersion: v1, kind: Service, metadata: {name: mixed, namespace: shop}, spec: {selector: {tier: x}, clusterIP: 10.96.0.13, ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: m0, namespace: shop, labels: {tier: x, app: m0}}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: m1, namespace: shop, labels: {tier: x, app: m1}}}
+---
+{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: web, namespace: shop}, spec: {endpointSelector: {matchLabels: {app: web}}, ingress: [{fromEndpoints: [{matchLabels: {app: db}}], toPorts: [{ports: [{port: '8080', protocol: TCP}]}]}, {icmps: [{fields: [{type: EchoReply}, {family: IPv6, type: EchoRequest}]}]}]}}
+---
+{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: out, namespace: shop}, spec: {endpointSelector: {matchLabels: {app: m0}}, egress: [{toServices: [{k8sService: {serviceName: legacy}}]}, {toPorts: [{ports: [{port: '0', protocol: UDP}]}]}]}}
+---
+{apiVersion: cilium.io/v2, kind: CiliumClusterwideNetworkPolicy, metadata: {name: nodes}, spec: {nodeSelector: {}, ingress: [{}]}}
+";
+
+fn cluster() -> Cluster {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cluster.yaml");
+    std::fs::write(&file, CLUSTER).unwrap();
+    cluster::load_offline(&[file]).unwrap()
+}
+
+fn ask(from: &str, to: &str, port: &str) -> Result<v1::PolicyTrace, Error> {
+    let question =
+        Question { from: from.parse().unwrap(), to: to.parse().unwrap(), port: port.parse().unwrap() };
+    answer(&cluster(), &question)
+}
+
+#[test]
+fn verdicts_by_end_and_port() {
+    for (from, to, port, verdict) in [
+        ("shop/db", "shop/web-0", "8080/TCP", "allowed"),
+        ("shop/db", "shop/web-0", "http/TCP", "allowed"),
+        ("ip:10.0.2.6", "ip:fd00:1::5", "8080/TCP", "allowed"),
+        ("shop/db", "shop/web-0", "TCP", "denied"),
+        // The address of a service: what its pods see counts.
+        ("shop/db", "ip:10.96.0.10", "80/TCP", "allowed"),
+        ("shop/db", "ip:fd00:96::10", "80/TCP", "allowed"),
+        ("shop/db", "ip:10.96.0.10", "81/TCP", "denied"),
+        ("shop/m0", "ip:10.96.0.12", "5432/TCP", "allowed"),
+        ("shop/m0", "ip:192.0.2.53", "5432/TCP", "allowed"),
+        ("shop/m0", "ip:192.0.2.54", "5432/TCP", "denied"),
+        // A pod on its node's network is the host for that node's pods, and another node for others.
+        ("shop/agent", "shop/web-0", "8080/TCP", "allowed"),
+        ("shop/agent", "shop/web-1", "8080/TCP", "denied"),
+        ("ip:192.168.0.1", "shop/web-0", "22/TCP", "allowed"),
+        ("ip:192.168.0.2", "shop/web-0", "22/TCP", "denied"),
+        ("entity:remote-node", "shop/web-0", "22/TCP", "denied"),
+        // Types of ICMP, and a protocol alone.
+        ("entity:world", "shop/web-0", "0/ICMP", "allowed"),
+        ("entity:world", "shop/web-0", "8/ICMP", "denied"),
+        ("entity:world", "shop/web-0", "128/ICMPv6", "allowed"),
+        ("entity:world", "shop/web-0", "ICMP", "denied"),
+        ("shop/m0", "entity:world", "UDP", "allowed"),
+        ("shop/m0", "entity:world", "53/UDP", "allowed"),
+        ("shop/m0", "entity:world", "GRE", "denied"),
+        ("shop/web-0", "ip:2001:db8::1", "443/TCP", "allowed"),
+        // Nobody's address in the ranges of pods.
+        ("shop/web-0", "ip:10.0.2.99", "443/TCP", "denied"),
+        ("shop/web-0", "shop/web-0", "1/TCP", "allowed"),
+        ("shop/web-0", "shop/web-1", "1/TCP", "denied"),
+    ] {
+        assert_eq!(ask(from, to, port).unwrap().verdict, verdict, "{from} -> {to} {port}");
+    }
+}
+
+#[test]
+fn what_cannot_be_answered_says_why() {
+    for (from, to, port, expected) in [
+        ("shop/dv", "shop/web-0", "80", "there is no Pod shop/dv"),
+        ("db", "shop/web-0", "80", "there is no Pod default/db; there is one in namespace shop"),
+        ("identity:999", "shop/web-0", "80", "there is no identity 999"),
+        ("ip:10.96.0.10", "shop/db", "80", "10.96.0.10 is Service shop/web: no packets come from it"),
+        (
+            "shop/db",
+            "ip:10.96.0.10",
+            "443/TCP",
+            "Service shop/web has no port 443/TCP, so nothing comes through it",
+        ),
+        (
+            "shop/db",
+            "ip:10.96.0.13",
+            "80/TCP",
+            "what is behind Service shop/mixed differs in identity; trace to one of shop/m0, shop/m1",
+        ),
+        ("shop/db", "ip:10.96.0.11", "80/TCP", "nothing with an identity is behind Service shop/all"),
+        ("shop/web-0", "shop/db", "http/TCP", "the destination has no port with the name `http`"),
+    ] {
+        assert_eq!(ask(from, to, port).unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
+fn a_service_is_named_with_the_port_of_its_pods() {
+    let trace = ask("shop/db", "ip:10.96.0.10", "80/TCP").unwrap();
+    let to = trace.to.unwrap();
+    assert_eq!((to.service.as_str(), to.address.as_str(), to.pod.as_str()), ("shop/web", "10.96.0.10", ""));
+    assert_eq!(trace.port, "http/TCP");
+    assert_eq!(ask("shop/db", "ip:10.96.0.10", "82/TCP").unwrap().port, "82/TCP");
+}
+
+#[test]
+fn policies_for_nodes_are_noted_where_an_end_is_a_node() {
+    let note = "CiliumClusterwideNetworkPolicy nodes: spec.nodeSelector: policies for nodes are not supported yet: \
+                this one has no effect";
+    assert_eq!(ask("shop/db", "entity:host", "22/TCP").unwrap().notes, [note]);
+    assert_eq!(ask("ip:192.168.0.2", "shop/db", "22/TCP").unwrap().notes, [note]);
+    assert!(ask("shop/db", "shop/web-0", "22/TCP").unwrap().notes.is_empty());
+}
+
+#[test]
+fn policies_are_listed_with_their_conditions() {
+    let policies = policies(&cluster());
+    let names: Vec<&str> = policies.iter().map(|policy| policy.name.as_str()).collect();
+    assert_eq!(names, ["out", "web", "nodes"]);
+    let [.., nodes] = policies.as_slice() else { panic!() };
+    assert_eq!((nodes.rules, nodes.selectors.join(",").as_str()), (1, "nodes"));
+    assert_eq!(nodes.conditions.first().unwrap().kind, "Unsupported");
+}
