@@ -24,6 +24,7 @@ use crate::object::{Kind, ObjectRef};
 use crate::rule::Policy;
 use crate::selector::Selector;
 use node::Node;
+use policy_error::nearest;
 
 /// Namespace of an object that doesn't say one, as in Kubernetes.
 const DEFAULT_NAMESPACE: &str = "default";
@@ -86,7 +87,14 @@ fn parse(value: &Value, object: &ObjectRef) -> Result<Policy, Fault> {
     let version = match object.kind {
         Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => "cilium.io/v2",
         Kind::NetworkPolicy => "networking.k8s.io/v1",
-        Kind::Unknown => return Err(Fault::new("kind", Problem::UnknownKind)),
+        Kind::Unknown => {
+            let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
+            let known =
+                [Kind::CiliumNetworkPolicy, Kind::CiliumClusterwideNetworkPolicy, Kind::NetworkPolicy];
+            let meant = nearest(kind, &known.map(Kind::as_str));
+            let hint = meant.map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
+            return Err(Fault::new("kind", Problem::UnknownKind { hint }));
+        }
     };
     let mut known = vec!["apiVersion", "kind", "metadata", "spec", "status"];
     if object.kind != Kind::NetworkPolicy {

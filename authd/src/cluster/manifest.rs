@@ -204,6 +204,10 @@ impl Reader {
             map.entry("apiVersion").or_insert_with(|| api_version.into());
             map.entry("kind").or_insert_with(|| kind.into());
         }
+        if !value.is_object() {
+            let mistake = Mistake::new("", "is no object with `apiVersion`, `kind` and `metadata`");
+            return self.reject(document, None, value, &mistake, Scope::Policy);
+        }
         let header: Header = match typed(&value) {
             Ok(header) => header,
             Err(mistake) => return self.reject(document, None, value, &mistake, Scope::Policy),

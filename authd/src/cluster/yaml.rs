@@ -153,9 +153,19 @@ fn parse(lines_before: u32, text: &str) -> Result<Document, Unreadable> {
         }
         Err(error) => {
             let line = error.location().map_or(1, |location| line(&location));
-            Err(Unreadable { line: line.saturating_add(lines_before), message: one_line(&error) })
+            let mut message = one_line(&error);
+            if is_template(text, line) {
+                message.push_str("; render templates first (`helm template`)");
+            }
+            Err(Unreadable { line: line.saturating_add(lines_before), message })
         }
     }
+}
+
+/// Whether a line is one of a template that makes manifests.
+fn is_template(text: &str, line: u32) -> bool {
+    let before = usize::try_from(line).unwrap_or(usize::MAX).saturating_sub(1);
+    text.lines().nth(before).is_some_and(|line| line.contains("{{"))
 }
 
 /// The parser's message without the place, which is in the document's coordinates and not the file's.
@@ -164,7 +174,8 @@ fn one_line(error: &serde_saphyr::Error) -> String {
     let text = text.lines().next().unwrap_or_default();
     // Advice for programmers ends what people can use as well.
     let place = text.find(" at line ").filter(|_| error.location().is_some());
-    let end = place.into_iter().chain(text.find("; use Option<")).min();
+    let advice = ["; use Option<", ", set DuplicateKeyPolicy"];
+    let end = place.into_iter().chain(advice.iter().filter_map(|advice| text.find(advice))).min();
     end.and_then(|end| text.get(..end)).unwrap_or(text).trim_start_matches("error: ").to_owned()
 }
 

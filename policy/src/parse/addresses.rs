@@ -64,8 +64,11 @@ pub(super) fn name(node: &Node<'_>) -> Result<Peer, Fault> {
         (None, Some(node)) => (node.text().map(NameSelector::pattern)?, node),
         _ => return Err(node.invalid("needs one of `matchName` and `matchPattern`")),
     };
-    let invalid =
-        || selector.invalid("must be a name of DNS; in `matchPattern`, with `*` for any characters");
+    let invalid = || {
+        selector.invalid(
+            "must be a name of DNS; `matchPattern` may have `*` in it, for any characters of a label",
+        )
+    };
     node.map(Peer::Name).ok_or_else(invalid)
 }
 

@@ -46,8 +46,11 @@ pub enum Problem {
         expected: &'static str,
     },
     /// Not a policy.
-    #[error("must be CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy or NetworkPolicy")]
-    UnknownKind,
+    #[error("must be CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy or NetworkPolicy{hint}")]
+    UnknownKind {
+        /// The kind that may be meant.
+        hint: String,
+    },
 }
 
 /// What is wrong, and where.
@@ -108,33 +111,37 @@ impl From<PolicyError> for Policy {
 
 /// What may be meant by `found`: the nearest of `known`, or all of them if none is near.
 pub(super) fn hint(found: &str, known: &[&str]) -> String {
-    let lower = found.to_lowercase();
-    let nearest = known.iter().map(|name| (distance(&lower, &name.to_lowercase()), *name)).min();
-    match nearest {
-        Some((distance, name)) if distance <= found.len().max(name.len()).div_ceil(2) => {
-            format!("did you mean `{name}`?")
-        }
-        Some(_) | None => format!("known are {}", known.join(", ")),
+    match nearest(found, known) {
+        Some(name) => format!("did you mean `{name}`?"),
+        None => format!("known are {}", known.join(", ")),
     }
 }
 
-/// How many characters to insert, delete or replace to get from one to the other.
+/// The nearest of `known`, if at most every third character differs.
+pub(super) fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
+    let lower = found.to_lowercase();
+    let distances = known.iter().map(|name| (distance(&lower, &name.to_lowercase()), *name));
+    let (distance, name) = distances.min()?;
+    (distance <= (found.len().max(name.len()) / 3).max(1)).then_some(name)
+}
+
+/// How many characters to insert, delete, replace or swap with their neighbour to get from one to the other.
 fn distance(from: &str, to: &str) -> usize {
-    let mut row: Vec<usize> = (0..=to.chars().count()).collect();
-    for (above, a) in from.chars().enumerate() {
-        let mut diagonal = above;
-        let mut left = above + 1;
-        for (b, cell) in to.chars().zip(row.iter_mut().skip(1)) {
-            let replaced = diagonal + usize::from(a != b);
-            diagonal = *cell;
-            left = replaced.min(*cell + 1).min(left + 1);
-            *cell = left;
+    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
+    let mut before: Vec<usize> = Vec::new();
+    let mut above: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, b) in to.iter().enumerate() {
+            let cell = |row: &[usize], at: usize| row.get(at).copied().unwrap_or(usize::MAX - 1);
+            let replaced = cell(&above, j) + usize::from(a != b);
+            let edited = replaced.min(cell(&above, j + 1) + 1).min(cell(&row, j) + 1);
+            let is_swap = i > 0 && j > 0 && from.get(i - 1) == Some(b) && to.get(j - 1) == Some(a);
+            row.push(if is_swap { edited.min(cell(&before, j - 1) + 1) } else { edited });
         }
-        if let Some(first) = row.first_mut() {
-            *first = above + 1;
-        }
+        before = std::mem::replace(&mut above, row);
     }
-    row.last().copied().unwrap_or_default()
+    above.last().copied().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -148,7 +155,8 @@ mod tests {
             ("", "abc", 3),
             ("abc", "", 3),
             ("kitten", "sitting", 3),
-            ("ab", "ba", 2),
+            ("ab", "ba", 1),
+            ("tpc", "tcp", 1),
             ("a", "a", 0),
         ] {
             assert_eq!(distance(from, to), expected, "{from} {to}");
@@ -161,5 +169,6 @@ mod tests {
         assert_eq!(hint("fromEndpoint", &known), "did you mean `fromEndpoints`?");
         assert_eq!(hint("FROMENTITIES", &known), "did you mean `fromEntities`?");
         assert_eq!(hint("x", &known), "known are fromEndpoints, fromEntities, toPorts");
+        assert_eq!(hint("http", &["tcp", "sctp"]), "known are tcp, sctp");
     }
 }

@@ -130,6 +130,11 @@ fn parse_rule(node: &Node<'_>, index: usize, context: &mut RuleContext<'_>) -> R
     if !list.is_deny() {
         known.extend(["authentication", "encryption"]);
     }
+    if let Some(names) = node.child("toFQDNs").filter(|_| list == RuleList::EgressDeny) {
+        return Err(
+            names.invalid("a rule that denies can't be about names of DNS; deny addresses (`toCIDRSet`)")
+        );
+    }
     let fields = node.fields(&known)?;
     let peers = peers::parse(&fields, names, context)?;
     let ports = ports::parse(&fields, context)?;

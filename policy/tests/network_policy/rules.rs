@@ -290,7 +290,7 @@ fn mistakes_are_named() {
         ),
         (
             "{ingress: [{ports: [{port: 80, protocol: ICMP}]}]}",
-            "spec.ingress[0].ports[0].protocol: unknown value `ICMP`; did you mean `SCTP`?",
+            "spec.ingress[0].ports[0].protocol: unknown value `ICMP`; known are TCP, UDP, SCTP",
         ),
     ] {
         let value = serde_saphyr::from_str(&policy("p", "x", spec)).unwrap();

@@ -223,7 +223,7 @@ fn documents_without_type_may_be_policies() {
     for (text, expected) in [
         ("kind: Pod\nmetadata: {name: x}\n", "f.yaml:1: missing field `apiVersion`"),
         ("apiVersion: v1\n", "f.yaml:1: missing field `kind`"),
-        ("just text\n", "f.yaml:1: invalid type: string \"just text\", expected struct Header"),
+        ("just text\n", "f.yaml:1: is no object with `apiVersion`, `kind` and `metadata`"),
         ("apiVersion: v1\nkind: List\n", "f.yaml:1: items: a list needs a list of items"),
     ] {
         let manifest = read("f.yaml", text);

@@ -173,6 +173,61 @@ fn check_names_file_line_object_and_field() {
     assert!(stdout.ends_with("1 policy: 1 error, 0 warnings\n"), "{stdout}");
 }
 
+/// Mistakes that people make, and what they are told: line and words.
+#[test]
+fn check_says_what_one_would_want_to_hear() {
+    let head = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p, namespace: shop}\nspec:\n  endpointSelector: {}\n";
+    let rule = |rest: &str| format!("{head}  ingress:\n  - {rest}\n");
+    for (text, line, expected) in [
+        (
+            rule("fromEndpoints: [{matchLabel: {app: db}}]"),
+            7,
+            "spec.ingress[0].fromEndpoints[0].matchLabel: unknown field; did you mean `matchLabels`?",
+        ),
+        (
+            rule("toPorts: [{ports: [{port: '80', protocol: HTTP}]}]"),
+            7,
+            "spec.ingress[0].toPorts[0].ports[0].protocol: unknown value `HTTP`; known are TCP, UDP, SCTP, ",
+        ),
+        (
+            rule("toPorts: [{ports: [{port: '80', protocol: TPC}]}]"),
+            7,
+            "spec.ingress[0].toPorts[0].ports[0].protocol: unknown value `TPC`; did you mean `TCP`?",
+        ),
+        (
+            rule("from: [{podSelector: {}}]"),
+            7,
+            "spec.ingress[0].from: unknown field; known are fromEndpoints, fromEntities, ",
+        ),
+        (
+            head.replace("CiliumNetworkPolicy", "CiliumNetworkPolcy"),
+            2,
+            "kind: must be CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy or NetworkPolicy; did you mean `CiliumNetworkPolicy`?",
+        ),
+        (
+            format!("{head}  egressDeny: [{{toFQDNs: [{{matchName: a.b}}]}}]\n"),
+            6,
+            "spec.egressDeny[0].toFQDNs: a rule that denies can't be about names of DNS; deny addresses (`toCIDRSet`)",
+        ),
+        (format!("{head}  ingress: []\n  ingress: []\n"), 7, "duplicate mapping key: ingress; it may hold a policy"),
+        (format!("{head}  ingress:\n\t- {{}}\n"), 7, "tabs disallowed within this context"),
+        (head.replace("name: p", "name: {{ .Values.name }}"), 3, "; render templates first (`helm template`)"),
+        ("hello\n".to_owned(), 1, "is no object with `apiVersion`, `kind` and `metadata`"),
+        (
+            "{\"apiVersion\": \"cilium.io/v2\", \"kind\": \"CiliumNetworkPolicy\",\n \"metadata\": {\"name\": \"p\"},\n \"spec\": {\"endpointSelector\": {},\n \"egress\": [{\"toEndpoint\": []}]}}".to_owned(),
+            4,
+            "spec.egress[0].toEndpoint: unknown field; did you mean `toEndpoints`?",
+        ),
+    ] {
+        let directory = directory(&[("p.yaml", &text)]);
+        let path = directory.path().join("p.yaml");
+        let (status, stdout, _) = authctl(&["check", path.to_str().unwrap()]);
+        assert_eq!(status, 1, "{text}");
+        let place = format!("error: {}:{line}: ", path.display());
+        assert!(stdout.starts_with(&place) && stdout.contains(expected), "{stdout}{expected}");
+    }
+}
+
 #[test]
 fn check_of_what_is_well_says_so() {
     let galaxy = galaxy();
