@@ -79,19 +79,23 @@ pub enum RuleList {
     Egress,
     /// `egressDeny`
     EgressDeny,
+    /// `ingress`, of a rule that can't be kept where nothing else denies: so it denies what it is about.
+    UnkeptIngress,
+    /// The same in `egress`.
+    UnkeptEgress,
 }
 
 impl RuleList {
-    /// All of them.
+    /// The fields of a policy.
     pub const ALL: [Self; 4] = [Self::Ingress, Self::IngressDeny, Self::Egress, Self::EgressDeny];
 
     /// The name of its field.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Ingress => "ingress",
+            Self::Ingress | Self::UnkeptIngress => "ingress",
             Self::IngressDeny => "ingressDeny",
-            Self::Egress => "egress",
+            Self::Egress | Self::UnkeptEgress => "egress",
             Self::EgressDeny => "egressDeny",
         }
     }
@@ -100,15 +104,15 @@ impl RuleList {
     #[must_use]
     pub const fn direction(self) -> Direction {
         match self {
-            Self::Ingress | Self::IngressDeny => Direction::Ingress,
-            Self::Egress | Self::EgressDeny => Direction::Egress,
+            Self::Ingress | Self::IngressDeny | Self::UnkeptIngress => Direction::Ingress,
+            Self::Egress | Self::EgressDeny | Self::UnkeptEgress => Direction::Egress,
         }
     }
 
     /// Whether its rules deny.
     #[must_use]
     pub const fn is_deny(self) -> bool {
-        matches!(self, Self::IngressDeny | Self::EgressDeny)
+        !matches!(self, Self::Ingress | Self::Egress)
     }
 }
 

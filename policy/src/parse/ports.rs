@@ -90,9 +90,25 @@ fn parse_port_rule(node: &Node<'_>, rule: &mut RuleContext<'_>, ports: &mut Port
         parse_port(&port, ports)?;
     }
     for field in UNSUPPORTED.iter().filter_map(|name| fields.get(name)).filter(|field| !field.is_empty()) {
-        rule.unsupported(field.path(), "this field");
+        match field.path().rsplit('.').next() {
+            Some("rules") if admits_all(&field) => rule.unsupported(field.path(), "this field"),
+            Some("rules" | "serverNames") => rule.unsupported_content(field.path(), "this field"),
+            _ => rule.unsupported(field.path(), "this field"),
+        }
     }
     Ok(())
+}
+
+/// Whether rules of layer 7 let everything pass, such as those by which DNS is only looked at.
+fn admits_all(rules: &Node<'_>) -> bool {
+    let lists = rules.entries().unwrap_or_default();
+    let is_all = |(name, list): &(&str, Node<'_>)| {
+        let all_names =
+            |rule: &Node<'_>| rule.child("matchPattern").is_some_and(|pattern| pattern.text() == Ok("*"));
+        let rules = list.items().unwrap_or_default();
+        rules.iter().any(|rule| rule.is_empty() || (*name == "dns" && all_names(rule)))
+    };
+    lists.iter().any(is_all)
 }
 
 fn parse_port(node: &Node<'_>, ports: &mut Ports) -> Result<(), Fault> {

@@ -45,16 +45,18 @@ pub(super) fn parse(
     let fields = node.fields(&FIELDS)?;
     let subject = parse_subject(node, &fields, object, conditions)?;
     let subject_is_init = is_init(&subject);
+    let (ingress, egress) = parse_default_deny(&fields)?;
     let mut rules = Vec::new();
     for list in RuleList::ALL {
+        let default_deny = if list.direction() == Direction::Ingress { ingress } else { egress };
+        let is_open = default_deny == Some(false);
         for (index, node) in fields.items(list.as_str())?.unwrap_or_default().iter().enumerate() {
             let mut context =
-                RuleContext { object, subject_is_init, list, conditions, effect: Effect::AsWritten };
+                RuleContext { object, subject_is_init, list, is_open, conditions, effect: Effect::AsWritten };
             rules.push(parse_rule(node, index, &mut context)?);
         }
     }
     let has = |direction| rules.iter().any(|rule: &Rule| rule.list.direction() == direction);
-    let (ingress, egress) = parse_default_deny(&fields)?;
     let log = fields.get("log").map(|log| log.fields(&["value"])).transpose()?;
     Ok(Spec {
         place,
@@ -154,6 +156,7 @@ fn parse_rule(node: &Node<'_>, index: usize, context: &mut RuleContext<'_>) -> R
     };
     let Ports { prefixes, named } =
         ports.unwrap_or_else(|| Ports { prefixes: vec![PortPrefix::ANY], named: Vec::new() });
+    let list = context.list;
     Ok(Rule {
         list,
         index,
@@ -191,6 +194,8 @@ pub(super) struct RuleContext<'a> {
     pub(super) object: &'a ObjectRef,
     pub(super) subject_is_init: bool,
     list: RuleList,
+    /// Whether nothing is denied by default in this direction.
+    is_open: bool,
     conditions: &'a mut Vec<Condition>,
     effect: Effect,
 }
@@ -200,6 +205,19 @@ impl RuleContext<'_> {
     /// so denies more.
     pub(super) fn unsupported(&mut self, path: &str, what: &str) {
         self.lessen(path, what, Effect::Unrestricted);
+    }
+
+    /// What is in the packets is restricted in a way that isn't supported. Where nothing is denied by default,
+    /// it is this restriction that would deny.
+    pub(super) fn unsupported_content(&mut self, path: &str, what: &str) {
+        if self.is_open {
+            self.list = match self.list.direction() {
+                _ if self.list.is_deny() => self.list,
+                Direction::Ingress => RuleList::UnkeptIngress,
+                Direction::Egress => RuleList::UnkeptEgress,
+            };
+        }
+        self.unsupported(path, what);
     }
 
     /// The same for the choice of peers.

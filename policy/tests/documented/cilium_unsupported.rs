@@ -26,6 +26,36 @@ fn rules_of_layer_7() {
     assert_eq!(scene.conditions(), ["Unsupported spec.ingress[0].toPorts[0].rules"]);
 }
 
+/// "Adding a layer-7 rule that does not include a layer-7 allow-all will cause drops, even when default-deny is
+/// explicitly disabled", and an allow-all doesn't block anything.
+#[test]
+fn rules_of_layer_7_without_default_deny() {
+    let ports = |rules: &str| format!("toPorts: [{{ports: [{{port: '80', protocol: TCP}}], {rules}}}]");
+    for rules in [
+        "rules: {http: [{method: GET}]}",
+        "rules: {dns: [{matchName: cilium.io}]}",
+        "serverNames: [cilium.io]",
+    ] {
+        let scene = app(&format!(
+            "enableDefaultDeny: {{ingress: false, egress: false}}, ingress: [{{fromEndpoints: [{{}}], {ports}}}], egress: [{{{ports}}}]",
+            ports = ports(rules)
+        ));
+        scene.check(
+            "other -> app 80/TCP denied
+             other -> app 81/TCP allowed
+             entity:world -> app 80/TCP allowed
+             app -> other,entity:world 80/TCP denied
+             app -> other,entity:world 81/TCP,53/UDP allowed",
+        );
+        assert_eq!(scene.conditions().len(), 2);
+    }
+    for rules in ["rules: {dns: [{matchPattern: '*'}]}", "rules: {http: [{}]}"] {
+        let scene = app(&format!("enableDefaultDeny: {{egress: false}}, egress: [{{{}}}]", ports(rules)));
+        scene.check("app -> other,entity:world 80/TCP,81/TCP allowed");
+        assert_eq!(scene.conditions(), ["Unsupported spec.egress[0].toPorts[0].rules"]);
+    }
+}
+
 #[test]
 fn dns_visibility() {
     let scene = app("egress: [{toEndpoints: [{matchLabels: {k8s.io.kubernetes.pod.namespace: kube-system, \
