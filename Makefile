@@ -45,6 +45,11 @@ bench-policy: setup ## What compiling policies costs, whole and change by change
 nightly-policy: setup ## The property tests of policies with millions of packets (minutes)
 	PROPTEST_CASES=$${PROPTEST_CASES:-10000} $(CARGO) test --locked --quiet --release --package policy --test agreement
 
+.PHONY: test-kernels
+test-kernels: ## The tests that ask the kernel, on Debian's 6.1 in a virtual machine (minutes; amd64)
+	@scripts/setup --kernels
+	@scripts/test-kernels
+
 .PHONY: lint
 lint: setup ## Format check, clippy and rustdoc only
 	@scripts/test --lint

@@ -1,20 +1,20 @@
-//! Loading and attaching the programs.
+//! Loading the programs, and their maps.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use auth_ebpf_abi::{Hook, SCHEMA_VERSION, Setting, map};
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::{SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions};
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 
 use crate::Events;
+use crate::attach::Mechanism;
 use crate::error::{Error, Source};
-use crate::links::{self, Attachment, Pin, attach_error, links_dir, remove};
+use crate::links::links_dir;
 use crate::maps::{Maps, io_error};
-use crate::object::{OBJECT, attach_type};
+use crate::object::OBJECT;
 
 /// Lines of the verifier's log that an error shows.
 const VERIFIER_LOG_LINES: usize = 20;
@@ -31,61 +31,39 @@ pub struct Options {
 ///
 /// Dropping it changes nothing at the hooks: what is pinned stays attached.
 pub struct Datapath {
-    pin_dir: PathBuf,
+    pub(crate) pin_dir: PathBuf,
     pub(crate) ebpf: Ebpf,
+    pub(crate) mechanism: Mechanism,
+    /// What this process has attached, by hook and interface index.
+    pub(crate) attached: BTreeSet<(Hook, u32)>,
     maps: Maps,
 }
 
 impl Datapath {
+    /// As [`Datapath::open_with`], by the mechanism that suits this kernel.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(options: &Options) -> Result<Self, Error> {
+        Self::open_with(options, Mechanism::detect()?)
+    }
+
     /// Loads the programs, and adopts the maps pinned under the directory or makes them. Attaches nothing;
     /// programs that are attached already go on until [`Datapath::attach`] replaces them.
     ///
     /// # Errors
-    /// No BPF file system, no permission, a kernel without TCX, pinned maps of another version, or a
-    /// program that the kernel refuses. Nothing that was pinned before has been touched then.
-    pub fn open(options: &Options) -> Result<Self, Error> {
+    /// No BPF file system, no permission, a kernel without that mechanism, pinned maps of another version,
+    /// or a program that the kernel refuses. Nothing that was pinned before has been touched then.
+    pub fn open_with(options: &Options, mechanism: Mechanism) -> Result<Self, Error> {
         let pin_dir = options.pin_dir.clone();
-        check_tcx()?;
+        mechanism.check()?;
         check_bpffs(&pin_dir)?;
         make_directory(&links_dir(&pin_dir))?;
         check_schema(&pin_dir)?;
         let ebpf = load(&pin_dir)?;
         let maps = Maps::open_unversioned(&pin_dir)?;
         maps.config().set(Setting::Schema, SCHEMA_VERSION)?;
-        Ok(Self { pin_dir, ebpf, maps })
-    }
-
-    /// Attaches the program of `hook` to `interface` of this thread's network namespace, ahead of all
-    /// others. If it is attached already, the program is replaced without a gap, unless it is this very
-    /// one; if others have got ahead of it, or the interface was made anew, it is attached afresh.
-    ///
-    /// # Errors
-    /// If there is no such interface, or the kernel refuses.
-    pub fn attach(&mut self, hook: Hook, interface: &str) -> Result<(), Error> {
-        let pin = Pin { hook, interface: interface.to_owned(), ifindex: links::ifindex(interface)? };
-        let path = pin.path(&self.pin_dir);
-        if !self.adopt(&pin, &path)? {
-            self.attach_anew(&pin, &path)?;
-        }
-        self.unpin(hook, interface, Some(pin.ifindex))?;
-        Ok(())
-    }
-
-    /// Detaches the program of `hook` from `interface`, which may have gone meanwhile. The kernel follows
-    /// within milliseconds.
-    ///
-    /// # Errors
-    /// If the link cannot be removed.
-    pub fn detach(&mut self, hook: Hook, interface: &str) -> Result<(), Error> {
-        self.unpin(hook, interface, None)
-    }
-
-    /// What is attached, by this process or one before it.
-    ///
-    /// # Errors
-    /// If the links cannot be read.
-    pub fn attachments(&self) -> Result<Vec<Attachment>, Error> {
-        links::attachments(&self.pin_dir)
+        Ok(Self { pin_dir, ebpf, mechanism, attached: BTreeSet::new(), maps })
     }
 
     /// The maps.
@@ -102,64 +80,7 @@ impl Datapath {
         Events::open(&self.pin_dir)
     }
 
-    /// Puts our program into the pinned link, if that is alive and at the head.
-    fn adopt(&mut self, pin: &Pin, path: &Path) -> Result<bool, Error> {
-        let link = match PinnedLink::from_pin(path) {
-            Ok(link) => FdLink::from(link),
-            Err(error) if is_missing(&error) => return Ok(false),
-            Err(error) => return Err(attach_error(pin, "open its pinned link", error.into())),
-        };
-        let attached =
-            link.info().map_err(|error| attach_error(pin, "inspect its link", error.into()))?.program_id();
-        if links::programs(pin)?.first() != Some(&attached) {
-            return Ok(false);
-        }
-        let program = self.program(pin.hook)?;
-        let failed = |source: Source| attach_error(pin, "replace the program", source);
-        let ours = program.info().map_err(|error| failed(error.into()))?.id();
-        if ours != attached {
-            let link = SchedClassifierLink::try_from(link).map_err(|error| failed(error.into()))?;
-            let id = program.attach_to_link(link).map_err(|error| failed(error.into()))?;
-            drop(take_link(program, id).map_err(failed)?);
-        }
-        Ok(true)
-    }
-
-    /// Makes a new link at the head. One that is pinned already goes only afterwards, so no packet passes
-    /// unseen.
-    fn attach_anew(&mut self, pin: &Pin, path: &Path) -> Result<(), Error> {
-        let link = match self.link_at_head(pin) {
-            // It is there already: displaced, or about to go. A copy of it may come in besides.
-            Err(error) if is_errno(&error, libc::EEXIST) => {
-                self.ebpf = load(&self.pin_dir)?;
-                self.link_at_head(pin)
-            }
-            outcome => outcome,
-        };
-        let link = link.map_err(|source| attach_error(pin, "attach the program", source))?;
-        remove(path)?;
-        link.pin(path).map_err(|error| attach_error(pin, "pin its link", error.into()))?;
-        Ok(())
-    }
-
-    fn link_at_head(&mut self, pin: &Pin) -> Result<FdLink, Source> {
-        let program = self.program(pin.hook)?;
-        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let id = program.attach_with_options(&pin.interface, attach_type(pin.hook), options)?;
-        take_link(program, id)
-    }
-
-    /// Removes the pins of `hook` at `interface`, but for the one with index `keep`.
-    fn unpin(&self, hook: Hook, interface: &str, keep: Option<u32>) -> Result<(), Error> {
-        for pin in links::pins(&self.pin_dir)? {
-            if pin.hook == hook && pin.interface == interface && Some(pin.ifindex) != keep {
-                remove(&pin.path(&self.pin_dir))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn program(&mut self, hook: Hook) -> Result<&mut SchedClassifier, Error> {
+    pub(crate) fn program(&mut self, hook: Hook) -> Result<&mut SchedClassifier, Error> {
         program(&mut self.ebpf, hook)
     }
 }
@@ -168,12 +89,6 @@ impl std::fmt::Debug for Datapath {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Datapath").field("pin_dir", &self.pin_dir).finish_non_exhaustive()
     }
-}
-
-/// Takes a link out of aya's hands, which would keep it open and thus attached after its pin has gone.
-fn take_link(program: &mut SchedClassifier, id: SchedClassifierLinkId) -> Result<FdLink, Source> {
-    let link = program.take_link(id)?;
-    Ok(FdLink::try_from(link)?)
 }
 
 pub(crate) fn program(ebpf: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, Error> {
@@ -186,7 +101,7 @@ pub(crate) fn program_named<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mu
     program.try_into().map_err(|error: ProgramError| Error::Load(error.into()))
 }
 
-fn load(pin_dir: &Path) -> Result<Ebpf, Error> {
+pub(crate) fn load(pin_dir: &Path) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     for name in map::ALL {
         loader.map_pin_path(name, pin_dir.join(name));
@@ -216,21 +131,6 @@ fn refused(action: &str, error: Source) -> Error {
     match io_error(error.as_ref()).map(io::Error::kind) {
         Some(io::ErrorKind::PermissionDenied) => Error::Permission { action: action.to_owned() },
         _ => Error::Load(error),
-    }
-}
-
-/// A kernel without TCX doesn't know what it is asked here.
-fn check_tcx() -> Result<(), Error> {
-    let Err(error) = SchedClassifier::query_tcx("lo", TcAttachType::Ingress) else { return Ok(()) };
-    match io_error(&error).map(io::Error::kind) {
-        Some(io::ErrorKind::InvalidInput) => {
-            let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-            Err(Error::NoTcx { release: release.trim().to_owned() })
-        }
-        Some(io::ErrorKind::PermissionDenied) => {
-            Err(Error::Permission { action: "ask the kernel for its TCX programs".to_owned() })
-        }
-        _ => Err(Error::Load(error.into())),
     }
 }
 
@@ -275,12 +175,4 @@ fn check_schema(pin_dir: &Path) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-fn is_missing(error: &(dyn std::error::Error + 'static)) -> bool {
-    io_error(error).is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
-}
-
-fn is_errno(error: &Source, errno: i32) -> bool {
-    io_error(error.as_ref()).and_then(io::Error::raw_os_error) == Some(errno)
 }

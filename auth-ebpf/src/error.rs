@@ -37,8 +37,10 @@ pub enum Error {
         /// What was tried.
         action: String,
     },
-    /// The kernel is too old.
-    #[error("kernel {release} has no TCX; authd needs Linux 6.6 or later")]
+    /// The kernel is too old for what was asked of it.
+    #[error(
+        "kernel {release} has no TCX, which came with Linux 6.6; leave the choice to authd, or say `clsact`"
+    )]
     NoTcx {
         /// The kernel's release.
         release: String,
@@ -114,6 +116,15 @@ pub enum Error {
     NoInterface {
         /// Its name.
         interface: String,
+    },
+    /// The filters at an interface cannot be listed.
+    #[error("cannot list the traffic control filters at interface {interface}")]
+    Filters {
+        /// The interface's name.
+        interface: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
     },
     /// A program cannot be attached or replaced.
     #[error("{}: cannot {action} at interface {interface}", hook.as_str())]

@@ -9,6 +9,7 @@
 #[cfg(test)]
 extern crate self as auth_ebpf;
 
+mod attach;
 mod datapath;
 mod error;
 mod events;
@@ -19,10 +20,10 @@ mod maps;
 mod object;
 mod test_run;
 
+pub use attach::{Attached, Attachment, Mechanism, attachments, detach_all};
 pub use auth_ebpf_abi as abi;
 pub use datapath::{Datapath, Options};
 pub use error::Error;
 pub use events::Events;
-pub use links::{Attachment, attachments, detach_all};
 pub use maps::{Changes, Config, HoldMaps, Maps, Metrics, Table, TableKey, TableValue};
 pub use test_run::{Choices, TestPacket};

@@ -13,7 +13,7 @@ mod vitals;
 use std::{net::Ipv4Addr, net::Ipv6Addr, num::NonZeroU16, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use auth_ebpf::{Datapath, Maps, Options as DatapathOptions};
+use auth_ebpf::{Datapath, Maps, Mechanism, Options as DatapathOptions};
 use auth_ebpf_abi::NodeEntry;
 use futures::FutureExt;
 use spire_adapter::DelegatedAgent;
@@ -91,8 +91,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     );
     let bound = Bound::bind(&config).await?;
     let (cluster, _watched) = cluster::watch(&config.cluster_dir)?;
-    let datapath =
-        Datapath::open(&DatapathOptions { pin_dir: config.pin_dir.clone() }).context("datapath")?;
+    let options = DatapathOptions { pin_dir: config.pin_dir.clone() };
+    let mechanism = config.attach.map_or_else(Mechanism::detect, Ok).context("datapath")?;
+    let datapath = Datapath::open_with(&options, mechanism).context("datapath")?;
+    tracing::info!(mechanism = mechanism.as_str(), "programs loaded");
     let stop = shutdown.child_token();
     let mut daemon = Daemon::new(config, cluster, datapath, stop.clone())?;
     daemon.start(bound)?;

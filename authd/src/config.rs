@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use auth_ebpf::Mechanism;
 use auth_ebpf_abi::Mode;
 use ipnet::IpNet;
 use spiffe::TrustDomain;
@@ -101,6 +102,8 @@ pub struct Config {
     pub handshake_port: NonZeroU16,
     /// Tunnel and steering.
     pub encryption: EncryptionConfig,
+    /// How programs are attached; `None` for what the kernel has.
+    pub attach: Option<Mechanism>,
     /// Whether a packet that policy or authentication refuses drops.
     pub policy_mode: Mode,
     /// Whether a packet that only lacks authentication waits for it.
@@ -164,6 +167,7 @@ impl Config {
             cluster_dir: settings.cluster_dir.unwrap_or_else(|| DEFAULT_CLUSTER_DIR.into()),
             spire,
             api_socket: socket_path("api-socket", settings.api_socket, DEFAULT_API_SOCKET)?,
+            attach: settings.attach.as_deref().map(|text| value::mechanism("attach", text)).transpose()?,
             pin_dir: settings.pin_dir.unwrap_or_else(|| DEFAULT_PIN_DIR.into()),
             http_address: value::parse(
                 "http-address",

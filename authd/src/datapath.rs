@@ -4,6 +4,7 @@
 //! programs, again at every change and once a second. [`events`] takes what the programs report. Nothing is
 //! removed because a source of state is silent: a restarted daemon takes over what is pinned.
 
+mod attach;
 pub mod events;
 pub mod interfaces;
 pub mod plan;
@@ -16,14 +17,13 @@ use std::{
 };
 
 use auth_ebpf::Datapath;
-use auth_ebpf_abi::{Hook, IdentityNumber, NodeNumber, Setting};
+use auth_ebpf_abi::{IdentityNumber, NodeNumber, Setting};
 use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clock::BootTime, cluster::Cluster, config::Config, flows::Names, hold, metrics::Metrics,
-    readiness::Readiness,
+    clock::BootTime, cluster::Cluster, config::Config, flows::Names, metrics::Metrics, readiness::Readiness,
 };
 use interfaces::Interfaces;
 use plan::{Endpoint, Inputs, Plan};
@@ -44,6 +44,8 @@ pub struct View {
     pub endpoints: Vec<(Endpoint, bool)>,
     /// Identities of the pods here.
     pub identities: BTreeSet<IdentityNumber>,
+    /// How programs are attached; empty until they have been.
+    pub mechanism: &'static str,
     /// Pairs of a local and another identity for which some policy requires authentication; `None` until
     /// policies have been compiled for the first time.
     pub required: Option<BTreeSet<(IdentityNumber, IdentityNumber)>>,
@@ -198,98 +200,6 @@ impl Task {
         Ok(())
     }
 
-    /// Attaches the programs wherever they belong; returns the interfaces of pods that have them.
-    fn attach(
-        &mut self,
-        cluster: &Cluster,
-        plan: &Plan,
-        interfaces: &Interfaces,
-        failures: &mut BTreeMap<String, String>,
-    ) -> BTreeSet<String> {
-        let uplinks: BTreeSet<String> = if self.uplinks.is_empty() {
-            let own = cluster.nodes.get(&self.node).map(|node| node.addresses.iter().copied().collect());
-            interfaces.carrying(&own.unwrap_or_default())
-        } else {
-            self.uplinks.iter().cloned().collect()
-        };
-        if uplinks.is_empty() {
-            failures.insert(
-                "uplinks".to_owned(),
-                format!("no interface carries an address of node {}; set --uplinks", self.node),
-            );
-        }
-        let device = interfaces.index_of(&self.wireguard);
-        let hold = interfaces.index_of(hold::INTERFACE).filter(|_| self.hold);
-        let pods = plan.pods.iter().filter_map(|pod| pod.interface.as_ref().map(|(_, name)| name.clone()));
-        let wanted: Vec<(Hook, String)> = uplinks
-            .into_iter()
-            .flat_map(|name| [(Hook::FromUplink, name.clone()), (Hook::ToUplink, name)])
-            .chain(device.iter().flat_map(|_| {
-                [(Hook::FromWireguard, self.wireguard.clone()), (Hook::ToWireguard, self.wireguard.clone())]
-            }))
-            .chain(hold.iter().flat_map(|_| {
-                [(Hook::ToHold, hold::INTERFACE.to_owned()), (Hook::FromHold, hold::INTERFACE.to_owned())]
-            }))
-            .chain(pods.flat_map(|name| [(Hook::ToPod, name.clone()), (Hook::FromPod, name)]))
-            .collect();
-        let mut attached = BTreeSet::new();
-        for (hook, interface) in &wanted {
-            match self.parts.datapath.attach(*hook, interface) {
-                Ok(()) => {
-                    attached.insert(interface.clone());
-                }
-                Err(error) => {
-                    failures.insert(format!("{}@{interface}", hook.as_str()), chain(&error));
-                }
-            }
-        }
-        self.know_device(Setting::WireguardIfindex, device, &self.wireguard, &attached, failures);
-        self.drop_links_of_gone(interfaces);
-        attached
-            .retain(|interface| !failures.keys().any(|failure| failure.ends_with(&format!("@{interface}"))));
-        // Both of its programs are there, or nothing is sent to it.
-        self.know_device(Setting::HoldIfindex, hold, hold::INTERFACE, &attached, failures);
-        attached
-    }
-
-    /// Tells the programs which device is WireGuard's, or for holding, once it is guarded itself.
-    fn know_device(
-        &self,
-        setting: Setting,
-        device: Option<u32>,
-        name: &str,
-        attached: &BTreeSet<String>,
-        failures: &mut BTreeMap<String, String>,
-    ) {
-        let index = device.filter(|_| attached.contains(name)).unwrap_or_default();
-        let config = self.parts.datapath.maps().config();
-        let known = config.get(setting);
-        if known.is_ok_and(|known| known == u64::from(index)) {
-            return;
-        }
-        if let Err(error) = config.set(setting, index.into()) {
-            failures.insert("config".to_owned(), chain(&error));
-        }
-    }
-
-    /// Unpins links to interfaces that are no more. One that is there keeps its programs even without a
-    /// pod: what it sends then has no endpoint.
-    fn drop_links_of_gone(&mut self, interfaces: &Interfaces) {
-        let Ok(attachments) = self.parts.datapath.attachments() else { return };
-        for attachment in attachments {
-            if interfaces.names.contains_key(&attachment.ifindex) {
-                continue;
-            }
-            if let Err(error) = self.parts.datapath.detach(attachment.hook, &attachment.interface) {
-                tracing::warn!(
-                    interface = attachment.interface,
-                    error = chain(&error),
-                    "stale link stays pinned"
-                );
-            }
-        }
-    }
-
     fn publish(
         &mut self,
         plan: &Plan,
@@ -322,6 +232,7 @@ impl Task {
         let view = View {
             endpoints,
             identities: plan.local_identities(),
+            mechanism: self.parts.datapath.mechanism().as_str(),
             required: Some(self.policy.required().clone()),
             policy_entries: plan.policy.len(),
             conditions: self.policy.conditions().to_vec(),

@@ -40,6 +40,13 @@ struct SideLabels {
     side: &'static str,
 }
 
+/// Why a program had to be attached again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RepairLabels {
+    /// `displaced` or `removed`.
+    pub cause: &'static str,
+}
+
 /// A label with a name of a thing that the daemon keeps.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabels {
@@ -92,6 +99,8 @@ pub struct Metrics {
     pub hold_up: Gauge,
     /// Endpoints on this node with programs attached.
     pub endpoints: Gauge,
+    /// Programs that others had displaced or removed, and that are back.
+    pub program_repairs: Family<RepairLabels, Counter>,
     /// Objects of the cluster state that could not be used.
     pub cluster_problems: Gauge,
     /// 1 while the tunnel process answers.
@@ -133,6 +142,7 @@ impl Metrics {
             hold_time: Histogram::new(LATENCY_BUCKETS),
             hold_up: Gauge::default(),
             endpoints: Gauge::default(),
+            program_repairs: Family::default(),
             cluster_problems: Gauge::default(),
             tunnel_up: Gauge::default(),
             wireguard_peers: Gauge::default(),
@@ -190,6 +200,11 @@ impl Metrics {
             Info::new(vec![("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
         );
         registry.register("endpoints", "Endpoints with programs attached", self.endpoints.clone());
+        registry.register(
+            "program_repairs",
+            "Programs that others had displaced or removed, attached again",
+            self.program_repairs.clone(),
+        );
         registry.register(
             "cluster_problems",
             "Objects of the cluster state that could not be used",
@@ -336,6 +351,7 @@ mod tests {
         metrics.set_node_sessions(1, 0);
         metrics.set_svids(1, 0);
         metrics.observing.get_or_create(&ModeLabels { of: "policy" }).set(0);
+        metrics.program_repairs.get_or_create(&RepairLabels { cause: "displaced" }).inc();
         let text = metrics.encode().unwrap();
         let types: Vec<_> = text
             .lines()

@@ -1,25 +1,10 @@
 //! Attaching, with real interfaces.
 
-use std::path::Path;
-use std::time::{Duration, Instant};
+use auth_ebpf_abi::Hook;
 
-use auth_ebpf_abi::{Hook, map};
-use aya::programs::{LinkOrder, SchedClassifier, tc::TcAttachOptions};
-
-use super::{in_namespaces, ip};
+use super::{Stranger, eventually, ip, open, programs_at, veth, with_each_mechanism};
 use crate::links::links_dir;
-use crate::object::attach_type;
-use crate::{Attachment, Datapath, Error, Options, attachments, detach_all};
-
-fn open(pin_dir: &Path) -> Datapath {
-    Datapath::open(&Options { pin_dir: pin_dir.to_owned() }).unwrap()
-}
-
-fn veth(name: &str) {
-    ip(&format!("link add {name} type veth peer name {name}-p"));
-    ip(&format!("link set {name} up"));
-    ip(&format!("link set {name}-p up"));
-}
+use crate::{Attached, Attachment, Error, Mechanism, attachments, detach_all};
 
 /// An interface for each pair of hooks; one with a dot, as VLAN interfaces have it.
 fn interface(hook: Hook) -> &'static str {
@@ -31,25 +16,10 @@ fn interface(hook: Hook) -> &'static str {
     }
 }
 
-/// Waits, in this test's own thread, for what the kernel does a little later.
-#[expect(clippy::disallowed_methods, reason = "no runtime here whose thread it could block")]
-fn eventually(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !condition() {
-        assert!(Instant::now() < deadline, "not within ten seconds");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn program_at(hook: Hook, interface: &str) -> Vec<u32> {
-    let (_, programs) = SchedClassifier::query_tcx(interface, attach_type(hook)).unwrap();
-    programs.iter().map(aya::programs::ProgramInfo::id).collect()
-}
-
 #[test]
 fn all_programs_attach_and_see_packets() {
-    in_namespaces("all_programs_attach_and_see_packets", |pin_dir| {
-        let mut datapath = open(&pin_dir);
+    with_each_mechanism("all_programs_attach_and_see_packets", |pin_dir, mechanism| {
+        let mut datapath = open(&pin_dir, mechanism);
         for hook in Hook::ALL {
             let interface = interface(hook);
             if nix::net::if_::if_nametoindex(interface).is_err() {
@@ -74,75 +44,129 @@ fn all_programs_attach_and_see_packets() {
 
 #[test]
 fn attaching_again_changes_nothing() {
-    in_namespaces("attaching_again_changes_nothing", |pin_dir| {
-        let mut datapath = open(&pin_dir);
+    with_each_mechanism("attaching_again_changes_nothing", |pin_dir, mechanism| {
+        let mut datapath = open(&pin_dir, mechanism);
         veth("pod");
         datapath.attach(Hook::FromPod, "pod").unwrap();
-        let before = program_at(Hook::FromPod, "pod");
+        let before = programs_at(Hook::FromPod, "pod", mechanism);
         datapath.attach(Hook::FromPod, "pod").unwrap();
-        assert_eq!(program_at(Hook::FromPod, "pod"), before);
+        assert_eq!(programs_at(Hook::FromPod, "pod", mechanism), before);
         assert_eq!(before.len(), 1);
     });
 }
 
 #[test]
 fn programs_outlive_their_process_and_are_replaced_in_place() {
-    in_namespaces("programs_outlive_their_process_and_are_replaced_in_place", |pin_dir| {
+    with_each_mechanism("programs_outlive_their_process_and_are_replaced_in_place", |pin_dir, mechanism| {
         veth("pod");
-        let mut first = open(&pin_dir);
+        let mut first = open(&pin_dir, mechanism);
         first.attach(Hook::ToPod, "pod").unwrap();
-        let old = program_at(Hook::ToPod, "pod");
+        let old = programs_at(Hook::ToPod, "pod", mechanism);
         drop(first);
-        assert_eq!(program_at(Hook::ToPod, "pod"), old);
-        let mut second = open(&pin_dir);
+        assert_eq!(programs_at(Hook::ToPod, "pod", mechanism), old);
+        let mut second = open(&pin_dir, mechanism);
         assert_eq!(second.attachments().unwrap().len(), 1);
         second.attach(Hook::ToPod, "pod").unwrap();
-        let new = program_at(Hook::ToPod, "pod");
+        let new = programs_at(Hook::ToPod, "pod", mechanism);
         assert_eq!(new.len(), 1);
         assert_ne!(new, old);
         drop(second);
-        assert_eq!(program_at(Hook::ToPod, "pod"), new);
+        assert_eq!(programs_at(Hook::ToPod, "pod", mechanism), new);
     });
 }
 
 #[test]
 fn displaced_programs_get_ahead_again() {
-    in_namespaces("displaced_programs_get_ahead_again", |pin_dir| {
+    with_each_mechanism("displaced_programs_get_ahead_again", |pin_dir, mechanism| {
         veth("pod");
-        let mut datapath = open(&pin_dir);
+        let mut datapath = open(&pin_dir, mechanism);
         datapath.attach(Hook::FromPod, "pod").unwrap();
+        let ours = programs_at(Hook::FromPod, "pod", mechanism);
         // Somebody else, who also wants to be first.
-        let mut other = aya::EbpfLoader::new();
-        let other_pins = pin_dir.with_file_name("other");
-        std::fs::create_dir(&other_pins).unwrap();
-        for name in map::ALL {
-            other.map_pin_path(name, other_pins.join(name));
-        }
-        let mut other = other.load(crate::object::OBJECT).unwrap();
-        let program: &mut SchedClassifier = other.program_mut("from_uplink").unwrap().try_into().unwrap();
-        program.load().unwrap();
-        let theirs = program.info().unwrap().id();
-        program
-            .attach_with_options(
-                "pod",
-                attach_type(Hook::FromPod),
-                TcAttachOptions::TcxOrder(LinkOrder::first()),
-            )
-            .unwrap();
-        assert_eq!(program_at(Hook::FromPod, "pod")[0], theirs);
+        let mut other =
+            Stranger::attach(&pin_dir.with_file_name("other"), Hook::FromPod, "pod", mechanism, true);
+        let theirs = other.id();
+        assert_eq!(programs_at(Hook::FromPod, "pod", mechanism), [theirs, ours[0]]);
         assert!(!datapath.attachments().unwrap()[0].at_head);
-        datapath.attach(Hook::FromPod, "pod").unwrap();
-        assert_ne!(program_at(Hook::FromPod, "pod")[0], theirs);
-        eventually(|| program_at(Hook::FromPod, "pod").len() == 2);
-        assert_eq!(program_at(Hook::FromPod, "pod")[1], theirs);
+        for found in [Attached::Displaced, Attached::Kept] {
+            assert_eq!(datapath.attach(Hook::FromPod, "pod").unwrap(), found);
+            assert_ne!(programs_at(Hook::FromPod, "pod", mechanism)[0], theirs);
+        }
+        eventually(|| programs_at(Hook::FromPod, "pod", mechanism).len() == 2);
+        assert_eq!(programs_at(Hook::FromPod, "pod", mechanism)[1], theirs);
         assert!(datapath.attachments().unwrap()[0].at_head);
     });
 }
 
 #[test]
+fn programs_that_somebody_took_off_come_back() {
+    with_each_mechanism("programs_that_somebody_took_off_come_back", |pin_dir, mechanism| {
+        veth("pod");
+        let mut datapath = open(&pin_dir, mechanism);
+        assert_eq!(datapath.attach(Hook::FromPod, "pod").unwrap(), Attached::Anew);
+        match mechanism {
+            Mechanism::Tcx => {
+                std::fs::remove_dir_all(links_dir(&pin_dir)).unwrap();
+                std::fs::create_dir(links_dir(&pin_dir)).unwrap();
+                eventually(|| programs_at(Hook::FromPod, "pod", mechanism).is_empty());
+            }
+            Mechanism::Clsact => tc("filter del dev pod ingress"),
+        }
+        assert_eq!(datapath.attachments().unwrap(), []);
+        for found in [Attached::Removed, Attached::Kept] {
+            assert_eq!(datapath.attach(Hook::FromPod, "pod").unwrap(), found);
+        }
+        assert_eq!(programs_at(Hook::FromPod, "pod", mechanism).len(), 1);
+    });
+}
+
+/// With TCX nothing of clsact can be ahead.
+#[test]
+fn a_filter_of_another_kind_stays_ahead_and_is_reported() {
+    if Mechanism::detect().is_ok_and(|mechanism| mechanism == Mechanism::Tcx) {
+        return;
+    }
+    with_each_mechanism("a_filter_of_another_kind_stays_ahead_and_is_reported", |pin_dir, mechanism| {
+        veth("pod");
+        tc("qdisc add dev pod clsact");
+        tc("filter add dev pod ingress prio 1 matchall action continue");
+        let mut datapath = open(&pin_dir, mechanism);
+        for _ in 0..2 {
+            assert_eq!(datapath.attach(Hook::FromPod, "pod").unwrap(), Attached::Behind);
+            assert_eq!(programs_at(Hook::FromPod, "pod", mechanism).len(), 1);
+            assert!(!datapath.attachments().unwrap()[0].at_head);
+        }
+        tc("filter del dev pod ingress prio 1");
+        assert!(datapath.attachments().unwrap()[0].at_head);
+        assert_eq!(datapath.attach(Hook::FromPod, "pod").unwrap(), Attached::Displaced);
+        assert_eq!(datapath.attach(Hook::FromPod, "pod").unwrap(), Attached::Kept);
+    });
+}
+
+#[test]
+fn the_other_mechanism_takes_over() {
+    if Mechanism::detect().is_ok_and(|mechanism| mechanism == Mechanism::Clsact) {
+        return;
+    }
+    with_each_mechanism("the_other_mechanism_takes_over", |pin_dir, mechanism| {
+        let before = match mechanism {
+            Mechanism::Tcx => Mechanism::Clsact,
+            Mechanism::Clsact => Mechanism::Tcx,
+        };
+        veth("pod");
+        open(&pin_dir, before).attach(Hook::FromPod, "pod").unwrap();
+        assert_eq!(open(&pin_dir, mechanism).attach(Hook::FromPod, "pod").unwrap(), Attached::Anew);
+        eventually(|| programs_at(Hook::FromPod, "pod", before).is_empty());
+        assert_eq!(programs_at(Hook::FromPod, "pod", mechanism).len(), 1);
+        assert_eq!(attachments(&pin_dir).unwrap().len(), 1);
+        assert_eq!(detach_all(&pin_dir).unwrap(), 1);
+    });
+}
+
+#[test]
 fn an_interface_made_anew_gets_a_program_anew() {
-    in_namespaces("an_interface_made_anew_gets_a_program_anew", |pin_dir| {
-        let mut datapath = open(&pin_dir);
+    with_each_mechanism("an_interface_made_anew_gets_a_program_anew", |pin_dir, mechanism| {
+        let mut datapath = open(&pin_dir, mechanism);
         for _ in 0..2 {
             veth("pod");
             datapath.attach(Hook::FromPod, "pod").unwrap();
@@ -168,17 +192,17 @@ fn an_interface_made_anew_gets_a_program_anew() {
 
 #[test]
 fn detaching_takes_effect_with_the_process_alive() {
-    in_namespaces("detaching_takes_effect_with_the_process_alive", |pin_dir| {
-        let mut datapath = open(&pin_dir);
+    with_each_mechanism("detaching_takes_effect_with_the_process_alive", |pin_dir, mechanism| {
+        let mut datapath = open(&pin_dir, mechanism);
         veth("pod");
         for hook in [Hook::FromPod, Hook::ToPod] {
             datapath.attach(hook, "pod").unwrap();
         }
         datapath.detach(Hook::FromPod, "pod").unwrap();
-        eventually(|| program_at(Hook::FromPod, "pod").is_empty());
-        assert_eq!(program_at(Hook::ToPod, "pod").len(), 1);
+        eventually(|| programs_at(Hook::FromPod, "pod", mechanism).is_empty());
+        assert_eq!(programs_at(Hook::ToPod, "pod", mechanism).len(), 1);
         assert_eq!(detach_all(&pin_dir).unwrap(), 1);
-        eventually(|| program_at(Hook::ToPod, "pod").is_empty());
+        eventually(|| programs_at(Hook::ToPod, "pod", mechanism).is_empty());
         assert!(!pin_dir.exists());
         assert_eq!(detach_all(&pin_dir).unwrap(), 0);
     });
@@ -186,22 +210,27 @@ fn detaching_takes_effect_with_the_process_alive() {
 
 #[test]
 fn attaching_right_after_detaching_works() {
-    in_namespaces("attaching_right_after_detaching_works", |pin_dir| {
-        let mut datapath = open(&pin_dir);
+    with_each_mechanism("attaching_right_after_detaching_works", |pin_dir, mechanism| {
+        let mut datapath = open(&pin_dir, mechanism);
         veth("pod");
         for _ in 0..5 {
             datapath.attach(Hook::FromPod, "pod").unwrap();
             assert!(datapath.attachments().unwrap()[0].at_head);
             datapath.detach(Hook::FromPod, "pod").unwrap();
         }
-        eventually(|| program_at(Hook::FromPod, "pod").is_empty());
+        eventually(|| programs_at(Hook::FromPod, "pod", mechanism).is_empty());
     });
 }
 
 #[test]
 fn an_interface_that_is_not_there_is_named() {
-    in_namespaces("an_interface_that_is_not_there_is_named", |pin_dir| {
-        let error = open(&pin_dir).attach(Hook::FromPod, "nowhere").unwrap_err();
+    with_each_mechanism("an_interface_that_is_not_there_is_named", |pin_dir, mechanism| {
+        let error = open(&pin_dir, mechanism).attach(Hook::FromPod, "nowhere").unwrap_err();
         assert!(matches!(&error, Error::NoInterface { interface } if interface == "nowhere"), "{error}");
     });
+}
+
+fn tc(arguments: &str) {
+    let output = std::process::Command::new("tc").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "tc {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }

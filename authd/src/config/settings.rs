@@ -55,6 +55,9 @@ settings! {
     /// Directory on a BPF file system for pinned maps and links [default: /sys/fs/bpf/authd]
     #[arg(env = "AUTHD_PIN_DIR", value_name = "DIR")]
     pin_dir: PathBuf,
+    /// How programs are attached: `tcx`, or `clsact` as before Linux 6.6 [default: what the kernel has]
+    #[arg(env = "AUTHD_ATTACH", value_name = "HOW")]
+    attach: String,
     /// Address of /metrics, /healthz and /readyz [default: port 9465 of all addresses]
     #[arg(env = "AUTHD_HTTP_ADDRESS", value_name = "ADDR:PORT")]
     http_address: String,

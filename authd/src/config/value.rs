@@ -2,6 +2,7 @@
 
 use std::{num::NonZeroU16, path::PathBuf, str::FromStr, time::Duration};
 
+use auth_ebpf::Mechanism;
 use auth_ebpf_abi::Mode;
 use ipnet::IpNet;
 
@@ -39,6 +40,12 @@ pub(super) fn switch(key: &'static str, value: Option<&str>) -> Result<bool, Con
         Some("off") => Ok(false),
         Some(other) => Err(invalid(key, other, "is neither on nor off")),
     }
+}
+
+pub(super) fn mechanism(key: &'static str, value: &str) -> Result<Mechanism, ConfigError> {
+    [Mechanism::Tcx, Mechanism::Clsact].into_iter().find(|mechanism| mechanism.as_str() == value).ok_or_else(
+        || invalid(key, value, "is no way to attach programs; use tcx or clsact, or leave it out"),
+    )
 }
 
 pub(super) fn net(key: &'static str, value: &str) -> Result<IpNet, ConfigError> {

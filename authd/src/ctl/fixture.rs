@@ -44,6 +44,7 @@ pub(super) fn status() -> Status {
         node: "n1".to_owned(),
         node_number: 1,
         trust_domain: "empire.example".to_owned(),
+        attached_by: "tcx".to_owned(),
         started: at(-7_500),
         policy: guard(),
         encryption: guard(),

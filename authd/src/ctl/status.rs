@@ -127,7 +127,9 @@ fn head(status: &Status, now: Timestamp) -> String {
     lines.extend(status.spire.as_ref().map(|state| ("SPIRE", spire(state, now))));
     lines.extend(status.tunnel.as_ref().map(|state| ("Tunnel", tunnel(state))));
     let attached = status.endpoints.iter().filter(|endpoint| endpoint.attached).count();
-    lines.push(("Endpoints", format!("{attached} of {} attached", status.endpoints.len())));
+    let by =
+        if status.attached_by.is_empty() { String::new() } else { format!(" by {}", status.attached_by) };
+    lines.push(("Endpoints", format!("{attached} of {} attached{by}", status.endpoints.len())));
     let live = status.nodes.iter().filter(|node| node.live).count();
     lines.push(("Nodes", format!("{live} of {} with a live session", status.nodes.len())));
     lines.push(("Authentications", status.auth_entries.to_string()));

@@ -36,6 +36,7 @@ impl DaemonSource {
                 .filter(|node| node.name != self.config.node_name)
                 .map(|node| self.node(node))
                 .collect(),
+            attached_by: view.mechanism.to_owned(),
             auth_entries: count(entries),
             hold: Some(v1::Hold { configured: self.config.hold, active: self.can_hold() }),
             conditions: self.conditions(&cluster, &view),

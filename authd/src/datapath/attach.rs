@@ -1,0 +1,115 @@
+//! Where programs belong, and keeping them there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use auth_ebpf::Attached;
+use auth_ebpf_abi::{Hook, Setting};
+
+use super::{Interfaces, Plan, Task, chain};
+use crate::{cluster::Cluster, hold, metrics::RepairLabels};
+
+/// Why a program that is attached does not count.
+const BEHIND: &str = "a traffic control filter of another kind comes before ours and can keep packets from it; \
+                      give it another priority than the first";
+
+impl Task {
+    /// Attaches the programs wherever they belong; returns the interfaces of pods that have them.
+    pub(super) fn attach(
+        &mut self,
+        cluster: &Cluster,
+        plan: &Plan,
+        interfaces: &Interfaces,
+        failures: &mut BTreeMap<String, String>,
+    ) -> BTreeSet<String> {
+        let uplinks: BTreeSet<String> = if self.uplinks.is_empty() {
+            let own = cluster.nodes.get(&self.node).map(|node| node.addresses.iter().copied().collect());
+            interfaces.carrying(&own.unwrap_or_default())
+        } else {
+            self.uplinks.iter().cloned().collect()
+        };
+        if uplinks.is_empty() {
+            failures.insert(
+                "uplinks".to_owned(),
+                format!("no interface carries an address of node {}; set --uplinks", self.node),
+            );
+        }
+        let device = interfaces.index_of(&self.wireguard);
+        let hold = interfaces.index_of(hold::INTERFACE).filter(|_| self.hold);
+        let pods = plan.pods.iter().filter_map(|pod| pod.interface.as_ref().map(|(_, name)| name.clone()));
+        let wanted: Vec<(Hook, String)> = uplinks
+            .into_iter()
+            .flat_map(|name| [(Hook::FromUplink, name.clone()), (Hook::ToUplink, name)])
+            .chain(device.iter().flat_map(|_| {
+                [(Hook::FromWireguard, self.wireguard.clone()), (Hook::ToWireguard, self.wireguard.clone())]
+            }))
+            .chain(hold.iter().flat_map(|_| {
+                [(Hook::ToHold, hold::INTERFACE.to_owned()), (Hook::FromHold, hold::INTERFACE.to_owned())]
+            }))
+            .chain(pods.flat_map(|name| [(Hook::ToPod, name.clone()), (Hook::FromPod, name)]))
+            .collect();
+        let mut attached = BTreeSet::new();
+        for (hook, interface) in &wanted {
+            let why = match self.parts.datapath.attach(*hook, interface) {
+                Ok(Attached::Behind) => BEHIND.to_owned(),
+                Ok(found) => {
+                    self.notice(found, *hook, interface);
+                    attached.insert(interface.clone());
+                    continue;
+                }
+                Err(error) => chain(&error),
+            };
+            failures.insert(format!("{}@{interface}", hook.as_str()), why);
+        }
+        self.know_device(Setting::WireguardIfindex, device, &self.wireguard, &attached, failures);
+        self.drop_links_of_gone(interfaces);
+        attached
+            .retain(|interface| !failures.keys().any(|failure| failure.ends_with(&format!("@{interface}"))));
+        // Both of its programs are there, or nothing is sent to it.
+        self.know_device(Setting::HoldIfindex, hold, hold::INTERFACE, &attached, failures);
+        attached
+    }
+
+    /// Tells the programs which device is WireGuard's, or for holding, once it is guarded itself.
+    fn know_device(
+        &self,
+        setting: Setting,
+        device: Option<u32>,
+        name: &str,
+        attached: &BTreeSet<String>,
+        failures: &mut BTreeMap<String, String>,
+    ) {
+        let index = device.filter(|_| attached.contains(name)).unwrap_or_default();
+        let config = self.parts.datapath.maps().config();
+        let known = config.get(setting);
+        if known.is_ok_and(|known| known == u64::from(index)) {
+            return;
+        }
+        if let Err(error) = config.set(setting, index.into()) {
+            failures.insert("config".to_owned(), chain(&error));
+        }
+    }
+
+    /// Reports what others have done to a program.
+    fn notice(&self, found: Attached, hook: Hook, interface: &str) {
+        let (cause, message) = match found {
+            Attached::Displaced => {
+                ("displaced", "another program had got ahead of ours, which is ahead again")
+            }
+            Attached::Removed => {
+                ("removed", "our program had been removed and is back; packets have met none meanwhile")
+            }
+            Attached::Kept | Attached::Replaced | Attached::Anew | Attached::Behind => return,
+        };
+        tracing::warn!(hook = hook.as_str(), interface, cause, "{message}");
+        self.parts.metrics.program_repairs.get_or_create(&RepairLabels { cause }).inc();
+    }
+
+    /// Unpins links to interfaces that are no more. One that is there keeps its programs even without a
+    /// pod: what it sends then has no endpoint.
+    fn drop_links_of_gone(&mut self, interfaces: &Interfaces) {
+        let alive = |index| interfaces.names.contains_key(&index);
+        if let Err(error) = self.parts.datapath.forget_gone(alive) {
+            tracing::warn!(error = chain(&error), "stale links stay pinned");
+        }
+    }
+}
