@@ -11,7 +11,7 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::PublicKey;
+use crate::{PresharedKey, PublicKey};
 
 /// WireGuard's port where nothing else is asked for.
 pub const DEFAULT_LISTEN_PORT: u16 = 51_871;
@@ -34,6 +34,10 @@ pub struct Peer {
     /// Seconds after which an idle tunnel sends an empty packet.
     #[serde(default)]
     pub persistent_keepalive: Option<u16>,
+    /// What is mixed into its handshakes. It is changed without a gap: the one before goes on until a
+    /// handshake with the new one is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preshared_key: Option<PresharedKey>,
 }
 
 /// The full desired state of a device.
@@ -65,6 +69,8 @@ pub enum PeerField {
     AllowedIps,
     /// `persistent_keepalive`
     PersistentKeepalive,
+    /// `preshared_key`
+    PresharedKey,
 }
 
 impl PeerField {
@@ -76,6 +82,7 @@ impl PeerField {
             Self::Endpoint => "endpoint",
             Self::AllowedIps => "allowed_ips",
             Self::PersistentKeepalive => "persistent_keepalive",
+            Self::PresharedKey => "preshared_key",
         }
     }
 }

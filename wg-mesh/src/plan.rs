@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Desired, Peer, PublicKey};
+use crate::{Desired, Peer, PresharedKey, PublicKey};
 
 /// One step from the observed to the desired state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +48,13 @@ pub enum Change {
         public_key: PublicKey,
         /// Seconds, or none.
         seconds: Option<u16>,
+    },
+    /// Use another pre-shared key from the next handshake on; sessions stay.
+    PresharedKey {
+        /// Whose.
+        public_key: PublicKey,
+        /// Which, or none.
+        preshared_key: Option<PresharedKey>,
     },
     /// Add a peer.
     AddPeer {
@@ -94,6 +101,10 @@ fn peer_changes(public_key: PublicKey, to: &Peer, from: &Peer) -> Vec<Change> {
     if to.persistent_keepalive != from.persistent_keepalive {
         changes.push(Change::PersistentKeepalive { public_key, seconds: to.persistent_keepalive });
     }
+    if to.preshared_key != from.preshared_key {
+        let preshared_key = to.preshared_key.clone();
+        changes.push(Change::PresharedKey { public_key, preshared_key });
+    }
     changes
 }
 
@@ -118,6 +129,11 @@ pub fn apply(state: &mut Desired, change: &Change) {
         Change::PersistentKeepalive { public_key, seconds } => {
             if let Some(peer) = state.peers.get_mut(public_key) {
                 peer.persistent_keepalive = *seconds;
+            }
+        }
+        Change::PresharedKey { public_key, preshared_key } => {
+            if let Some(peer) = state.peers.get_mut(public_key) {
+                peer.preshared_key.clone_from(preshared_key);
             }
         }
         Change::AddPeer { peer } => {
@@ -145,6 +161,7 @@ mod tests {
             endpoint: ([192, 0, 2, number], 51_871).into(),
             allowed_ips: nets.iter().map(|net| net.parse().unwrap()).collect(),
             persistent_keepalive: None,
+            preshared_key: None,
         }
     }
 
@@ -248,11 +265,13 @@ mod tests {
 
     fn any_peer() -> impl Strategy<Value = Peer> {
         let nets = proptest::collection::btree_set(any_net(), 0..4);
-        (1_u8..6, 1_u16..4, nets, proptest::option::of(1_u16..3)).prop_map(
-            |(number, port, allowed_ips, persistent_keepalive)| Peer {
+        let preshared = proptest::option::of((1_u8..3).prop_map(|byte| PresharedKey::new([byte; 32].into())));
+        (1_u8..6, 1_u16..4, nets, proptest::option::of(1_u16..3), preshared).prop_map(
+            |(number, port, allowed_ips, persistent_keepalive, preshared_key)| Peer {
                 endpoint: ([192, 0, 2, number], port).into(),
                 allowed_ips,
                 persistent_keepalive,
+                preshared_key,
                 ..peer(number, &[])
             },
         )

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{Desired, Peer, PublicKey};
+use crate::{Desired, Peer, PresharedKey, PublicKey};
 
 /// Which implementation moves the packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +64,13 @@ pub struct PeerStatus {
     /// Seconds between keepalives.
     #[serde(default)]
     pub persistent_keepalive: Option<u16>,
+    /// Its pre-shared key, without the secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preshared_key: Option<PresharedKey>,
+    /// For how long a handshake with that key has been awaited; nothing once one was done. Longer than some
+    /// seconds means that the peer has another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rekeying: Option<Duration>,
     /// Time since the last completed handshake.
     #[serde(default)]
     pub last_handshake: Option<Duration>,
@@ -117,6 +124,7 @@ impl PeerStatus {
             endpoint: self.configured_endpoint,
             allowed_ips: self.allowed_ips.clone(),
             persistent_keepalive: self.persistent_keepalive,
+            preshared_key: self.preshared_key.clone(),
         }
     }
 }

@@ -121,6 +121,7 @@ fn peer(session: &Session, allowed_ips: BTreeSet<IpNet>) -> Option<Peer> {
         endpoint: session.wireguard_endpoint,
         allowed_ips,
         persistent_keepalive: None,
+        preshared_key: None,
     })
 }
 
@@ -138,6 +139,8 @@ fn of_tunnel(inputs: &Inputs<'_>, node: &Node) -> Option<Peer> {
         endpoint: peer.configured_endpoint,
         allowed_ips: expected,
         persistent_keepalive: peer.persistent_keepalive,
+        // Its fingerprint: the one that the tunnel has.
+        preshared_key: peer.preshared_key.clone(),
     })
 }
 

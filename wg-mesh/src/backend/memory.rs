@@ -55,6 +55,8 @@ impl Backend for Memory {
                     configured_endpoint: peer.endpoint,
                     allowed_ips: peer.allowed_ips.clone(),
                     persistent_keepalive: peer.persistent_keepalive,
+                    preshared_key: peer.preshared_key.as_ref().map(crate::PresharedKey::without_secret),
+                    rekeying: None,
                     last_handshake: None,
                     rx_bytes: 0,
                     tx_bytes: 0,

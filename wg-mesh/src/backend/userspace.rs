@@ -13,6 +13,8 @@ use tokio::{
     time::timeout,
 };
 
+use zeroize::Zeroizing;
+
 use crate::{
     Applied, Backend, Desired, Error, Status,
     protocol::{MAX_RESPONSE, Request, Response, Verb, read_frame},
@@ -66,7 +68,8 @@ impl Userspace {
         if uid != 0 && uid != geteuid().as_raw() {
             return Err(Error::Stranger { socket: self.socket.clone(), uid });
         }
-        let mut frame = serde_json::to_vec(request).map_err(|error| self.answer(&error))?;
+        // It may have secrets in it.
+        let mut frame = Zeroizing::new(serde_json::to_vec(request).map_err(|error| self.answer(&error))?);
         frame.push(b'\n');
         let (reader, mut writer) = stream.split();
         // The tunnel may refuse and close before it has read all of it: then its answer counts.

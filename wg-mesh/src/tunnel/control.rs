@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
 use crate::protocol::{MAX_REQUEST, Refusal, Request, Response, Verb, read_frame};
 
@@ -110,7 +111,8 @@ async fn serve(
     stop: &CancellationToken,
 ) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
-    let mut frame = Vec::new();
+    // It may have secrets in it.
+    let mut frame = Zeroizing::new(Vec::new());
     loop {
         match timeout(PATIENCE, read_frame(&mut stream, &mut frame, MAX_REQUEST)).await? {
             Ok(true) => {}

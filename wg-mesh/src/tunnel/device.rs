@@ -18,7 +18,10 @@ use super::{
     packet::{self, Kind},
     peer::{Session, message_length},
 };
-use crate::{BackendKind, Change, Counters, DEFAULT_MTU, Desired, Peer, PrivateKey, PublicKey, Status, plan};
+use crate::{
+    BackendKind, Change, Counters, DEFAULT_MTU, Desired, Peer, PresharedKey, PrivateKey, PublicKey, Status,
+    plan,
+};
 
 /// How often [`Device::tick`] wants to be called.
 pub(super) const TICK: Duration = Duration::from_millis(250);
@@ -42,6 +45,8 @@ pub(super) struct Device {
     limiter: Arc<RateLimiter>,
     sessions: HashMap<u32, Session>,
     by_key: BTreeMap<PublicKey, u32>,
+    /// Peers by the indices that messages to us carry: a peer has several while its pre-shared key changes.
+    by_index: HashMap<u32, u32>,
     allowed: AllowedIps<u32>,
     listen_port: Option<u16>,
     mtu: u16,
@@ -60,6 +65,7 @@ impl Device {
             public_key,
             sessions: HashMap::new(),
             by_key: BTreeMap::new(),
+            by_index: HashMap::new(),
             allowed: AllowedIps::new(),
             listen_port: None,
             mtu: DEFAULT_MTU,
@@ -139,12 +145,17 @@ impl Device {
         };
         let index = match kind {
             Kind::Initiation => self.initiator(datagram, from, now, wire),
-            Kind::Response | Kind::Cookie | Kind::Data => Some(receiver >> 8),
+            Kind::Response | Kind::Cookie | Kind::Data => {
+                let found = self.by_index.get(&(receiver >> 8)).copied();
+                self.counters.dropped_refused += u64::from(found.is_none());
+                found
+            }
         };
         // Whoever `initiator` turned away is counted there.
         let Some(index) = index else { return };
-        if self.open(index, kind, datagram, from, wire) {
-            self.authenticated(index, kind, receiver, from, now);
+        let receiver = (kind != Kind::Initiation).then_some(receiver);
+        if self.open(index, kind, receiver, datagram, from, wire) {
+            self.authenticated(index, receiver, from, now);
             self.flush(index, now, wire);
         }
     }
@@ -155,6 +166,7 @@ impl Device {
         &mut self,
         index: u32,
         kind: Kind,
+        receiver: Option<u32>,
         datagram: &[u8],
         from: SocketAddr,
         wire: &mut impl Wire,
@@ -164,10 +176,15 @@ impl Device {
             counters.dropped_refused += 1;
             return false;
         };
-        let (packet, source) = match session.tunn.decapsulate(Some(from.ip()), datagram, &mut self.scratch) {
+        let peer = session.public_key;
+        let Some(tunn) = session.tunn(receiver.map(|receiver| receiver >> 8)) else {
+            counters.dropped_refused += 1;
+            return false;
+        };
+        let (packet, source) = match tunn.decapsulate(Some(from.ip()), datagram, &mut self.scratch) {
             TunnResult::Done => return kind == Kind::Data,
             TunnResult::Err(error) => {
-                tracing::debug!(peer = %session.public_key, %from, ?error, "refused a message");
+                tracing::debug!(%peer, %from, ?error, "refused a message");
                 counters.dropped_refused += 1;
                 return false;
             }
@@ -190,16 +207,17 @@ impl Device {
         true
     }
 
-    /// Follows a peer to where it was heard from, and notes completed handshakes.
-    fn authenticated(&mut self, index: u32, kind: Kind, receiver: u32, from: SocketAddr, now: Instant) {
+    /// Follows a peer to where it was heard from, and notes completed handshakes. An initiation moves nothing:
+    /// a state that has had no handshake yet can't tell an old one that somebody has kept.
+    fn authenticated(&mut self, index: u32, receiver: Option<u32>, from: SocketAddr, now: Instant) {
         let Some(session) = self.sessions.get_mut(&index) else { return };
+        let Some(receiver) = receiver else { return };
         if session.endpoint != from {
             tracing::info!(peer = %session.public_key, old = %session.endpoint, new = %from, "peer roamed");
             session.endpoint = from;
         }
-        if kind != Kind::Initiation {
-            session.confirm(receiver, now);
-        }
+        session.confirm(receiver, now);
+        session.promote(now);
     }
 
     /// The peer that an initiation comes from. Costs a Diffie-Hellman, so floods end before it.
@@ -241,7 +259,7 @@ impl Device {
     fn flush(&mut self, index: u32, now: Instant, wire: &mut impl Wire) {
         let mtu = usize::from(self.mtu);
         let Some(session) = self.sessions.get_mut(&index) else { return };
-        while let Some(length) = message_length(&session.tunn.decapsulate(None, &[], &mut self.scratch)) {
+        while let Some(length) = message_length(&session.sender().decapsulate(None, &[], &mut self.scratch)) {
             send(session, self.scratch.get(..length), now, wire, &mut self.counters);
         }
         while session.is_established() {
@@ -258,6 +276,11 @@ impl Device {
         if self.swept.is_none_or(|at| now.saturating_duration_since(at) >= SWEEP) {
             self.flood.sweep(now);
             self.swept = Some(now);
+            let sessions = &self.sessions;
+            let stands = |index: u32, peer: &u32| {
+                sessions.get(peer).is_some_and(|session| session.indices().any(|one| one == index))
+            };
+            self.by_index.retain(|index, peer| stands(*index, peer));
         }
         for session in self.sessions.values_mut() {
             if let Some(length) = session.timers(now, &mut self.scratch) {
@@ -265,24 +288,31 @@ impl Device {
             } else if session.has_given_up() {
                 self.counters.dropped_queue_full += session.drop_queue();
             }
+            if let Some(length) = session.next_timers(now, &mut self.scratch) {
+                send(session, self.scratch.get(..length), now, wire, &mut self.counters);
+            }
         }
     }
 
     /// Becomes what is desired, which must have been checked. Peers that stay keep their sessions.
     pub(super) fn apply(&mut self, desired: &Desired) -> Vec<Change> {
         let blank = Desired { listen_port: 0, mtu: self.mtu, peers: BTreeMap::new() };
-        let observed = self.status(String::new(), 0, Instant::now()).observed().unwrap_or(blank);
+        let now = Instant::now();
+        let observed = self.status(String::new(), 0, now).observed().unwrap_or(blank);
         let changes = plan(desired, &observed);
-        changes.iter().for_each(|change| self.change(change));
+        changes.iter().for_each(|change| self.change(change, now));
         changes
     }
 
-    fn change(&mut self, change: &Change) {
+    fn change(&mut self, change: &Change, now: Instant) {
         match change {
             Change::RemovePeer { public_key } => self.remove(public_key),
             Change::ListenPort { port } => self.listen_port = Some(*port),
             Change::Mtu { mtu } => self.mtu = *mtu,
             Change::AddPeer { peer } => self.add(peer),
+            Change::PresharedKey { public_key, preshared_key } => {
+                self.rekey(public_key, preshared_key.clone(), now);
+            }
             Change::AllowedIps { public_key, allowed_ips } => {
                 let Some((index, session)) = find(&self.by_key, &mut self.sessions, public_key) else {
                     return;
@@ -303,22 +333,37 @@ impl Device {
         }
     }
 
-    fn add(&mut self, peer: &Peer) {
-        let index = loop {
+    fn unused_index(&self) -> u32 {
+        loop {
             let index = rand::random::<u32>() >> 8;
-            if !self.sessions.contains_key(&index) {
-                break index;
+            if !self.by_index.contains_key(&index) {
+                return index;
             }
-        };
+        }
+    }
+
+    fn rekey(&mut self, public_key: &PublicKey, preshared_key: Option<PresharedKey>, now: Instant) {
+        let new = self.unused_index();
+        let Some((index, session)) = find(&self.by_key, &mut self.sessions, public_key) else { return };
+        session.rekey(preshared_key, &self.key, new, &self.limiter, now);
+        self.by_index.insert(new, index);
+    }
+
+    fn add(&mut self, peer: &Peer) {
+        let index = self.unused_index();
         let mut session = Session::new(peer, &self.key, index, &self.limiter);
         session.endpoint = canonical(peer.endpoint);
         peer.allowed_ips.iter().for_each(|net| self.allowed.insert(*net, index));
         self.by_key.insert(peer.public_key, index);
         self.sessions.insert(index, session);
+        self.by_index.insert(index, index);
     }
 
     fn remove(&mut self, public_key: &PublicKey) {
         let session = self.by_key.remove(public_key).and_then(|index| self.sessions.remove(&index));
+        for index in session.iter().flat_map(Session::indices) {
+            self.by_index.remove(&index);
+        }
         session.iter().flat_map(|session| &session.allowed_ips).for_each(|net| self.allowed.remove(*net));
     }
 
@@ -377,7 +422,7 @@ fn send_data(
     wire: &mut impl Wire,
     counters: &mut Counters,
 ) {
-    let Some(sealed) = message_length(&session.tunn.encapsulate(plaintext, scratch)) else { return };
+    let Some(sealed) = message_length(&session.sender().encapsulate(plaintext, scratch)) else { return };
     if send(session, scratch.get(..sealed), now, wire, counters) {
         session.tx_bytes += length as u64;
         counters.tx_packets += 1;

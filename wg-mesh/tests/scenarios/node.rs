@@ -127,6 +127,7 @@ impl Node {
             endpoint: (self.address(), DEFAULT_LISTEN_PORT).into(),
             allowed_ips: self.ranges().iter().map(|range| range.parse().expect("prefix")).collect(),
             persistent_keepalive: None,
+            preshared_key: None,
         }
     }
 

@@ -98,6 +98,8 @@ impl Given {
                 configured_endpoint: "10.0.0.2:51871".parse().unwrap(),
                 allowed_ips: allowed_ips(&self.cluster, &self.cluster.nodes["n2"]),
                 persistent_keepalive: None,
+                preshared_key: None,
+                rekeying: None,
                 last_handshake: None,
                 rx_bytes: 0,
                 tx_bytes: 0,
