@@ -351,6 +351,10 @@ impl Daemon {
             sessions: peers.sessions(),
             view: self.view.subscribe(),
             maps: self.maps.clone(),
+            renew: {
+                let peers = peers.clone();
+                Box::new(move |node| peers.renew(node))
+            },
             clock: Arc::clone(&self.clock),
             found,
             own,

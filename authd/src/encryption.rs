@@ -27,6 +27,9 @@ use wanted::{Inputs, Wanted};
 
 /// How often tunnel and routes are looked at without any other cause.
 const RESCAN: Duration = Duration::from_secs(1);
+/// How long a tunnel may take to use a new pre-shared key before that is taken for a mismatch. Ends get it within
+/// a round trip and a rescan, and the one that waits tries after 6 s.
+const MISMATCH: Duration = Duration::from_secs(30);
 /// The readiness condition of this task.
 const READY: &str = "tunnel";
 
@@ -57,6 +60,8 @@ pub struct Parts {
     pub view: watch::Receiver<Arc<View>>,
     /// The pinned maps: modes, and which nodes an earlier process has known.
     pub maps: Maps,
+    /// Ends the session with a node whose tunnel has another pre-shared key than ours.
+    pub renew: Box<dyn Fn(&str) + Send + Sync>,
     /// Where time comes from.
     pub clock: Arc<dyn Clock>,
     /// Where it tells what it found.
@@ -75,6 +80,8 @@ pub struct Task {
     mesh: Mesh<Userspace>,
     /// Nodes that were refused as peers, and why, when it was looked last.
     refused: BTreeMap<String, String>,
+    /// When sessions were ended for the sake of the pre-shared key.
+    renewed: BTreeMap<String, BootTime>,
 }
 
 /// Why tunnel or routes are not as they should be.
@@ -105,7 +112,7 @@ impl Task {
     pub fn new(parts: Parts) -> Self {
         parts.readiness.wait_for(READY, "not asked yet");
         let mesh = Mesh::new(Userspace::new(parts.config.tunnel_socket.clone()));
-        Self { parts, mesh, refused: BTreeMap::new() }
+        Self { parts, mesh, refused: BTreeMap::new(), renewed: BTreeMap::new() }
     }
 
     /// Runs until `stop`. Tunnel and routes stay as they are then.
@@ -154,9 +161,27 @@ impl Task {
             Ok(_) => self.mesh.reconcile(&wanted.desired).await.map(Some),
             Err(_) => Ok(None),
         };
+        if let Ok(status) = &asked {
+            self.mend(status, &wanted.nodes);
+        }
         let steered = self.steer(&wanted).await;
         let failure = applied.map_err(Failure::from).and(steered).err();
         Ok((asked?, wanted.nodes, failure))
+    }
+
+    /// Two ends that have different pre-shared keys keep the session that they have, which WireGuard ends after
+    /// 180 s: long before that they are to come to another key.
+    fn mend(&mut self, status: &Status, nodes: &BTreeMap<PublicKey, String>) {
+        let now = self.parts.clock.now();
+        self.renewed.retain(|_, at| now.since(*at) < MISMATCH);
+        let stuck = status.peers.iter().filter(|peer| peer.rekeying.is_some_and(|since| since >= MISMATCH));
+        for node in stuck.filter_map(|peer| nodes.get(&peer.public_key)) {
+            if !self.renewed.contains_key(node) {
+                tracing::warn!(node, "the tunnel's pre-shared key is not in use yet; asking for another");
+                self.renewed.insert(node.clone(), now);
+                (self.parts.renew)(node);
+            }
+        }
     }
 
     async fn steer(&self, wanted: &Wanted) -> Result<(), Failure> {

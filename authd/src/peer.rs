@@ -13,6 +13,7 @@ mod handshake;
 mod listener;
 mod naming;
 mod pace;
+mod preshared;
 mod service;
 mod session;
 mod table;

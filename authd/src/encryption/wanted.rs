@@ -112,16 +112,23 @@ fn of_session(inputs: &Inputs<'_>, node: &Node) -> Option<Peer> {
     if session.ends.saturating_add(inputs.config.svid_grace) <= inputs.now {
         return None;
     }
-    peer(session, allowed_ips(inputs.cluster, node))
+    peer(inputs, session, allowed_ips(inputs.cluster, node))
 }
 
-fn peer(session: &Session, allowed_ips: BTreeSet<IpNet>) -> Option<Peer> {
+/// Without a pre-shared key there is no peer. After a restart the tunnel has one already, for the same peer.
+fn peer(inputs: &Inputs<'_>, session: &Session, allowed_ips: BTreeSet<IpNet>) -> Option<Peer> {
+    let public_key = PublicKey::from_bytes(session.wireguard_key?).ok()?;
+    let observed = || {
+        let peer = inputs.observed?.peers.iter().find(|peer| peer.public_key == public_key)?;
+        peer.preshared_key.clone()
+    };
+    let preshared_key = session.preshared_key.clone().or_else(observed)?;
     Some(Peer {
-        public_key: PublicKey::from_bytes(session.wireguard_key?).ok()?,
+        public_key,
         endpoint: session.wireguard_endpoint,
         allowed_ips,
         persistent_keepalive: None,
-        preshared_key: None,
+        preshared_key: Some(preshared_key),
     })
 }
 

@@ -4,6 +4,8 @@
 //! this connection's own exporter and all that both ends believe about it. A node that relays a handshake
 //! has another session with each end, so the MACs differ; one that answers itself has no SVID of the identity.
 
+use std::sync::Arc;
+
 use auth_ebpf_abi::IdentityNumber;
 use aws_lc_rs::hmac;
 use spiffe::SpiffeId;
@@ -20,6 +22,9 @@ const CONNECTION_LABEL: &[u8] = b"EXPORTER-authd-identity-connection";
 /// What the MAC is for.
 const CONTEXT: &[u8] = b"authd identity binding 1";
 
+/// Exporter of the node session from which the tunnel's pre-shared key comes.
+const PRESHARED_LABEL: &[u8] = b"EXPORTER-authd-wireguard-psk";
+
 /// Names a session to both its ends; says nothing of its key.
 pub(super) type SessionName = [u8; 16];
 
@@ -28,16 +33,21 @@ pub(super) type SessionName = [u8; 16];
 pub(super) struct SessionKey {
     pub(super) name: SessionName,
     key: hmac::Key,
+    /// What the tunnel's pre-shared key is made from.
+    pub(super) preshared: Arc<Zeroizing<[u8; 32]>>,
 }
 
 impl SessionKey {
     /// From the exporter of a node session, as `export(output, label)`.
     pub(super) fn new(export: impl Fn(&mut [u8], &[u8]) -> Result<(), rustls::Error>) -> Result<Self, Error> {
         let mut key = Zeroizing::new([0; 32]);
+        let mut preshared = Zeroizing::new([0; 32]);
         let mut name = [0; 16];
         export(&mut key[..], SESSION_LABEL).map_err(no_exporter)?;
+        export(&mut preshared[..], PRESHARED_LABEL).map_err(no_exporter)?;
         export(&mut name, NAME_LABEL).map_err(no_exporter)?;
-        Ok(Self { name, key: hmac::Key::new(hmac::HMAC_SHA256, &key[..]) })
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &key[..]);
+        Ok(Self { name, key, preshared: Arc::new(preshared) })
     }
 }
 
@@ -52,6 +62,16 @@ impl std::fmt::Debug for SessionKey {
 pub(super) enum Role {
     Client = 1,
     Server = 2,
+}
+
+impl Role {
+    /// The other end's.
+    pub(super) const fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
 }
 
 /// One end of a handshake as both see it.

@@ -113,6 +113,12 @@ pub enum Error {
         /// The other identity.
         identity: IdentityNumber,
     },
+    /// The other end has another pre-shared key for the same tunnel.
+    #[error("node {node} has another pre-shared key for the tunnel")]
+    Preshared {
+        /// Its name.
+        node: String,
+    },
     /// The machine did not record it.
     #[error("not recorded: {0}")]
     NotRecorded(#[from] Refused),
@@ -155,6 +161,7 @@ impl Error {
             Self::Version { .. } => "version",
             Self::KeyConflict { .. } => "key_conflict",
             Self::NotBound { .. } => "not_bound",
+            Self::Preshared { .. } => "preshared",
             Self::NotRecorded(refused) => refused.as_str(),
             Self::RefusedByPeer { reason } => reason,
             Self::NotHere => "not_here",

@@ -43,6 +43,8 @@ pub struct Options {
     pub ping: Duration,
     /// Silence after which a session is lost.
     pub silence: Duration,
+    /// Oldest that a tunnel's pre-shared key may become while its nodes can reach each other.
+    pub rotation: Duration,
     /// First and longest pause between two dials of a node.
     pub redial: (Duration, Duration),
 }
@@ -59,6 +61,7 @@ impl Options {
             setup_timeout: Duration::from_secs(5),
             ping: Duration::from_secs(2),
             silence: Duration::from_secs(6),
+            rotation: Duration::from_secs(60 * 60),
             redial: (Duration::from_millis(200), Duration::from_secs(5)),
         }
     }
@@ -168,6 +171,11 @@ impl Peers {
     #[must_use]
     pub fn sessions(&self) -> watch::Receiver<SessionMap> {
         self.0.table.watch()
+    }
+
+    /// Ends the session with a node, so that another one, with a fresh pre-shared key, takes its place.
+    pub fn renew(&self, node: &str) {
+        self.0.table.stop(node);
     }
 
     /// Waits until every session and handshake has ended after `stop`.

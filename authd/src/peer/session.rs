@@ -1,7 +1,8 @@
 //! Node sessions: how one comes to be on either side, and its life.
 //!
 //! The node with the lower SPIFFE ID dials and the other only accepts. A session ends with the earlier of
-//! its two SVIDs; the dialling side replaces it at half of that time, and the newest completed one counts.
+//! its two SVIDs; the dialling side replaces it at half of that time or when the tunnel's pre-shared key, which
+//! comes from it, is old enough. The newest completed one counts.
 
 mod life;
 
@@ -23,9 +24,11 @@ use super::NODE_ALPN;
 use super::binding::SessionKey;
 use super::directory::Node;
 use super::error::Error;
+use super::preshared::End;
 use super::service::{Shared, plain};
 use super::wire::{self, Announcement, MAX_FRAME, Reader, SessionFrame, SessionMessage, WireError};
 use crate::auth::stats::Side;
+use crate::svids::Credential;
 
 pub(super) use life::Established;
 
@@ -38,6 +41,8 @@ pub(super) struct Other {
     pub(super) node: Node,
     pub(super) svid: PeerSvid,
     pub(super) address: SocketAddr,
+    /// Our own end of it.
+    pub(super) own: End,
     pub(super) own_not_after: SystemTime,
     pub(super) group: &'static str,
     pub(super) key: SessionKey,
@@ -59,7 +64,7 @@ pub(super) async fn keep_dialled(shared: Arc<Shared>, name: String, stop: Cancel
         let wait = match result {
             Ok(established) => {
                 pause = first;
-                let half = established.life(shared.clock.now()) / 2;
+                let half = (established.life(shared.clock.now()) / 2).min(shared.options.rotation);
                 let ended = established.spawn(&shared, &stop);
                 tokio::select! {
                     () = stop.cancelled() => return,
@@ -128,11 +133,12 @@ async fn dial(shared: &Arc<Shared>, name: &str) -> Result<Established, Error> {
         node,
         svid: peer(connection.peer_certificates())?,
         address,
+        own: own_end(&own),
         own_not_after: own.svid.not_after(),
         group: group(connection),
         key: SessionKey::new(export)?,
     };
-    establish(shared, tls, other, Side::SessionClient).await
+    Box::pin(establish(shared, tls, other, Side::SessionClient)).await
 }
 
 /// The server's side, once a ClientHello has asked for a node session.
@@ -161,12 +167,13 @@ pub(super) async fn accept(
         name: name.to_owned(),
         node: node.clone(),
         address: plain(address),
+        own: own_end(&own),
         own_not_after: own.svid.not_after(),
         group: group(connection),
         key: SessionKey::new(export)?,
         svid,
     };
-    establish(shared, tls, other, Side::SessionServer).await
+    Box::pin(establish(shared, tls, other, Side::SessionServer)).await
 }
 
 /// Both Hellos, in whatever order, make a session.
@@ -185,6 +192,10 @@ where
         return Err(WireError::Unexpected { expected: "Hello" }.into());
     };
     Established::new(shared, Box::new(write), reader.boxed(), other, &hello, side).await
+}
+
+fn own_end(own: &Credential) -> End {
+    End { spiffe_id: own.svid.spiffe_id().clone(), leaf_hash: own.svid.leaf_hash() }
 }
 
 /// What we say of ourselves.

@@ -9,6 +9,7 @@ use auth_ebpf_abi::{IdentityNumber, NodeNumber};
 use spiffe::SpiffeId;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use wg_mesh::PresharedKey;
 
 use super::binding::{SessionKey, SessionName};
 use super::error::Error;
@@ -27,6 +28,9 @@ pub struct Session {
     pub spiffe_id: SpiffeId,
     /// Its WireGuard public key, if it has one.
     pub wireguard_key: Option<[u8; 32]>,
+    /// Pre-shared key of the tunnel with it, which both ends have confirmed: of this session or, until it has
+    /// come to one, of the last. A tunnel without one is not made.
+    pub preshared_key: Option<PresharedKey>,
     /// Where its WireGuard is: the address at the other end of the session, with the port that it announces.
     pub wireguard_endpoint: SocketAddr,
     /// Where its handshakes are taken.
@@ -89,22 +93,25 @@ impl Table {
     }
 
     /// A completed session takes the place of an older one with the same node, once the machine knows of it.
+    /// Returns it as it stands: the tunnel goes on with the key that it has.
     pub(super) async fn install(
         &self,
         node: &str,
         live: Live,
-        session: Session,
+        mut session: Session,
         own_key: Option<[u8; 32]>,
-    ) -> Result<(), Error> {
+    ) -> Result<Session, Error> {
         let _order = self.order.lock().await;
         self.check_key(node, session.wireguard_key, own_key)?;
+        let last = self.known(node).filter(|last| last.wireguard_key == session.wireguard_key);
+        session.preshared_key = last.and_then(|last| last.preshared_key);
         self.auth.tell(peer_up(&session)).await;
         let older = self.live().insert(node.to_owned(), live);
-        self.publish(node, Some(session));
+        self.publish(node, Some(session.clone()));
         if let Some(older) = older {
             older.stop.cancel();
         }
-        Ok(())
+        Ok(session)
     }
 
     /// What a live session announces has changed. False if it is not the node's session any more.
@@ -173,6 +180,13 @@ impl Table {
             }
             sent
         })
+    }
+
+    /// Ends the session with a node, if there is one.
+    pub(super) fn stop(&self, node: &str) {
+        if let Some(live) = self.live().get(node) {
+            live.stop.cancel();
+        }
     }
 
     /// Whether some node has a live session from this address.

@@ -21,7 +21,7 @@ const CHUNK: usize = 4096;
 #[derive(Clone, PartialEq, Message)]
 pub struct SessionFrame {
     /// What it says; `None` if it is something newer.
-    #[prost(oneof = "SessionMessage", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "SessionMessage", tags = "1, 2, 3, 4, 5, 6")]
     pub message: Option<SessionMessage>,
 }
 
@@ -43,6 +43,9 @@ pub enum SessionMessage {
     /// I am.
     #[prost(message, tag = "5")]
     Pong(Ping),
+    /// Confirms the tunnel's pre-shared key.
+    #[prost(message, tag = "6")]
+    Preshared(Preshared),
 }
 
 /// What a node says of itself.
@@ -77,6 +80,20 @@ pub struct Revoke {
     /// The identity.
     #[prost(uint32, tag = "1")]
     pub identity: u32,
+}
+
+/// Shows that the sender has the pre-shared key of the tunnel between these two.
+#[derive(Clone, PartialEq, Message)]
+pub struct Preshared {
+    /// WireGuard public key of the node that has dialled the session.
+    #[prost(bytes = "vec", tag = "1")]
+    pub client_key: Vec<u8>,
+    /// WireGuard public key of the other.
+    #[prost(bytes = "vec", tag = "2")]
+    pub server_key: Vec<u8>,
+    /// A MAC that only the key's holder can make.
+    #[prost(bytes = "vec", tag = "3")]
+    pub confirmation: Vec<u8>,
 }
 
 /// A sign of life.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use auth_ebpf_abi::Mode;
-use wg_mesh::{BackendKind, Counters, PeerStatus};
+use wg_mesh::{BackendKind, Counters, PeerStatus, PresharedKey};
 
 use super::*;
 
@@ -17,6 +17,10 @@ fn key(number: u8) -> [u8; 32] {
     let mut key = [0; 32];
     key[0] = number;
     key
+}
+
+fn preshared(byte: u8) -> PresharedKey {
+    PresharedKey::new([byte; 32].into())
 }
 
 /// What a plan is made from; tests change what they are about.
@@ -70,6 +74,7 @@ impl Given {
             number: 2,
             spiffe_id: "spiffe://a.test/authd/node/n2".parse().unwrap(),
             wireguard_key: Some(key(2)),
+            preshared_key: Some(preshared(1)),
             wireguard_endpoint: "10.0.0.2:51871".parse().unwrap(),
             handshake_endpoint: "10.0.0.2:4250".parse().unwrap(),
             identities: Arc::default(),
@@ -98,7 +103,7 @@ impl Given {
                 configured_endpoint: "10.0.0.2:51871".parse().unwrap(),
                 allowed_ips: allowed_ips(&self.cluster, &self.cluster.nodes["n2"]),
                 persistent_keepalive: None,
-                preshared_key: None,
+                preshared_key: Some(preshared(9).without_secret()),
                 rekeying: None,
                 last_handshake: None,
                 rx_bytes: 0,
@@ -229,4 +234,19 @@ fn a_node_that_announces_nonsense_costs_itself_alone() {
     assert!(with(&|_, third| third.wireguard_key = Some(key(1))).unwrap().contains("own"));
     assert!(with(&|given, _| claims(given, "10.244.2.7")).unwrap().contains("overlaps"));
     assert!(with(&|given, _| claims(given, "10.244.1.7")).unwrap().contains("this node's"));
+}
+
+#[test]
+fn a_tunnel_without_a_preshared_key_is_not_made_and_never_comes_to_be() {
+    let with = |given: &mut Given| {
+        let session = Arc::make_mut(&mut given.sessions).get_mut("n2").unwrap();
+        (session.wireguard_key, session.preshared_key) = (Some(key(7)), None);
+        given.wanted().desired.peers.values().next().map(|peer| peer.preshared_key.clone().unwrap())
+    };
+    assert_eq!(with(&mut Given::new().with_session(100, true)), None);
+    // A restarted daemon has a session and has not come to a key on it yet; the tunnel has one.
+    let mut restarted = Given::new().with_tunnel_peer(1).with_session(100, true);
+    assert_eq!(with(&mut restarted), Some(preshared(9)));
+    let restarted = Given::new().with_tunnel_peer(1).wanted();
+    assert!(restarted.desired.peers.values().all(|peer| peer.preshared_key == Some(preshared(9))));
 }

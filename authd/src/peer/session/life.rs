@@ -12,13 +12,14 @@ use tokio_util::sync::CancellationToken;
 use super::{Other, announcement};
 use crate::auth::stats::Side;
 use crate::clock::BootTime;
-use crate::peer::binding::SessionName;
+use crate::peer::binding::{Role, SessionName};
 use crate::peer::error::Error;
 use crate::peer::pace::Pace;
+use crate::peer::preshared::{Agreement, End, Mismatch};
 use crate::peer::service::Shared;
 use crate::peer::table::{Live, Outgoing, Session};
 use crate::peer::wire::{
-    self, Announcement, MAX_FRAME, Ping, Reader, Revoke, SessionFrame, SessionMessage, WireError,
+    self, Announcement, MAX_FRAME, Ping, Preshared, Reader, Revoke, SessionFrame, SessionMessage, WireError,
 };
 
 /// Revocations that may wait to be sent.
@@ -39,6 +40,7 @@ pub(in crate::peer) struct Established {
     name: String,
     id: SessionName,
     session: Session,
+    agreement: Agreement,
     input: Input,
     output: Output,
     outbox: mpsc::Receiver<Outgoing>,
@@ -66,6 +68,7 @@ impl Established {
             number: other.node.number,
             spiffe_id: other.svid.spiffe_id.clone(),
             wireguard_key: None,
+            preshared_key: None,
             wireguard_endpoint: other.address,
             handshake_endpoint: other.address,
             identities: Arc::default(),
@@ -80,11 +83,12 @@ impl Established {
         let (sender, outbox) = mpsc::channel(OUTBOX);
         let stop = CancellationToken::new();
         let id = other.key.name;
+        let agreement = agreement(&other, side);
         let live = Live { key: other.key, outbox: sender, stop: stop.clone() };
         let own_key = shared.own.borrow().wireguard_key;
-        shared.table.install(&other.name, live, session.clone(), own_key).await?;
+        let session = shared.table.install(&other.name, live, session, own_key).await?;
         tracing::info!(node = other.name, peer = %session.spiffe_id, side = side.as_str(), group = session.group, "node session up");
-        Ok(Self { name: other.name, id, session, input, output, outbox, stop })
+        Ok(Self { name: other.name, id, session, agreement, input, output, outbox, stop })
     }
 
     /// How long it has to live.
@@ -144,6 +148,7 @@ impl Established {
                 Ok(()) = own.changed() => {
                     self.check_key(shared)?;
                     self.say(shared, SessionMessage::Update(announcement(shared))).await?;
+                    self.agree(shared).await?;
                 }
                 Ok(()) = announced.changed() => self.say(shared, SessionMessage::Update(announcement(shared))).await?,
                 _ = look.tick() => {
@@ -179,6 +184,7 @@ impl Established {
                     self.session = session.clone();
                     let own_key = shared.own.borrow().wireguard_key;
                     shared.table.update(&self.name, self.id, session, own_key).await?;
+                    self.agree(shared).await?;
                 }
             }
             Some(SessionMessage::Revoke(Revoke { identity })) => {
@@ -187,12 +193,33 @@ impl Established {
                 shared.table.revoked(&self.name, self.id, identity).await;
             }
             Some(SessionMessage::Ping(ping)) => self.say(shared, SessionMessage::Pong(ping)).await?,
+            Some(SessionMessage::Preshared(said)) => self.confirmed(shared, &said).await?,
             Some(SessionMessage::Hello(_)) => {
                 return Err(WireError::Unexpected { expected: "anything but another Hello" }.into());
             }
             Some(SessionMessage::Pong(_)) | None => {}
         }
         Ok(())
+    }
+
+    /// Confirms the pre-shared key to the other end, once both WireGuard keys are known.
+    async fn agree(&mut self, shared: &Shared) -> Result<(), Error> {
+        let own = shared.own.borrow().wireguard_key;
+        match self.agreement.propose(own, self.session.wireguard_key) {
+            Some(said) => self.say(shared, SessionMessage::Preshared(said)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The other end has confirmed the pre-shared key: now it counts.
+    async fn confirmed(&mut self, shared: &Shared, said: &Preshared) -> Result<(), Error> {
+        self.agree(shared).await?;
+        let differs = |_: Mismatch| Error::Preshared { node: self.name.clone() };
+        let Some(key) = self.agreement.confirm(said).map_err(differs)? else { return Ok(()) };
+        tracing::info!(node = self.name, key = %key, "pre-shared key agreed on");
+        self.session.preshared_key = Some(key);
+        let own_key = shared.own.borrow().wireguard_key;
+        shared.table.update(&self.name, self.id, self.session.clone(), own_key).await.map(drop)
     }
 
     /// Our own key may become known after a peer has announced it.
@@ -211,6 +238,17 @@ impl Established {
             node.spiffe_id == self.session.spiffe_id && node.number == self.session.number
         });
         if same { Ok(()) } else { Err(Error::UnknownNode { node: self.name.clone() }) }
+    }
+}
+
+fn agreement(other: &Other, side: Side) -> Agreement {
+    let theirs = End { spiffe_id: other.svid.spiffe_id.clone(), leaf_hash: other.svid.leaf_hash };
+    let exported = Arc::clone(&other.key.preshared);
+    match side {
+        Side::SessionClient => Agreement::new(exported, Role::Client, other.own.clone(), theirs),
+        Side::SessionServer | Side::Client | Side::Server | Side::Local | Side::Stranger => {
+            Agreement::new(exported, Role::Server, theirs, other.own.clone())
+        }
     }
 }
 
@@ -235,8 +273,11 @@ fn announced(name: &str, session: Session, announcement: &Announcement) -> Resul
         return Err(unexpected("at most 4096 identities"));
     }
     let address = session.handshake_endpoint.ip();
+    // The pre-shared key is of the tunnel between two certain keys.
+    let preshared_key = session.preshared_key.filter(|_| wireguard_key == session.wireguard_key);
     Ok(Session {
         wireguard_key,
+        preshared_key,
         wireguard_endpoint: SocketAddr::new(address, port(announcement.wireguard_port)?),
         handshake_endpoint: SocketAddr::new(address, port(announcement.handshake_port)?),
         identities: Arc::new(announcement.identities.iter().copied().collect::<BTreeSet<_>>()),

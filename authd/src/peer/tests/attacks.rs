@@ -261,6 +261,7 @@ async fn a_node_that_announces_another_name_gets_no_session() {
     let cluster = Cluster::start(&[&[256], &[300], &[]]).await;
     cluster.meshed().await;
     let n2 = cluster.node("n2");
+    until("complete", || n2.session("n1").unwrap().preshared_key.is_some()).await;
     let before = n2.session("n1").unwrap();
     let svid = cluster.svid(&cluster.naming.node("n1").unwrap());
     let honest = Announcement {
@@ -446,4 +447,31 @@ async fn a_key_that_turns_out_to_be_ours_ends_the_session() {
         .await;
     n2.own.send_modify(|own| own.wireguard_key = Some([9; 32]));
     until("found out", || !n2.session("n1").unwrap().live).await;
+}
+
+/// A session that agrees on everything but the pre-shared key is no session.
+#[tokio::test]
+async fn a_forged_confirmation_of_the_preshared_key_ends_the_session() {
+    let mut cluster = Cluster::start(&[&[256], &[300]]).await;
+    cluster.meshed().await;
+    cluster.stop("n1").await;
+    let n2 = cluster.node("n2");
+    let svid = cluster.svid(&cluster.naming.node("n1").unwrap());
+    let hello = Announcement {
+        version: 1,
+        node: "n1".to_owned(),
+        wireguard_key: vec![9; 32],
+        wireguard_port: 51871,
+        handshake_port: 4250,
+        ..Announcement::default()
+    };
+    let mut tls = say_hello(&cluster, "n2", &svid, hello).await;
+    until("up", || n2.session("n1").is_some_and(|now| now.live && now.wireguard_key == Some([9; 32]))).await;
+    assert_eq!(n2.session("n1").unwrap().preshared_key, None, "another tunnel's is not its");
+    let forged =
+        wire::Preshared { client_key: vec![9; 32], server_key: vec![2; 32], confirmation: vec![0; 32] };
+    let frame = SessionFrame { message: Some(SessionMessage::Preshared(forged)) };
+    wire::write(&mut tls, &frame, MAX_FRAME).await.unwrap();
+    until("ended", || !n2.session("n1").unwrap().live).await;
+    assert_eq!(n2.session("n1").unwrap().preshared_key, None);
 }

@@ -224,3 +224,55 @@ async fn what_runs_here_is_announced_at_once_and_in_full() {
     assert_eq!(announced.borrow().as_deref(), Some(&identities));
     drop(driver);
 }
+
+fn preshared(cluster: &Cluster) -> Option<(wg_mesh::PresharedKey, wg_mesh::PresharedKey)> {
+    let of = |name: &str, other: &str| cluster.node(name).session(other)?.preshared_key;
+    Some((of("n1", "n2")?, of("n2", "n1")?))
+}
+
+async fn both_agree(
+    cluster: &Cluster,
+    what: &str,
+    other_than: Option<&wg_mesh::PresharedKey>,
+) -> wg_mesh::PresharedKey {
+    until(what, || preshared(cluster).is_some_and(|(one, two)| one == two && Some(&one) != other_than)).await;
+    preshared(cluster).unwrap().0
+}
+
+#[tokio::test]
+async fn each_session_and_tunnel_gets_a_preshared_key_of_its_own_and_keeps_the_last_until_then() {
+    let mut cluster = Cluster::start(&[&[], &[]]).await;
+    let first = both_agree(&cluster, "a key", None).await;
+    // Another tunnel on the same session.
+    cluster.node("n2").own.send_modify(|own| own.wireguard_key = Some([22; 32]));
+    let second = both_agree(&cluster, "a key of the new tunnel", Some(&first)).await;
+    // Another session with the same tunnels: the key goes on until the next is there.
+    let n1 = cluster.node("n1");
+    let mut sessions = n1.peers.sessions();
+    n1.peers.renew("n2");
+    let third = tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            sessions.changed().await.unwrap();
+            let key = sessions.borrow()["n2"].preshared_key.clone().expect("never without");
+            if key != second {
+                return key;
+            }
+        }
+    });
+    let third = third.await.unwrap();
+    assert_eq!(both_agree(&cluster, "the same at the other end", Some(&second)).await, third);
+    // A node that is away: the last key stays.
+    cluster.stop("n2").await;
+    until("lost", || !cluster.node("n1").session("n2").unwrap().live).await;
+    assert_eq!(cluster.node("n1").session("n2").unwrap().preshared_key, Some(third));
+}
+
+#[tokio::test]
+async fn the_preshared_key_rotates_with_its_session() {
+    let cluster = Cluster::start_with(&[&[], &[]], super::cluster::TTL, |options| {
+        options.rotation = Duration::from_secs(1);
+    })
+    .await;
+    let first = both_agree(&cluster, "a key", None).await;
+    both_agree(&cluster, "the next", Some(&first)).await;
+}
