@@ -17,7 +17,7 @@ use crate::proto::delegated::{
 };
 use crate::snapshot::{Message, Trust};
 use crate::stream::{self, Agent, Call};
-use crate::subscription::{self, Subscription};
+use crate::subscription::{self, Subscription, Svids};
 use crate::workload::{later, readable_bundles};
 use crate::{Bundles, Error, Selector, SpiffeId, Svid, TrustDomain};
 
@@ -63,7 +63,7 @@ impl DelegatedAgent {
         let inner = Arc::clone(&self.0);
         let wanted = expected.clone();
         subscription::start(expected, self.0.trust.clone(), move |sink| async move {
-            let parse = |response: SvidsResponse| read(&response, &wanted);
+            let parse = Svids(|response: SvidsResponse| read(&response, &wanted));
             stream::follow(&inner.agent, call, parse, sink).await;
         })
     }

@@ -5,9 +5,12 @@
 //! nothing; NotAfter does, whatever the agent says.
 
 use std::collections::BTreeSet;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::{ApiError, Bundles, SpiffeId, Svid, TrustDomain};
+
+/// How long an agent may always be silent.
+const MIN_SILENCE: Duration = Duration::from_secs(5);
 
 /// What an identity may do now.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -80,6 +83,18 @@ pub(crate) struct Message {
     pub(crate) federates_with: BTreeSet<TrustDomain>,
     /// Bundles that came in the same message; without them those of the agent's bundle stream count.
     pub(crate) bundles: Option<Bundles>,
+}
+
+impl Message {
+    /// How long nothing newer may come before the agent is asked anew: until three quarters of the SVID's
+    /// life, as SPIRE rotates at half of it, give or take a tenth; later, half of what is left.
+    pub(crate) fn silence(&self, now: SystemTime) -> Option<Duration> {
+        let svid = self.svid.as_ref()?;
+        let life = svid.not_after().duration_since(svid.not_before()).unwrap_or_default();
+        let left = svid.not_after().duration_since(now).unwrap_or_default();
+        let overdue = left.saturating_sub(life / 4);
+        Some(if overdue.is_zero() { left / 2 } else { overdue }.max(MIN_SILENCE))
+    }
 }
 
 /// Bundles of the agent as a whole, not yet narrowed to what an identity may use.

@@ -1,5 +1,8 @@
 //! Supervised server streams: opened a bounded number at a time, each with a deadline on its first message, and
 //! opened again with jittered backoff for as long as anyone listens.
+//!
+//! A stopped agent leaves its connections standing, and pings would have them cut. So a stream on which a newer
+//! SVID is overdue is opened anew, on a new connection: an agent that is well says again what it has said.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,7 +10,7 @@ use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use tokio::sync::{Mutex, Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
@@ -21,6 +24,8 @@ use crate::socket::{self, ApiError};
 const MAX_OPENING: usize = 64;
 /// How long an opened stream may take to its first message.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// The same for a stream that is opened because the last one has gone silent.
+const PROBE: Duration = Duration::from_secs(5);
 /// Largest message that is taken; tonic's own default of 4 MiB is too small for many bundles.
 const MAX_MESSAGE: usize = 20 << 20;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -87,25 +92,54 @@ impl Agent {
     }
 }
 
-/// Follows `call` until the receiver of `sink` is gone. `parse` turns each message into what is passed on; a
-/// message that it refuses ends the stream like a lost connection.
+/// What is made of messages, and how long none may come.
+pub(crate) trait Parse<R, M> {
+    /// What is passed on. Of a message that is refused the stream ends, like a lost connection.
+    fn parse(&self, response: R) -> Result<M, crate::Error>;
+
+    /// How long the agent may be silent after this message; `None` for as long as it likes.
+    fn silence(&self, _message: &M) -> Option<Duration> {
+        None
+    }
+}
+
+impl<R, M, F: Fn(R) -> Result<M, crate::Error>> Parse<R, M> for F {
+    fn parse(&self, response: R) -> Result<M, crate::Error> {
+        self(response)
+    }
+}
+
+/// Why a stream has ended.
+enum End {
+    Failed(ApiError),
+    /// Something newer is overdue.
+    Silent,
+}
+
+/// Follows `call` until the receiver of `sink` is gone.
 pub(crate) async fn follow<Q, R, M>(
     agent: &Agent,
     call: Call<Q>,
-    parse: impl Fn(R) -> Result<M, crate::Error>,
+    parse: impl Parse<R, M>,
     sink: mpsc::Sender<Heard<M>>,
 ) where
     Q: prost::Message + Default + Clone + Send + Sync + 'static,
     R: prost::Message + Default + Send + Sync + 'static,
 {
     let mut backoff = Backoff::default();
-    loop {
-        let Some((error, lasted)) = one_stream(agent, &call, &parse, &sink).await else {
-            return;
-        };
+    let mut deadline = agent.first_message;
+    while let Some((end, lasted)) = one_stream(agent, &call, deadline, &parse, &sink).await {
         if lasted {
             backoff = Backoff::default();
         }
+        let error = match end {
+            End::Failed(error) => error,
+            End::Silent => {
+                deadline = PROBE.min(agent.first_message);
+                continue;
+            }
+        };
+        deadline = agent.first_message;
         let denied = matches!(error, ApiError::NotAuthorized { .. });
         let heard = if denied { Heard::Denied(error) } else { Heard::Lost(error) };
         if sink.send(heard).await.is_err() {
@@ -119,36 +153,47 @@ pub(crate) async fn follow<Q, R, M>(
 async fn one_stream<Q, R, M>(
     agent: &Agent,
     call: &Call<Q>,
-    parse: &impl Fn(R) -> Result<M, crate::Error>,
+    deadline: Duration,
+    parse: &impl Parse<R, M>,
     sink: &mpsc::Sender<Heard<M>>,
-) -> Option<(ApiError, bool)>
+) -> Option<(End, bool)>
 where
     Q: prost::Message + Default + Clone + Send + Sync + 'static,
     R: prost::Message + Default + Send + Sync + 'static,
 {
     let mut lasted = false;
-    let Opened { generation, mut messages, first: mut next } = match open(agent, call).await {
+    let Opened { generation, mut messages, first: mut next } = match open(agent, call, deadline).await {
         Ok(opened) => opened,
-        Err(error) => return Some((error, lasted)),
+        Err(error) => return Some((End::Failed(error), lasted)),
     };
     loop {
-        match parse(next) {
-            Ok(message) => sink.send(Heard::Message(message)).await.ok()?,
+        let silence = match parse.parse(next) {
+            Ok(message) => {
+                let silence = parse.silence(&message);
+                sink.send(Heard::Message(message)).await.ok()?;
+                silence
+            }
             Err(error) => {
                 let reason = error.to_string();
-                return Some((ApiError::Message { path: agent.path.clone(), reason }, lasted));
+                let error = ApiError::Message { path: agent.path.clone(), reason };
+                return Some((End::Failed(error), lasted));
             }
-        }
+        };
         lasted = true;
-        next = match messages.message().await {
+        let heard = timeout(silence.unwrap_or(Duration::MAX), messages.message()).await;
+        let Ok(heard) = heard else {
+            agent.discard(generation).await;
+            return Some((End::Silent, lasted));
+        };
+        next = match heard {
             Ok(Some(message)) => message,
-            Ok(None) => return Some((ended(agent), lasted)),
+            Ok(None) => return Some((End::Failed(ended(agent)), lasted)),
             Err(status) => {
                 let error = ApiError::from_status(&agent.path, call.api, &status);
                 if matches!(error, ApiError::Lost { .. }) {
                     agent.discard(generation).await;
                 }
-                return Some((error, lasted));
+                return Some((End::Failed(error), lasted));
             }
         };
     }
@@ -162,20 +207,23 @@ struct Opened<R> {
 }
 
 /// Opens a stream and waits for its first message, as one of few at a time.
-async fn open<Q, R>(agent: &Agent, call: &Call<Q>) -> Result<Opened<R>, ApiError>
+async fn open<Q, R>(agent: &Agent, call: &Call<Q>, deadline: Duration) -> Result<Opened<R>, ApiError>
 where
     Q: prost::Message + Default + Clone + Send + Sync + 'static,
     R: prost::Message + Default + Send + Sync + 'static,
 {
     // The semaphore is never closed; without a permit the stream would only be opened unbounded.
     let _permit = agent.opening.acquire().await;
-    let (generation, channel) = agent.channel().await?;
-    let opened = timeout(agent.first_message, start(channel, call)).await;
+    let until = Instant::now() + deadline;
+    let stuck = || ApiError::Deadline { path: agent.path.clone(), deadline };
+    let channel = timeout_at(until, agent.channel()).await;
+    let (generation, channel) = channel.unwrap_or_else(|_elapsed| Err(stuck()))?;
+    let opened = timeout_at(until, start(channel, call)).await;
     let error = match opened {
         Ok(Ok((messages, Some(first)))) => return Ok(Opened { generation, messages, first }),
         Ok(Ok((_, None))) => ended(agent),
         Ok(Err(status)) => ApiError::from_status(&agent.path, call.api, &status),
-        Err(_elapsed) => ApiError::Deadline { path: agent.path.clone(), deadline: agent.first_message },
+        Err(_elapsed) => stuck(),
     };
     if !matches!(error, ApiError::NotAuthorized { .. }) {
         agent.discard(generation).await;

@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use crate::SpiffeId;
 use crate::snapshot::{Heard, Message, Snapshot, Tracker, Trust};
+use crate::stream::Parse;
 
 /// Longest time without a look at the wall clock, which may be set.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
@@ -35,6 +36,19 @@ impl Subscription {
     /// The latest snapshot.
     pub fn current(&self) -> Snapshot {
         self.snapshots.borrow().clone()
+    }
+}
+
+/// Reads messages about one identity, and expects newer ones in time.
+pub(crate) struct Svids<F>(pub(crate) F);
+
+impl<R, F: Fn(R) -> Result<Message, crate::Error>> Parse<R, Message> for Svids<F> {
+    fn parse(&self, response: R) -> Result<Message, crate::Error> {
+        (self.0)(response)
+    }
+
+    fn silence(&self, message: &Message) -> Option<Duration> {
+        message.silence(SystemTime::now())
     }
 }
 

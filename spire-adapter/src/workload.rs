@@ -9,7 +9,7 @@ use tracing::warn;
 use crate::proto::workload::{FETCH_X509_SVID, SERVICE, X509SvidRequest, X509SvidResponse};
 use crate::snapshot::{Message, Trust};
 use crate::stream::{self, Agent, Call};
-use crate::subscription::{self, Subscription};
+use crate::subscription::{self, Subscription, Svids};
 use crate::{Bundle, Bundles, Error, SpiffeId, Svid, TrustDomain};
 
 /// Follows the SVID of `expected` on the Workload API at `socket`. The agent may have more SVIDs for this
@@ -20,7 +20,7 @@ pub fn subscribe(socket: impl Into<PathBuf>, expected: SpiffeId) -> Subscription
     let (keep, trust) = watch::channel(Trust::default());
     let wanted = expected.clone();
     subscription::start(expected, trust, move |sink| async move {
-        let parse = |response: X509SvidResponse| read(&response, &wanted);
+        let parse = Svids(|response: X509SvidResponse| read(&response, &wanted));
         stream::follow(&agent, call, parse, sink).await;
         drop(keep);
     })

@@ -188,3 +188,17 @@ fn expected() -> SpiffeId {
 fn problem() -> ApiError {
     ApiError::Lost { path: "/agent.sock".into(), reason: "test".to_owned() }
 }
+
+#[test]
+fn the_agent_is_asked_anew_when_a_newer_svid_is_overdue() {
+    let world = World::new();
+    let svid = world.svids[2].clone();
+    let message = Message { svid: Some(svid.clone()), ..Message::default() };
+    let life = svid.not_after().duration_since(svid.not_before()).unwrap();
+    assert_eq!(message.silence(svid.not_before()), Some(life * 3 / 4));
+    assert_eq!(message.silence(svid.not_after() - life / 4), Some(life / 8));
+    for late in [svid.not_after(), svid.not_after() + DAY] {
+        assert_eq!(message.silence(late), Some(MIN_SILENCE));
+    }
+    assert_eq!(Message::default().silence(svid.not_before()), None);
+}
