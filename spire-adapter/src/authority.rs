@@ -1,4 +1,4 @@
-//! The embedded development authority: a SPIRE-shaped server with the Entry API and any number of agents, each
+//! The embedded development authority: a SPIRE-shaped server with the Entry and Agent APIs and any number of agents, each
 //! with a Workload API and a Delegated Identity API, all on unix sockets in one directory.
 //!
 //! It shows the behaviour of SPIRE that clients can see: entries matched by parent and selectors, callers
@@ -6,6 +6,7 @@
 //! Its CA key lives in memory only. It attests no node and is no substitute for SPIRE where that matters.
 
 mod agent;
+mod agent_api;
 mod ca;
 mod delegated_api;
 mod entry_api;
@@ -27,6 +28,7 @@ use tracing::info;
 pub use ca::{CertificateAuthority, Issued};
 
 use agent::Agent;
+use agent_api::AgentApi;
 use delegated_api::DelegatedApi;
 use entry_api::EntryApi;
 use grpc::ApiService;
@@ -143,7 +145,7 @@ pub struct Running {
     world: Arc<World>,
     config: Config,
     server: Option<Service>,
-    agents: BTreeMap<String, Service>,
+    agents: BTreeMap<String, (Arc<Agent>, Service)>,
 }
 
 impl Running {
@@ -184,7 +186,13 @@ impl Running {
         Ok(())
     }
 
-    /// Hands out the bundle of a foreign trust domain to entries that federate with it; `None` takes it back.
+    /// Takes all CAs but the one that issues out of the bundle: what they have issued is worth nothing any more.
+    pub fn revoke_old_authorities(&self) {
+        self.world.revoke_old_authorities();
+    }
+
+    /// Hands out the bundle of a foreign trust domain to entries that federate with it; `None` takes it back,
+    /// and with it the federation of those entries.
     pub fn federate(&self, trust_domain: TrustDomain, bundle: Option<&Bundle>) {
         let der = bundle.map(|bundle| bundle.certificates().flat_map(|der| der.to_vec()).collect());
         self.world.set_federated(trust_domain, der);
@@ -202,38 +210,60 @@ impl Running {
         let admin = Socket::bind(&self.admin_socket(node))?;
         let token = CancellationToken::new();
         let workload_api = WorkloadApi::new(Arc::clone(&agent), token.clone());
-        let delegated_api = DelegatedApi::new(agent, token.clone());
+        let delegated_api = DelegatedApi::new(Arc::clone(&agent), token.clone());
         let tasks = vec![
             workload.serve(Routes::new(ApiService::new(workload_api)), token.clone()),
             admin.serve(Routes::new(ApiService::new(delegated_api)), token.clone()),
         ];
-        self.agents.insert(node.to_owned(), Service { token, tasks });
+        self.agents.insert(node.to_owned(), (agent, Service { token, tasks }));
         Ok(())
     }
 
     /// Stops a node's agent as if it had been ended: its streams break and its sockets go.
     pub async fn stop_agent(&mut self, node: &str) -> Result<(), AuthorityError> {
         let agent = self.agents.remove(node);
-        agent.ok_or_else(|| AuthorityError::UnknownNode { node: node.to_owned() })?.stop().await;
+        let (_, service) = agent.ok_or_else(|| AuthorityError::UnknownNode { node: node.to_owned() })?;
+        service.stop().await;
         Ok(())
+    }
+
+    /// Has a node's agent say nothing any more, as if its process had been stopped, or go on.
+    pub fn freeze_agent(&self, node: &str, frozen: bool) -> Result<(), AuthorityError> {
+        let agent = self.agents.get(node);
+        let (agent, _) = agent.ok_or_else(|| AuthorityError::UnknownNode { node: node.to_owned() })?;
+        agent.freeze(frozen);
+        Ok(())
+    }
+
+    /// Stops the server: agents live on with what they have, and hand it out even when it has expired.
+    pub async fn stop_server(&mut self) {
+        self.world.set_away(true);
+        if let Some(server) = self.server.take() {
+            server.stop().await;
+        }
     }
 
     /// Ends every stream and call, and removes the sockets.
     pub async fn shutdown(mut self) {
-        for (_, agent) in std::mem::take(&mut self.agents) {
-            agent.stop().await;
+        for (_, service) in std::mem::take(&mut self.agents).into_values() {
+            service.stop().await;
         }
         if let Some(server) = self.server.take() {
             server.stop().await;
         }
     }
 
-    fn start_server(&mut self) -> Result<(), AuthorityError> {
+    /// Serves the Entry API (again).
+    pub fn start_server(&mut self) -> Result<(), AuthorityError> {
         let socket = Socket::bind(&self.server_socket())?;
         let token = CancellationToken::new();
-        let api = ApiService::new(EntryApi::new(Arc::clone(&self.world)));
-        let tasks = vec![socket.serve(Routes::new(api), token.clone())];
+        let nodes = self.config.nodes.iter();
+        let agents = nodes.map(|node| Ok((node.clone(), self.agent_id(node)?))).collect::<Result<_, _>>()?;
+        let entries = ApiService::new(EntryApi::new(Arc::clone(&self.world)));
+        let routes = Routes::new(entries).add_service(ApiService::new(AgentApi::new(agents)));
+        let tasks = vec![socket.serve(routes, token.clone())];
         self.server = Some(Service { token, tasks });
+        self.world.set_away(false);
         Ok(())
     }
 

@@ -8,20 +8,24 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http::uri::PathAndQuery;
-use tonic::transport::Channel;
-use tonic_prost::ProstCodec;
-
 use crate::proto::{self, SelectorParts, SpiffeIdParts};
-use crate::socket::{self, ApiError, CALL_DEADLINE};
-use crate::{SpiffeId, TrustDomain};
+use crate::server::Server;
+use crate::{ApiError, SpiffeId, TrustDomain};
 
 const BATCH: usize = 200;
 const PAGE: i32 = 500;
-const MAX_MESSAGE: usize = 64 << 20;
 const OK: i32 = 0;
 const NOT_FOUND: i32 = 5;
 const ALREADY_EXISTS: i32 = 6;
+/// The fields that [`Entry`] has.
+pub(crate) const FIELDS: proto::entry::EntryMask = proto::entry::EntryMask {
+    spiffe_id: true,
+    parent_id: true,
+    selectors: true,
+    x509_svid_ttl: true,
+    federates_with: true,
+    hint: true,
+};
 
 /// One property of a workload, such as `unix:uid:1000`: `kind` is what stands before the first colon.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,6 +95,8 @@ pub enum Outcome {
     Created(Entry),
     /// One with the same parent, SPIFFE ID and selectors exists already: this one.
     Exists(Entry),
+    /// Changed in place; as it is now.
+    Updated(Entry),
     /// Deleted; its ID.
     Deleted(String),
     /// There was none with this ID.
@@ -104,16 +110,14 @@ pub enum Outcome {
     },
 }
 
-/// A client of the Entry API. Connects anew for each request: requests are rare and the server may restart.
+/// A client of the Entry API.
 #[derive(Debug, Clone)]
-pub struct EntryClient {
-    path: PathBuf,
-}
+pub struct EntryClient(Server);
 
 impl EntryClient {
     /// A client for the server's socket at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self(Server::new(path.into(), proto::entry::SERVICE))
     }
 
     /// Creates entries; outcomes come in their order. After an error some may exist: list and compare.
@@ -121,11 +125,26 @@ impl EntryClient {
         let mut outcomes = Vec::with_capacity(entries.len());
         for batch in entries.chunks(BATCH) {
             let request = proto::entry::CreateRequest { entries: batch.iter().map(to_message).collect() };
-            let response: proto::entry::BatchResponse =
-                self.unary(PathAndQuery::from_static(proto::entry::CREATE), request).await?;
+            let response: proto::entry::BatchResponse = self.0.unary(proto::entry::CREATE, request).await?;
             self.check_count(batch.len(), response.results.len())?;
             for result in response.results {
                 outcomes.push(self.created(result)?);
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Changes entries in place, by their IDs; outcomes come in their order. The server's other fields of an
+    /// entry stay. Never delete and create instead: the SVID would be missing meanwhile.
+    pub async fn update(&self, entries: &[Entry]) -> Result<Vec<Outcome>, ApiError> {
+        let mut outcomes = Vec::with_capacity(entries.len());
+        for batch in entries.chunks(BATCH) {
+            let messages = batch.iter().map(to_message).collect();
+            let request = proto::entry::UpdateRequest { entries: messages, input_mask: Some(FIELDS) };
+            let response: proto::entry::BatchResponse = self.0.unary(proto::entry::UPDATE, request).await?;
+            self.check_count(batch.len(), response.results.len())?;
+            for (entry, result) in batch.iter().zip(response.results) {
+                outcomes.push(self.updated(&entry.id, result)?);
             }
         }
         Ok(outcomes)
@@ -136,8 +155,7 @@ impl EntryClient {
         let mut outcomes = Vec::with_capacity(ids.len());
         for batch in ids.chunks(BATCH) {
             let request = proto::entry::DeleteRequest { ids: batch.to_vec() };
-            let response: proto::entry::DeleteResponse =
-                self.unary(PathAndQuery::from_static(proto::entry::DELETE), request).await?;
+            let response: proto::entry::DeleteResponse = self.0.unary(proto::entry::DELETE, request).await?;
             self.check_count(batch.len(), response.results.len())?;
             outcomes.extend(response.results.into_iter().map(deleted));
         }
@@ -159,8 +177,7 @@ impl EntryClient {
                 page_size: PAGE,
                 page_token,
             };
-            let response: proto::entry::ListResponse =
-                self.unary(PathAndQuery::from_static(proto::entry::LIST), request).await?;
+            let response: proto::entry::ListResponse = self.0.unary(proto::entry::LIST, request).await?;
             for entry in response.entries {
                 entries.push(self.parse(entry)?);
             }
@@ -171,25 +188,11 @@ impl EntryClient {
         }
     }
 
-    async fn unary<Q, R>(&self, method: PathAndQuery, request: Q) -> Result<R, ApiError>
-    where
-        Q: prost::Message + Default + Send + Sync + 'static,
-        R: prost::Message + Default + Send + Sync + 'static,
-    {
-        let channel = socket::connect(&self.path).await?;
-        let call = call(channel, method, request);
-        match tokio::time::timeout(CALL_DEADLINE, call).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(status)) => Err(ApiError::from_status(&self.path, proto::entry::SERVICE, &status)),
-            Err(_elapsed) => Err(ApiError::Deadline { path: self.path.clone(), deadline: CALL_DEADLINE }),
-        }
-    }
-
     fn check_count(&self, sent: usize, received: usize) -> Result<(), ApiError> {
         if sent == received {
             return Ok(());
         }
-        Err(self.unusable(format!("{received} results for {sent} entries")))
+        Err(self.0.unusable(format!("{received} results for {sent} entries")))
     }
 
     fn created(&self, result: proto::entry::EntryResult) -> Result<Outcome, ApiError> {
@@ -201,29 +204,23 @@ impl EntryClient {
         }
     }
 
-    fn parse(&self, message: proto::entry::Entry) -> Result<Entry, ApiError> {
-        from_message(message).map_err(|reason| self.unusable(reason))
+    fn updated(&self, id: &str, result: proto::entry::EntryResult) -> Result<Outcome, ApiError> {
+        let status = result.status.unwrap_or_default();
+        match (status.code, result.entry) {
+            (OK, Some(entry)) => Ok(Outcome::Updated(self.parse(entry)?)),
+            (NOT_FOUND, _) => Ok(Outcome::NotFound(id.to_owned())),
+            (code, _) => Ok(Outcome::Failed { code, message: status.message }),
+        }
     }
 
-    fn unusable(&self, reason: String) -> ApiError {
-        ApiError::Message { path: self.path.clone(), reason }
+    fn parse(&self, message: proto::entry::Entry) -> Result<Entry, ApiError> {
+        from_message(message).map_err(|reason| self.0.unusable(reason))
     }
 
     /// The socket this client talks to.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.0.path()
     }
-}
-
-async fn call<Q, R>(channel: Channel, method: PathAndQuery, request: Q) -> Result<R, tonic::Status>
-where
-    Q: prost::Message + Default + Send + Sync + 'static,
-    R: prost::Message + Default + Send + Sync + 'static,
-{
-    let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE);
-    grpc.ready().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
-    let response = grpc.unary(tonic::Request::new(request), method, ProstCodec::<Q, R>::default()).await?;
-    Ok(response.into_inner())
 }
 
 fn deleted(result: proto::entry::DeleteResult) -> Outcome {

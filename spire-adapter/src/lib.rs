@@ -4,6 +4,7 @@
 //! Nothing here knows of Kubernetes, WireGuard or identity numbers: an identity is a [`SpiffeId`], its
 //! registration a set of selectors.
 
+pub mod attested;
 pub mod authority;
 pub mod bundle;
 pub mod delegated;
@@ -11,17 +12,21 @@ mod der;
 pub mod entry;
 mod error;
 mod proto;
+pub mod registration;
+mod server;
 mod snapshot;
 mod socket;
 mod stream;
 mod subscription;
 pub mod svid;
+pub mod template;
 pub mod tls;
 #[cfg(test)]
 mod traps;
 pub mod verify;
 pub mod workload;
 
+pub use attested::{AgentClient, AttestedAgent};
 pub use bundle::{Bundle, Bundles};
 pub use delegated::DelegatedAgent;
 pub use entry::{Entry, EntryClient, Outcome, Selector};
@@ -31,5 +36,6 @@ pub use socket::ApiError;
 pub use spiffe::{SpiffeId, TrustDomain};
 pub use subscription::Subscription;
 pub use svid::Svid;
+pub use template::{Template, TemplateError};
 pub use tls::Groups;
 pub use verify::{ExpectedPeer, PeerSvid, Rules, Violation, peer_svid, verify_chain};

@@ -1,5 +1,5 @@
-//! The clients against the embedded authority: issue, rotation, withdrawal, restore, an agent that goes and
-//! comes back, refusals, and least privilege.
+//! The clients against the embedded authority: what `tests/tests/spire.rs`, which holds it and real SPIRE to the
+//! same, does not ask.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
@@ -100,71 +100,6 @@ async fn delegated_svid_rotates() {
 }
 
 #[tokio::test]
-async fn an_agent_gives_only_what_its_own_node_hosts() {
-    let rig = Rig::start(Duration::from_secs(3600));
-    rig.register("n1", 256).await;
-    let there = rig.agent("n1").subscribe([selector(256)], identity(256));
-    usable(&there).await;
-    let elsewhere = rig.agent("n2").subscribe([selector(256)], identity(256));
-    until(&elsewhere, |next| next.state == State::Withdrawn).await;
-    // Nor does it give another identity's SVID to whoever asks with the right selectors for the wrong ID.
-    let other = rig.agent("n1").subscribe([selector(256)], identity(257));
-    until(&other, |next| next.state == State::Withdrawn).await;
-    // Nor the node's own identity of another node by the Workload API.
-    let node = rig.authority.delegate_id("n1").unwrap();
-    let workload = workload::subscribe(rig.authority.workload_socket("n2"), node);
-    until(&workload, |next| next.state == State::Withdrawn).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    for subscription in [&elsewhere, &other, &workload] {
-        assert_eq!(subscription.current().state, State::Withdrawn);
-    }
-}
-
-#[tokio::test]
-async fn an_agent_that_is_away_withdraws_nothing_and_is_found_again() {
-    let mut rig = Rig::start(Duration::from_secs(3600));
-    rig.register("n1", 256).await;
-    let agent = rig.agent("n1");
-    let delegated = agent.subscribe([selector(256)], identity(256));
-    let node = rig.authority.delegate_id("n1").unwrap();
-    let workload = workload::subscribe(rig.authority.workload_socket("n1"), node);
-    let before = usable(&delegated).await;
-    usable(&workload).await;
-
-    rig.authority.stop_agent("n1").await.unwrap();
-    for subscription in [&delegated, &workload] {
-        let away = until(subscription, |next| next.stale).await;
-        assert!(away.svid().is_some(), "the last good counts");
-        assert!(away.problem.is_some());
-    }
-    assert_eq!(delegated.current().svid(), before.svid());
-    let missing = until(&delegated, |next| matches!(next.problem, Some(ApiError::Missing { .. }))).await;
-    assert!(missing.problem.unwrap().to_string().contains("api.sock"));
-
-    rig.authority.start_agent("n1").unwrap();
-    for subscription in [&delegated, &workload] {
-        let back = until(subscription, |next| !next.stale).await;
-        assert!(back.svid().is_some());
-        assert_eq!(back.problem, None);
-    }
-}
-
-#[tokio::test]
-async fn svid_expires_here_while_the_agent_is_away() {
-    let mut rig = Rig::start(Duration::from_secs(3));
-    rig.register("n1", 256).await;
-    let subscription = rig.agent("n1").subscribe([selector(256)], identity(256));
-    let issued = usable(&subscription).await;
-    rig.authority.stop_agent("n1").await.unwrap();
-    let expired = until(&subscription, |next| next.state == State::Expired).await;
-    assert!(SystemTime::now() > issued.svid().unwrap().not_after());
-    assert!(expired.stale);
-    assert!(expired.bundles.is_empty());
-    rig.authority.start_agent("n1").unwrap();
-    usable(&subscription).await;
-}
-
-#[tokio::test]
 async fn a_caller_without_entry_is_refused_and_admitted_later() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = Config::new(trust_domain(), dir.path());
@@ -198,62 +133,6 @@ async fn a_caller_without_entry_is_refused_and_admitted_later() {
 }
 
 #[tokio::test]
-async fn losing_the_own_entry_withdraws_the_node_svid() {
-    let rig = Rig::start(Duration::from_secs(3600));
-    let node = rig.authority.delegate_id("n1").unwrap();
-    let subscription = workload::subscribe(rig.authority.workload_socket("n1"), node.clone());
-    usable(&subscription).await;
-    let own = rig.entries.list(Some(&rig.authority.agent_id("n1").unwrap())).await.unwrap();
-    assert_eq!(own.len(), 1);
-    rig.withdraw(&own[0].id).await;
-    let denied = until(&subscription, |next| next.state == State::Withdrawn).await;
-    assert!(matches!(denied.problem, Some(ApiError::NotAuthorized { .. })));
-    rig.entries.create(&own).await.unwrap();
-    usable(&subscription).await;
-}
-
-#[tokio::test]
-async fn a_rotated_authority_joins_the_bundle_and_issues() {
-    let rig = Rig::start(Duration::from_secs(3600));
-    rig.register("n1", 256).await;
-    let subscription = rig.agent("n1").subscribe([selector(256)], identity(256));
-    let before = usable(&subscription).await;
-    rig.authority.rotate_authority().unwrap();
-    let after = until(&subscription, |next| {
-        next.svid() != before.svid()
-            && next.bundles.get(&trust_domain()).is_some_and(|bundle| bundle.certificates().len() == 2)
-    })
-    .await;
-    let expected = spire_adapter::ExpectedPeer::Exact(identity(256));
-    for snapshot in [&before, &after] {
-        let chain = snapshot.svid().unwrap().chain();
-        spire_adapter::verify_chain(chain, &after.bundles, &expected, SystemTime::now()).unwrap();
-    }
-}
-
-#[tokio::test]
-async fn foreign_bundles_are_usable_only_while_the_entry_federates() {
-    let rig = Rig::start(Duration::from_secs(3600));
-    let foreign = TrustDomain::new("b.test").unwrap();
-    let ca = spire_adapter::authority::CertificateAuthority::new(&foreign).unwrap();
-    rig.authority.federate(foreign.clone(), Some(&ca.bundle().unwrap()));
-    let agent = rig.authority.agent_id("n1").unwrap();
-    let mut federated = Entry::new(agent, identity(256), [selector(256)]);
-    federated.federates_with.insert(foreign.clone());
-    rig.entries.create(&[federated]).await.unwrap();
-    rig.register("n1", 257).await;
-
-    let delegated = rig.agent("n1");
-    let with = delegated.subscribe([selector(256)], identity(256));
-    let without = delegated.subscribe([selector(257)], identity(257));
-    until(&with, |next| next.bundles.get(&foreign).is_some()).await;
-    let snapshot = usable(&without).await;
-    assert_eq!(snapshot.bundles.len(), 1, "the agent has the bundle, this identity does not federate");
-    rig.authority.federate(foreign.clone(), None);
-    until(&with, |next| next.svid().is_some() && next.bundles.get(&foreign).is_none()).await;
-}
-
-#[tokio::test]
 async fn entries_report_what_exists_what_is_missing_and_what_is_refused() {
     let rig = Rig::start(Duration::from_secs(3600));
     let agent = rig.authority.agent_id("n1").unwrap();
@@ -275,22 +154,6 @@ async fn entries_report_what_exists_what_is_missing_and_what_is_refused() {
     let listed = rig.entries.list(Some(&agent)).await.unwrap();
     assert_eq!(listed.len(), many.len() + 2, "every page was read");
     assert_eq!(rig.entries.list(None).await.unwrap().len(), many.len() + 3);
-}
-
-#[tokio::test]
-async fn hundreds_of_subscriptions_open_and_get_their_own_svid() {
-    let rig = Rig::start(Duration::from_secs(3600));
-    let agent = rig.authority.agent_id("n1").unwrap();
-    let entries: Vec<_> =
-        (0..300).map(|number| Entry::new(agent.clone(), identity(number), [selector(number)])).collect();
-    rig.entries.create(&entries).await.unwrap();
-    let delegated = rig.agent("n1");
-    let subscriptions: Vec<_> =
-        (0..300).map(|number| delegated.subscribe([selector(number)], identity(number))).collect();
-    for subscription in &subscriptions {
-        let snapshot = usable(subscription).await;
-        assert_eq!(snapshot.svid().unwrap().spiffe_id(), subscription.spiffe_id());
-    }
 }
 
 #[tokio::test]

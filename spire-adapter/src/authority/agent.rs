@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Status};
 
-use super::ca::Issued;
+use super::ca::{CertificateAuthority, Issued};
 use super::world::{State, World};
 use crate::{Entry, Selector, SpiffeId};
 
@@ -28,13 +28,14 @@ pub(crate) struct Agent {
     delegate: SpiffeId,
     default_ttl: Duration,
     cache: Mutex<BTreeMap<String, Cached>>,
+    frozen: watch::Sender<bool>,
 }
 
 #[derive(Debug, Clone)]
 struct Cached {
     issued: Arc<Issued>,
     entry: Entry,
-    authorities: usize,
+    authority: Arc<CertificateAuthority>,
     renew_at: Instant,
 }
 
@@ -43,12 +44,18 @@ struct Cached {
 pub(crate) struct Current {
     pub(crate) entry: Entry,
     pub(crate) issued: Arc<Issued>,
-    pub(crate) renew_at: Instant,
+    pub(crate) renew_at: Option<Instant>,
 }
 
 impl Agent {
     pub(crate) fn new(world: Arc<World>, id: SpiffeId, delegate: SpiffeId, default_ttl: Duration) -> Self {
-        Self { world, id, delegate, default_ttl, cache: Mutex::new(BTreeMap::new()) }
+        let (cache, frozen) = (Mutex::default(), watch::Sender::new(false));
+        Self { world, id, delegate, default_ttl, cache, frozen }
+    }
+
+    /// While frozen, streams are silent, as those of a stopped process are.
+    pub(crate) fn freeze(&self, frozen: bool) {
+        self.frozen.send_replace(frozen);
     }
 
     pub(crate) fn world(&self) -> &World {
@@ -61,7 +68,12 @@ impl Agent {
         state: &'s State,
         selectors: &'s BTreeSet<Selector>,
     ) -> impl Iterator<Item = &'s Entry> {
-        state.entries_of(&self.id).filter(|entry| entry.selectors.is_subset(selectors))
+        self.entries(state).filter(|entry| entry.selectors.is_subset(selectors))
+    }
+
+    /// Entries of this node.
+    pub(crate) fn entries<'s>(&'s self, state: &'s State) -> impl Iterator<Item = &'s Entry> {
+        state.entries_of(&self.id)
     }
 
     /// Refuses a caller that is not this node's delegate.
@@ -82,31 +94,42 @@ impl Agent {
         state: &State,
         selectors: &BTreeSet<Selector>,
     ) -> Result<Vec<Current>, Status> {
-        self.matching(state, selectors).map(|entry| self.svid(state, entry)).collect()
+        self.matching(state, selectors).filter_map(|entry| self.svid(state, entry).transpose()).collect()
     }
 
-    fn svid(&self, state: &State, entry: &Entry) -> Result<Current, Status> {
+    /// The SVID of an entry. With the server away that is the last one, expired or not, as SPIRE's agent
+    /// has it, or none.
+    fn svid(&self, state: &State, entry: &Entry) -> Result<Option<Current>, Status> {
         let now = Instant::now();
-        let authorities = state.authorities.len();
+        let authority = state.authorities.last().ok_or_else(|| Status::internal("no authority"))?;
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.retain(|id, _| state.entries.contains_key(id));
-        if let Some(cached) = cache.get(&entry.id)
+        let cached = cache.get(&entry.id);
+        if state.away {
+            return Ok(cached.map(|cached| cached.current(None)));
+        }
+        if let Some(cached) = cached
             && cached.renew_at > now
-            && cached.authorities == authorities
+            && Arc::ptr_eq(&cached.authority, authority)
             && cached.entry == *entry
         {
-            let issued = Arc::clone(&cached.issued);
-            return Ok(Current { entry: entry.clone(), issued, renew_at: cached.renew_at });
+            return Ok(Some(cached.current(Some(cached.renew_at))));
         }
-        let authority = state.authorities.last().ok_or_else(|| Status::internal("no authority"))?;
         let ttl = entry.svid_ttl.unwrap_or(self.default_ttl);
         let issued =
             authority.issue(&entry.spiffe_id, ttl).map_err(|error| Status::internal(error.to_string()))?;
-        let issued = Arc::new(issued);
         let renew_at = now + renewal(ttl);
-        let cached = Cached { issued: Arc::clone(&issued), entry: entry.clone(), authorities, renew_at };
-        cache.insert(entry.id.clone(), cached);
-        Ok(Current { entry: entry.clone(), issued, renew_at })
+        let authority = Arc::clone(authority);
+        let fresh = Cached { issued: Arc::new(issued), entry: entry.clone(), authority, renew_at };
+        let current = fresh.current(Some(renew_at));
+        cache.insert(entry.id.clone(), fresh);
+        Ok(Some(current))
+    }
+}
+
+impl Cached {
+    fn current(&self, renew_at: Option<Instant>) -> Current {
+        Current { entry: self.entry.clone(), issued: Arc::clone(&self.issued), renew_at }
     }
 }
 
@@ -144,21 +167,21 @@ where
     M: Clone + PartialEq + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel(1);
-    let changes = agent.world.changes();
-    tokio::spawn(push(changes, stop, build, sender));
+    let (changes, frozen) = (agent.world.changes(), agent.frozen.subscribe());
+    tokio::spawn(stop.run_until_cancelled_owned(push(changes, frozen, build, sender)));
     ReceiverStream::new(receiver)
 }
 
 async fn push<M>(
-    mut changes: tokio::sync::watch::Receiver<State>,
-    stop: CancellationToken,
+    mut changes: watch::Receiver<State>,
+    mut frozen: watch::Receiver<bool>,
     build: impl Fn(&State) -> Result<Update<M>, Status> + Send,
     sender: mpsc::Sender<Result<M, Status>>,
 ) where
     M: Clone + PartialEq + Send,
 {
     let mut last = None;
-    loop {
+    while frozen.wait_for(|frozen| !frozen).await.is_ok() {
         let state = changes.borrow_and_update().clone();
         let (item, next) = match build(&state) {
             Ok(update) => (Ok(update.message), update.next),
@@ -176,7 +199,6 @@ async fn push<M>(
             return;
         }
         tokio::select! {
-            () = stop.cancelled() => return,
             () = sender.closed() => return,
             changed = changes.changed() => if changed.is_err() { return },
             () = sleep_until(next) => {}

@@ -1,7 +1,7 @@
 //! SPIRE's Delegated Identity API of one agent, for X.509 and by selectors.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -58,9 +58,13 @@ impl DelegatedApi {
     ) -> Result<ReceiverStream<Result<BundlesResponse, Status>>, Status> {
         let caller = attest(request)?;
         let agent = Arc::clone(&self.agent);
+        // As in SPIRE 1.15.3, what was on the stream once stays on it.
+        let sent = Mutex::default();
         let build = move |state: &State| {
             agent.authorize(state, &caller)?;
-            Ok(bundles(&agent, state))
+            let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
+            add_bundles(&mut sent, &agent, state);
+            Ok(Update { message: BundlesResponse { ca_certificates: sent.clone() }, next: None })
         };
         Ok(updates(&self.agent, self.stop.clone(), build))
     }
@@ -94,16 +98,16 @@ fn svids(current: &[Current]) -> Update<SvidsResponse> {
     let federates_with: BTreeSet<&TrustDomain> =
         current.iter().flat_map(|svid| &svid.entry.federates_with).collect();
     let federates_with = federates_with.into_iter().map(TrustDomain::id_string).collect();
-    let next = current.iter().map(|svid| svid.renew_at).min();
+    let next = current.iter().filter_map(|svid| svid.renew_at).min();
     Update { message: SvidsResponse { x509_svids, federates_with }, next }
 }
 
-/// The own bundle and those of every domain that any entry here federates with: the stream is agent-wide.
-fn bundles(agent: &Agent, state: &State) -> Update<BundlesResponse> {
-    let own = agent.world().trust_domain().id_string();
-    let mut ca_certificates = BTreeMap::from([(own, state.bundle_der())]);
-    for (domain, der) in state.federated.iter() {
-        ca_certificates.insert(domain.id_string(), der.clone());
+/// The own bundle, and those of every domain that an entry of this agent federates with.
+fn add_bundles(sent: &mut BTreeMap<String, Vec<u8>>, agent: &Agent, state: &State) {
+    sent.insert(agent.world().trust_domain().id_string(), state.bundle_der());
+    for domain in agent.entries(state).flat_map(|entry| &entry.federates_with) {
+        if let Some(der) = state.federated.get(domain) {
+            sent.insert(domain.id_string(), der.clone());
+        }
     }
-    Update { message: BundlesResponse { ca_certificates }, next: None }
 }

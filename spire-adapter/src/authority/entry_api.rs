@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 
 use super::grpc::{self, Api};
 use super::world::{Refusal, World};
-use crate::entry::{from_message, to_message};
+use crate::entry::{FIELDS, from_message, to_message};
 use crate::proto;
 use crate::proto::entry::{
     BatchResponse, CREATE, CreateRequest, DELETE, DeleteRequest, DeleteResponse, DeleteResult, EntryMask,
@@ -68,14 +68,7 @@ impl EntryApi {
     }
 
     fn update(&self, request: UpdateRequest) -> BatchResponse {
-        let mask = request.input_mask.unwrap_or(EntryMask {
-            spiffe_id: true,
-            parent_id: true,
-            selectors: true,
-            x509_svid_ttl: true,
-            federates_with: true,
-            hint: true,
-        });
+        let mask = request.input_mask.unwrap_or(FIELDS);
         let results =
             request.entries.into_iter().map(|message| result(self.update_one(message, mask))).collect();
         BatchResponse { results }

@@ -95,7 +95,7 @@ fn svids(
             federated_bundles.insert(domain.id_string(), der.clone());
         }
     }
-    let next = current.iter().map(|svid| svid.renew_at).min();
+    let next = current.iter().filter_map(|svid| svid.renew_at).min();
     Ok(Update { message: X509SvidResponse { svids, crl: Vec::new(), federated_bundles }, next })
 }
 

@@ -16,6 +16,8 @@ pub(crate) struct State {
     /// The last one issues.
     pub(crate) authorities: Arc<Vec<Arc<CertificateAuthority>>>,
     pub(crate) federated: Arc<BTreeMap<TrustDomain, Vec<u8>>>,
+    /// The server is away: agents can have nothing signed.
+    pub(crate) away: bool,
 }
 
 impl State {
@@ -73,13 +75,30 @@ impl World {
         });
     }
 
+    /// Takes every CA but the one that issues out of the bundle.
+    pub(crate) fn revoke_old_authorities(&self) {
+        self.state.send_modify(|state| {
+            let authorities = Arc::make_mut(&mut state.authorities);
+            authorities.drain(..authorities.len().saturating_sub(1));
+        });
+    }
+
+    pub(crate) fn set_away(&self, away: bool) {
+        self.state.send_modify(|state| state.away = away);
+    }
+
+    /// Sets a foreign domain's bundle, or deletes it in SPIRE's mode `dissociate`.
     pub(crate) fn set_federated(&self, trust_domain: TrustDomain, der: Option<Vec<u8>>) {
         self.state.send_modify(|state| {
             let federated = Arc::make_mut(&mut state.federated);
-            match der {
-                Some(der) => federated.insert(trust_domain, der),
-                None => federated.remove(&trust_domain),
+            let Some(der) = der else {
+                federated.remove(&trust_domain);
+                for entry in Arc::make_mut(&mut state.entries).values_mut() {
+                    entry.federates_with.remove(&trust_domain);
+                }
+                return;
             };
+            federated.insert(trust_domain, der);
         });
     }
 
