@@ -17,9 +17,9 @@ build: setup ## Build everything
 	$(CARGO) build --locked --workspace --all-targets
 
 .PHONY: demo
-demo: setup ## Show the whole promise on real packets (KEEP=1 leaves it running)
+demo: setup ## Show the whole promise on real packets (KEEP=1 leaves it running, SPIRE=real uses real SPIRE)
 	$(CARGO) build --locked --quiet --bins
-	@$(DEMO) $(if $(KEEP),--keep)
+	@$(DEMO) $(if $(KEEP),--keep) $(if $(SPIRE),--spire $(SPIRE))
 
 .PHONY: demo-stop
 demo-stop: ## End a demo that was kept
@@ -49,6 +49,10 @@ nightly-policy: setup ## The property tests of policies with millions of packets
 test-kernels: ## The tests that ask the kernel, on Debian's 6.1 in a virtual machine (minutes; amd64)
 	@scripts/setup --kernels
 	@scripts/test-kernels
+
+.PHONY: test-spire
+test-spire: setup ## Tests against real SPIRE and the embedded authority only
+	$(CARGO) test --locked --workspace --test spire
 
 .PHONY: lint
 lint: setup ## Format check, clippy and rustdoc only

@@ -17,6 +17,20 @@ pub fn path(program: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The path of a real peer that `scripts/peers` has built: in `AUTHD_PEERS_DIR`, or in `target/tools/peers`.
+///
+/// # Errors
+/// When it is not there.
+pub fn peer(program: &str) -> Result<PathBuf> {
+    let built = || concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/peers").into();
+    let directory = env::var_os("AUTHD_PEERS_DIR").map_or_else(built, PathBuf::from);
+    let path = directory.join(program);
+    if !path.is_file() {
+        bail!("{} is missing: scripts/peers makes it, or set AUTHD_PEERS_DIR", path.display());
+    }
+    Ok(path.canonicalize()?)
+}
+
 fn directory() -> Result<PathBuf> {
     if let Some(directory) = env::var_os("AUTHD_BIN_DIR") {
         return Ok(directory.into());

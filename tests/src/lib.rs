@@ -28,14 +28,17 @@ pub mod binaries;
 pub mod capture;
 pub mod daemon;
 pub mod http;
+pub mod issuer;
 pub mod lab;
 pub mod log;
 pub mod manifests;
 pub mod netstat;
 pub mod probe;
 pub mod process;
+pub mod registry;
 pub mod scrape;
 pub mod skip;
+pub mod spire;
 pub mod star_wars;
 pub mod wait;
 

@@ -1,8 +1,8 @@
-//! Long-running programs in a lab, with their logs.
+//! Long-running programs, in a lab or on this machine, with their logs.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -32,9 +32,22 @@ impl Process {
     /// When it does not start.
     pub fn start(lab: &Lab, namespace: &Namespace, name: &str, mut command: Command) -> Result<Self> {
         let log = lab.outside(&format!("logs/{name}.log"));
-        let file = File::options().create(true).append(true).open(&log).context("open its log")?;
-        command.stdout(file.try_clone()?).stderr(file);
+        write_to(&log, &mut command)?;
         let child = namespace.spawn(command)?;
+        Ok(Self { name: name.to_owned(), child, log })
+    }
+
+    /// Starts a program on this machine, outside any lab, with a log in `directory`. It is killed when
+    /// the calling thread ends, however that happens.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_here(directory: &Path, name: &str, command: &Command) -> Result<Self> {
+        let log = directory.join(format!("{name}.log"));
+        let mut bound = Command::new("setpriv");
+        bound.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+        write_to(&log, bound.stdin(Stdio::null()))?;
+        let child = bound.spawn().with_context(|| format!("start {name}"))?;
         Ok(Self { name: name.to_owned(), child, log })
     }
 
@@ -104,6 +117,13 @@ impl Process {
         let tail = lines.get(lines.len().saturating_sub(TAIL)..).unwrap_or_default().join("\n  ");
         anyhow!("{} {what}; the end of its log:\n  {tail}", self.name)
     }
+}
+
+/// Continues a log that is there already.
+fn write_to(log: &Path, command: &mut Command) -> Result<()> {
+    let file = File::options().create(true).append(true).open(log).context("open its log")?;
+    command.stdout(file.try_clone()?).stderr(file);
+    Ok(())
 }
 
 impl Drop for Process {

@@ -1,27 +1,36 @@
 //! Registration at the authority, by the API that SPIRE's server has.
 
-use std::path::Path;
-
 use anyhow::{Context, Result, bail};
-use spire_adapter::{Entry, EntryClient, Outcome, Selector, SpiffeId};
+use spire_adapter::{Entry, EntryClient, Outcome, Selector, SpiffeId, TrustDomain};
 use tokio::runtime::Runtime;
+
+use crate::Lab;
+use crate::issuer::Kind;
 
 /// Who may obtain which SVID: each node's agent those of the node and of what it hosts.
 #[derive(Debug)]
 pub struct Registry {
     client: EntryClient,
     runtime: Runtime,
-    trust_domain: String,
+    trust_domain: TrustDomain,
+    issuer: Kind,
 }
 
 impl Registry {
-    /// A registry behind the server's socket.
+    /// A registry at a lab's issuer.
     ///
     /// # Errors
-    /// When no runtime starts.
-    pub fn new(socket: &Path, trust_domain: &str) -> Result<Self> {
+    /// When no runtime starts, or the trust domain is none.
+    pub fn new(lab: &Lab, issuer: Kind, trust_domain: &str) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { client: EntryClient::new(socket), runtime, trust_domain: trust_domain.to_owned() })
+        let client = EntryClient::new(lab.outside("authority/server.sock"));
+        Ok(Self { client, runtime, trust_domain: TrustDomain::new(trust_domain)?, issuer })
+    }
+
+    /// Who issues.
+    #[must_use]
+    pub const fn issuer(&self) -> Kind {
+        self.issuer
     }
 
     /// Registers the daemon of a node.
@@ -55,7 +64,7 @@ impl Registry {
     }
 
     fn create(&self, node: &str, path: &str, selector: Selector) -> Result<()> {
-        let parent = self.id(&format!("/spire/agent/dev/{node}"))?;
+        let parent = self.issuer.agent_id(&self.trust_domain, node)?;
         let entry = Entry::new(parent, self.id(path)?, [selector]);
         match self.runtime.block_on(self.client.create(&[entry]))?.as_slice() {
             [Outcome::Created(_) | Outcome::Exists(_)] => Ok(()),

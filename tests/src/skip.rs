@@ -5,6 +5,8 @@ use std::io::Write as _;
 
 use nix::unistd::Uid;
 
+use crate::binaries;
+
 /// Whether labs can be made here; otherwise says which test is skipped and why.
 ///
 /// # Panics
@@ -14,7 +16,22 @@ pub fn lab_available(test: &str) -> bool {
     if Uid::effective().is_root() {
         return true;
     }
-    let why = "needs root, for network namespaces and eBPF";
+    skipped(test, "needs root, for network namespaces and eBPF")
+}
+
+/// Whether real SPIRE has been built; otherwise says which test is skipped and why.
+///
+/// # Panics
+/// With `CI=true`, where nothing may be skipped.
+#[must_use]
+pub fn spire_available(test: &str) -> bool {
+    if binaries::peer("spire-server").is_ok() && binaries::peer("spire-agent").is_ok() {
+        return true;
+    }
+    skipped(test, "needs spire-server and spire-agent, which scripts/peers builds where Go is")
+}
+
+fn skipped(test: &str, why: &str) -> bool {
     assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "{test} {why}");
     // Past the capture of the test runner: `scripts/test` counts these lines.
     let _unread = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");

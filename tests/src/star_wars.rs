@@ -1,7 +1,6 @@
 //! The Star Wars cluster of `demo/manifests`, ready for a scenario: two nodes, five pods, a server, an
 //! authority where everybody is registered. Tunnels and daemons are the scenario's to start, and to kill.
 
-mod registry;
 mod words;
 
 use std::collections::BTreeMap;
@@ -13,14 +12,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-pub use self::registry::Registry;
 pub use self::words::Link;
 use crate::capture::Expected;
 use crate::daemon::{Cluster, Daemon};
 use crate::http::Connection;
+use crate::issuer::{Issuer, Kind};
 use crate::lab::Options;
 use crate::lab::node::{Family, Node, Pod};
 use crate::manifests::{Manifests, World};
+use crate::registry::Registry;
 use crate::scrape::Samples;
 use crate::{Lab, Process, binaries, wait};
 
@@ -43,7 +43,7 @@ pub struct StarWars {
     pub agents: BTreeMap<String, Daemon>,
     /// Tunnels by node.
     pub tunnels: BTreeMap<String, Daemon>,
-    _authority: Daemon,
+    _issuer: Issuer,
     _server: Process,
     /// Who may obtain which SVID.
     pub registry: Registry,
@@ -70,9 +70,8 @@ impl StarWars {
         let deathstar = world.pods.get("deathstar").context("the manifests have no deathstar")?;
         let command = deathstar.command(binaries::path("deathstar")?);
         let server = Process::start(&lab, deathstar, "deathstar", command)?;
-        let mut authority = Daemon::authority(&lab, TRUST_DOMAIN, &NODES)?;
-        authority.wait_ready(PATIENCE)?;
-        let registry = Registry::new(&lab.outside("authority/server.sock"), TRUST_DOMAIN)?;
+        let issuer = Kind::Embedded.start(&lab, TRUST_DOMAIN, &NODES)?;
+        let registry = Registry::new(&lab, Kind::Embedded, TRUST_DOMAIN)?;
         for node in NODES {
             registry.add_node(node)?;
         }
@@ -80,8 +79,8 @@ impl StarWars {
             registry.add_identity(identity, &node)?;
         }
         let (agents, tunnels) = (BTreeMap::new(), BTreeMap::new());
-        let (_authority, _server) = (authority, server);
-        let scene = Self { agents, tunnels, _authority, _server, registry, world, manifests, lab };
+        let (_issuer, _server) = (issuer, server);
+        let scene = Self { agents, tunnels, _issuer, _server, registry, world, manifests, lab };
         let at = scene.target(Family::V6)?;
         let pod = scene.pod("deathstar")?;
         wait::until(PATIENCE, || pod.tcp_connect(at, PATIENCE).ok()).context("the server does not listen")?;

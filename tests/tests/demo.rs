@@ -1,5 +1,7 @@
 //! The demo, end to end: the real daemons on real packets.
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 
@@ -8,13 +10,24 @@ use serde_json::Value;
 
 #[test]
 fn the_demo_sees_all_that_it_expects() {
-    if !skip::lab_available("the_demo_sees_all_that_it_expects") {
-        return;
+    if skip::lab_available("the_demo_sees_all_that_it_expects") {
+        sees_all_that_it_expects("embedded");
     }
+}
+
+#[test]
+fn the_demo_holds_on_real_spire() {
+    let name = "the_demo_holds_on_real_spire";
+    if skip::lab_available(name) && skip::spire_available(name) {
+        sees_all_that_it_expects("real");
+    }
+}
+
+fn sees_all_that_it_expects(issuer: &str) {
     binaries::path("authd").unwrap();
-    let report = std::env::temp_dir().join(format!("authd-demo-{}.json", std::process::id()));
+    let report = std::env::temp_dir().join(format!("authd-demo-{issuer}-{}.json", std::process::id()));
     let output = Command::new(env!("CARGO_BIN_EXE_demo"))
-        .arg("--report")
+        .args(["--spire", issuer, "--report"])
         .arg(&report)
         .stdin(Stdio::null())
         .output()

@@ -5,7 +5,6 @@ mod authctl;
 mod crash;
 mod kept;
 mod land;
-mod registry;
 mod report;
 mod scene;
 mod start;
@@ -18,6 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use authd_tests::issuer::Kind;
 use authd_tests::lab::processes_of;
 use authd_tests::{Capture, binaries, wait};
 use clap::Parser;
@@ -45,6 +45,9 @@ struct Options {
     /// Filtering of reverse paths on the nodes: 0 off, 1 strict, 2 loose as Debian has it.
     #[arg(long, value_name = "MODE", default_value_t = 1)]
     rp_filter: u8,
+    /// Who issues SVIDs.
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = Kind::Embedded)]
+    spire: Kind,
     /// Where to write the report [default: demo/report.json in cargo's target directory]
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -76,7 +79,7 @@ fn demo(options: &Options) -> Result<bool> {
     let watchdog = watch();
     let mut report = Report::default();
     let mut scene = Scene::new(&options.manifests, options.rp_filter).context("build the scene")?;
-    if let Err(error) = play(&mut scene, &mut report) {
+    if let Err(error) = play(&mut scene, options.spire, &mut report) {
         report.figure("the demo runs to its end", false, format!("{error:#}"), "");
     }
     drop(watchdog);
@@ -96,9 +99,9 @@ fn demo(options: &Options) -> Result<bool> {
 }
 
 /// All of it, in the order of the issue.
-fn play(scene: &mut Scene, report: &mut Report) -> Result<()> {
+fn play(scene: &mut Scene, issuer: Kind, report: &mut Report) -> Result<()> {
     start::in_the_clear(scene, report)?;
-    let registry = start::authority(scene, report)?;
+    let registry = start::issuer(scene, issuer, report)?;
     let capture = scene.lab.capture()?;
     start::daemons(scene, report)?;
     land::tiefighter(scene, report)?;

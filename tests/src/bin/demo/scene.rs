@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use authd_tests::capture::Expected;
 use authd_tests::daemon::{Cluster, Daemon};
 use authd_tests::http::Connection;
+use authd_tests::issuer::Issuer;
 use authd_tests::lab::Options;
 use authd_tests::lab::node::Family;
 use authd_tests::manifests::{Manifests, World};
@@ -29,7 +30,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Scene {
     pub(crate) agents: Vec<Daemon>,
     pub(crate) tunnels: Vec<Daemon>,
-    pub(crate) authority: Option<Daemon>,
+    pub(crate) issuer: Option<Issuer>,
     server: Process,
     world: World,
     pub(crate) manifests: Manifests,
@@ -54,7 +55,7 @@ impl Scene {
         let server = Process::start(&lab, &pod, "deathstar", pod.command(binaries::path("deathstar")?))?;
         let needle = format!("exhaust port {}", lab.name());
         let (agents, tunnels) = (Vec::new(), Vec::new());
-        let scene = Self { agents, tunnels, authority: None, server, world, manifests, needle, lab };
+        let scene = Self { agents, tunnels, issuer: None, server, world, manifests, needle, lab };
         let at = scene.target(Family::V6)?;
         wait::until(PATIENCE, || Connection::open(&pod, at, PATIENCE).ok())
             .ok_or_else(|| scene.server.failure("does not listen"))?;

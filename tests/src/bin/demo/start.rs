@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use authd_tests::daemon::Daemon;
+use authd_tests::issuer::Kind;
 use authd_tests::lab::node::Family;
 use authd_tests::manifests::Manifests;
+use authd_tests::registry::Registry;
 use authd_tests::{Node, wait};
 
 use crate::authctl;
-use crate::registry::Registry;
 use crate::report::Report;
 use crate::scene::{PATIENCE, Scene, TRUST_DOMAIN};
 
@@ -32,17 +33,22 @@ pub(crate) fn in_the_clear(scene: &Scene, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Gives identities their numbers, starts the authority and registers everybody.
-pub(crate) fn authority(scene: &mut Scene, report: &mut Report) -> Result<Registry> {
+/// Gives identities their numbers, starts who issues SVIDs, and registers everybody.
+pub(crate) fn issuer(scene: &mut Scene, kind: Kind, report: &mut Report) -> Result<Registry> {
     report.part("With authd");
     let directory = scene.lab.inside("cluster");
     let directory = directory.to_str().context("a path that is no text")?;
     authctl::run(scene.lab.underlay(), &["identities", "allocate", directory])?;
     scene.manifests = Manifests::read(&scene.lab.outside("cluster"))?;
     let nodes: Vec<_> = scene.manifests.nodes.keys().map(String::as_str).collect();
-    let mut authority = Daemon::authority(&scene.lab, TRUST_DOMAIN, &nodes)?;
-    authority.wait_ready(PATIENCE)?;
-    let registry = Registry::new(&scene.lab.outside("authority/server.sock"), TRUST_DOMAIN)?;
+    let start = Instant::now();
+    let issuer = kind.start(&scene.lab, TRUST_DOMAIN, &nodes)?;
+    let name = match kind {
+        Kind::Embedded => "the embedded authority serves",
+        Kind::Real => "spire-server and an agent for each node serve",
+    };
+    report.time(name, Some(start.elapsed()), SETTLE);
+    let registry = Registry::new(&scene.lab, kind, TRUST_DOMAIN)?;
     for node in &nodes {
         registry.add_node(node)?;
     }
@@ -51,7 +57,7 @@ pub(crate) fn authority(scene: &mut Scene, report: &mut Report) -> Result<Regist
         registry.add_identity(*identity, node)?;
     }
     report.figure("identities allocated and registered", !placements.is_empty(), placements.len(), "");
-    scene.authority = Some(authority);
+    scene.issuer = Some(issuer);
     Ok(registry)
 }
 

@@ -6,48 +6,43 @@ use anyhow::{Result, ensure};
 use authd_tests::http::Connection;
 use authd_tests::lab::node::Family;
 use authd_tests::probe::Probe;
+use authd_tests::registry::Registry;
 use authd_tests::wait;
 use jiff::Timestamp;
 
 use crate::authctl;
 use crate::land::pair_entries;
-use crate::registry::Registry;
 use crate::report::Report;
 use crate::scene::{PATIENCE, Scene};
 
-/// How soon a withdrawal has to show.
-const SECOND: Duration = Duration::from_secs(1);
 /// Silence for longer than a connection of the probe may take.
 const QUIET: Duration = Duration::from_millis(700);
 /// How soon traffic must flow again: the agent's word, a handshake, and an established connection's
 /// next retransmission, which TCP has put off further and further.
 const RESTORED: Duration = Duration::from_secs(8);
 
-/// Withdraws tiefighter's SVID at the authority and gives it back.
+/// Withdraws tiefighter's SVID at its issuer and gives it back.
 pub(crate) fn withdraw(
     scene: &Scene,
     registry: &Registry,
     connection: &mut Connection,
     report: &mut Report,
 ) -> Result<()> {
-    report.part("tiefighter's SVID is withdrawn at the authority");
+    report.part("tiefighter's SVID is withdrawn");
     let identity = scene.manifests.identity_of("tiefighter")?;
     let probe = Probe::start(scene.pod("tiefighter")?, scene.target(Family::V4)?);
     ensure!(probe.flows_after(Instant::now(), PATIENCE).is_some(), "nothing flows before the withdrawal");
 
     let since = Timestamp::now();
+    let limit = registry.issuer().withdrawal();
     let withdrawn = Instant::now();
     let entries = registry.withdraw(identity)?;
-    ensure!(entries > 0, "the authority has no entry of identity {identity}");
+    ensure!(entries > 0, "there is no entry of identity {identity}");
     let last = last_landing(scene, connection, withdrawn);
-    report.time("SVID withdrawn: the established connection stops", last, SECOND);
-    report.time(
-        "SVID withdrawn: new connections stop",
-        probe.stops_after(withdrawn, QUIET, PATIENCE),
-        SECOND,
-    );
-    let drops = authctl::drops_in_time(scene.node_of("deathstar")?, "default/tiefighter", since)?;
-    report.figure("SVID withdrawn: dropped with HOLD_TIMEOUT", drops > 0, drops, "packets");
+    report.time("SVID withdrawn: the established connection stops", last, limit);
+    report.time("SVID withdrawn: new connections stop", probe.stops_after(withdrawn, QUIET, PATIENCE), limit);
+    let drops = authctl::drops(scene.node_of("deathstar")?, "AUTH_REQUIRED", "default/tiefighter", since)?;
+    report.figure("SVID withdrawn: dropped with AUTH_REQUIRED", drops > 0, drops, "packets");
     let left = pair_entries(scene, "deathstar", "tiefighter")?.len()
         + pair_entries(scene, "tiefighter", "deathstar")?.len();
     report.figure("SVID withdrawn: auth entries of the pair that are left", left == 0, left, "");

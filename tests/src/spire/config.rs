@@ -1,0 +1,111 @@
+//! What server and agents are told, in SPIRE's HCL.
+
+use std::path::Path;
+
+use super::Options;
+
+/// Where the server listens for agents.
+#[derive(Clone, Debug)]
+pub(super) struct Address {
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+/// The server's configuration. Its keys are on disk: with keys in memory alone, a restarted server would
+/// have another CA and running agents would exit.
+pub(super) fn server(options: &Options, root: &Path, address: &Address) -> String {
+    let Options { trust_domain, svid_ttl, sync, .. } = options;
+    let Address { host, port } = address;
+    let (root, svid_ttl, sync) = (root.display(), svid_ttl.as_secs(), sync.as_millis());
+    format!(
+        r#"server {{
+  bind_address = "{host}"
+  bind_port = "{port}"
+  socket_path = "{root}/server.sock"
+  data_dir = "{root}/server-data"
+  trust_domain = "{trust_domain}"
+  log_level = "INFO"
+  ca_ttl = "24h"
+  default_x509_svid_ttl = "{svid_ttl}s"
+  agent_ttl = "1h"
+  ratelimit = {{
+    attestation = false
+    signing = false
+  }}
+  experimental {{
+    cache_reload_interval = "{sync}ms"
+  }}
+}}
+plugins {{
+  DataStore "sql" {{
+    plugin_data {{
+      database_type = "sqlite3"
+      connection_string = "{root}/server-data/ds.sqlite3"
+    }}
+  }}
+  KeyManager "disk" {{
+    plugin_data {{
+      keys_path = "{root}/server-data/keys.json"
+    }}
+  }}
+  NodeAttestor "x509pop" {{
+    plugin_data {{
+      ca_bundle_path = "{root}/node-ca.pem"
+      agent_path_template = "/x509pop/cn/{{{{ .Subject.CommonName }}}}"
+    }}
+  }}
+}}
+"#
+    )
+}
+
+/// The configuration of a node's agent, whose delegate and broker is the daemon of that node.
+pub(super) fn agent(options: &Options, node: &str, root: &Path, address: &Address) -> String {
+    let Options { trust_domain, sync, .. } = options;
+    let Address { host, port } = address;
+    let (root, sync) = (root.display(), sync.as_millis());
+    format!(
+        r#"agent {{
+  trust_domain = "{trust_domain}"
+  server_address = "{host}"
+  server_port = "{port}"
+  insecure_bootstrap = true
+  data_dir = "{root}/{node}/data"
+  socket_path = "{root}/{node}/workload/api.sock"
+  admin_socket_path = "{root}/{node}/admin/api.sock"
+  authorized_delegates = ["spiffe://{trust_domain}/authd/node/{node}"]
+  log_level = "INFO"
+  experimental {{
+    sync_interval = "{sync}ms"
+    broker {{
+      socket_path = "{root}/{node}/admin/broker.sock"
+      brokers = [
+        {{
+          id = "spiffe://{trust_domain}/authd/node/{node}"
+          allowed_reference_types = [
+            {{
+              type_url = "type.googleapis.com/spiffe.broker.WorkloadPIDReference"
+            }}
+          ]
+        }}
+      ]
+    }}
+  }}
+}}
+plugins {{
+  NodeAttestor "x509pop" {{
+    plugin_data {{
+      private_key_path = "{root}/{node}/node.key"
+      certificate_path = "{root}/{node}/node.pem"
+    }}
+  }}
+  KeyManager "memory" {{
+    plugin_data {{}}
+  }}
+  WorkloadAttestor "unix" {{
+    plugin_data {{}}
+  }}
+}}
+"#
+    )
+}
