@@ -12,12 +12,16 @@ help: ## List the commands
 setup: ## Install what building, testing and the demo need (Debian 12, root)
 	@scripts/setup
 
+.PHONY: peers
+peers: ## Build the real SPIRE that tests run against (ten minutes the first time; needs Go)
+	@scripts/peers
+
 .PHONY: build
 build: setup ## Build everything
 	$(CARGO) build --locked --workspace --all-targets
 
 .PHONY: demo
-demo: setup ## Show the whole promise on real packets (KEEP=1 leaves it running, SPIRE=real uses real SPIRE)
+demo: setup $(if $(SPIRE),peers) ## Show the whole promise on real packets (KEEP=1 leaves it running, SPIRE=real uses real SPIRE)
 	$(CARGO) build --locked --quiet --bins
 	@$(DEMO) $(if $(KEEP),--keep) $(if $(SPIRE),--spire $(SPIRE))
 
@@ -26,7 +30,7 @@ demo-stop: ## End a demo that was kept
 	@$(DEMO) --stop
 
 .PHONY: test
-test: setup ## Format check, lints, documentation and all tests, with counts at the end
+test: setup peers ## Format check, lints, documentation and all tests, with counts at the end
 	@scripts/test
 
 .PHONY: bench-datapath
@@ -51,7 +55,7 @@ test-kernels: ## The tests that ask the kernel, on Debian's 6.1 in a virtual mac
 	@scripts/test-kernels
 
 .PHONY: test-spire
-test-spire: setup ## Tests against real SPIRE and the embedded authority only
+test-spire: setup peers ## Tests against real SPIRE and the embedded authority only
 	$(CARGO) test --locked --workspace --test spire
 
 .PHONY: lint

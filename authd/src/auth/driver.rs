@@ -78,6 +78,9 @@ pub trait Handshakes: Send + Sync + 'static {
     /// When one is missing or doesn't verify.
     fn verify_local(&self, key: AuthKey) -> Result<Proof, Failure>;
 
+    /// Hears of a pair that is not about to authenticate: nothing need wait for it.
+    fn give_up(&self, key: AuthKey);
+
     /// Tells a node, if its session is up, that an identity of ours has lost its SVID.
     fn revoke(&self, node: NodeNumber, identity: IdentityNumber);
 }
@@ -280,6 +283,7 @@ impl Driver {
                 }
             }
             Action::RemoveEntry(key) => self.remove(key),
+            Action::GiveUp(key) => handshakes.give_up(key),
             Action::TellPeer { node, identity } => handshakes.revoke(node, identity),
         }
     }

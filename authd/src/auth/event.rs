@@ -166,6 +166,8 @@ pub enum Action {
     WriteEntry(AuthKey, AuthEntry),
     /// Remove the entry.
     RemoveEntry(AuthKey),
+    /// Nothing need wait for this pair: one of its SVIDs has been taken back.
+    GiveUp(AuthKey),
     /// Tell the node that this identity of ours has lost its SVID.
     TellPeer {
         /// The node.

@@ -35,6 +35,7 @@ impl Machine {
         let nodes: BTreeSet<NodeNumber> = keys.iter().map(|key| key.node).filter(|node| *node != 0).collect();
         for key in keys {
             self.revoke(key, now);
+            self.give_up_if_lost(key, now);
         }
         let up = nodes.into_iter().filter(|node| self.peers.get(node).is_some_and(|peer| peer.up));
         self.actions.extend(up.map(|node| Action::TellPeer { node, identity }));
@@ -79,6 +80,7 @@ impl Machine {
         }
         for key in self.keys(|key, _| key.node == node && key.remote == identity) {
             self.revoke(key, now);
+            self.give_up_if_lost(key, now);
         }
     }
 

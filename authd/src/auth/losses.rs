@@ -48,6 +48,11 @@ impl Losses {
         self.0.retain(|_, at| now.since(*at) <= MEMORY);
     }
 
+    /// Whether one of these losses is remembered.
+    pub(super) fn lately(&self, now: BootTime, of: &[Loss]) -> bool {
+        of.iter().any(|loss| self.0.get(loss).is_some_and(|at| now.since(*at) <= MEMORY))
+    }
+
     /// Whether something that began then may have been overtaken by one of these losses.
     pub(super) fn overtook(&self, began: BootTime, now: BootTime, of: &[Loss]) -> bool {
         now.since(began) >= MEMORY || of.iter().any(|loss| self.0.get(loss).is_some_and(|at| began <= *at))

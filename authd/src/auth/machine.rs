@@ -271,7 +271,24 @@ impl Machine {
                 self.pairs.insert(key, Pair { asked_until, ..Pair::default() });
             }
         }
+        self.give_up_if_lost(key, now);
         self.evaluate(key, now);
+    }
+
+    /// A pair that lacks an SVID which was taken back is not about to authenticate, as one would be that
+    /// waits for its first.
+    pub(super) fn give_up_if_lost(&mut self, key: AuthKey, now: BootTime) {
+        let (other, announced) = if key.node == 0 {
+            (Loss::Local(key.remote), true)
+        } else {
+            let peer = self.peers.get(&key.node);
+            let announced = peer.is_none_or(|peer| peer.identities.contains(&key.remote));
+            (Loss::Remote(key.node, key.remote), announced)
+        };
+        let lacks_svid = self.svid_expires(&key) <= now || !announced;
+        if lacks_svid && self.losses.lately(now, &[Loss::Local(key.local), other]) {
+            self.actions.push_back(Action::GiveUp(key));
+        }
     }
 
     /// A packet asks although the entry stands: the map has lost it, or never had it.

@@ -125,6 +125,13 @@ impl World {
         proven && desired && entry.expires > self.now.0
     }
 
+    /// Whether both SVIDs of a pair are there.
+    fn could_prove(&self, key: &AuthKey) -> bool {
+        let ours = |identity| self.svids.get(identity).is_some_and(|end| *end > self.now);
+        let theirs = self.up.get(&key.node).is_none_or(|(_, identities)| identities.contains(&key.remote));
+        ours(&key.local) && if key.node == 0 { ours(&key.remote) } else { theirs }
+    }
+
     fn take_in(&mut self, machine: &mut Machine) {
         for action in machine.actions() {
             match action {
@@ -145,6 +152,7 @@ impl World {
                 Action::RemoveEntry(key) => {
                     self.map.remove(&key);
                 }
+                Action::GiveUp(key) => assert!(!self.could_prove(&key), "given up: {key:?}"),
                 Action::TellPeer { node, .. } => assert!(self.up.contains_key(&node)),
             }
         }

@@ -64,13 +64,26 @@ impl Handshakes for Telling {
     fn verify_local(&self, key: AuthKey) -> Result<Proof, Failure> {
         self.handshakes.verify_local(key).inspect_err(|failure| {
             tell(&self.outcomes, key, failure);
-            tell(&self.outcomes, AuthKey { local: key.remote, remote: key.local, ..key }, failure);
+            tell(&self.outcomes, reversed(key), failure);
         })
+    }
+
+    fn give_up(&self, key: AuthKey) {
+        self.outcomes.tell(key, Outcome::Failed);
+        if key.node == 0 {
+            self.outcomes.tell(reversed(key), Outcome::Failed);
+        }
+        self.handshakes.give_up(key);
     }
 
     fn revoke(&self, node: NodeNumber, identity: IdentityNumber) {
         self.handshakes.revoke(node, identity);
     }
+}
+
+/// The same pair on this node, seen from its other end.
+const fn reversed(key: AuthKey) -> AuthKey {
+    AuthKey { local: key.remote, remote: key.local, ..key }
 }
 
 fn tell(outcomes: &Outcomes, key: AuthKey, failure: &Failure) {

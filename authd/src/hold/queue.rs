@@ -11,6 +11,8 @@ use crate::clock::BootTime;
 
 /// How long none of a pair's packets must have come by the device before new ones need not wait.
 const QUIET: Duration = Duration::from_millis(50);
+/// How long a pair's failure is news: its packets may come by the device a moment later.
+const NEWS: Duration = Duration::from_millis(50);
 /// How long new packets of a pair wait behind those that were held, at most.
 const DRAINING: Duration = Duration::from_secs(1);
 
@@ -72,6 +74,8 @@ struct Draining {
 pub struct Queue {
     pairs: BTreeMap<AuthKey, VecDeque<Frame>>,
     draining: BTreeMap<AuthKey, Draining>,
+    /// Pairs that have just failed, and when.
+    failed: BTreeMap<AuthKey, BootTime>,
     /// When a pair needs a look: its oldest frame is late, or it has drained.
     timers: BTreeSet<(BootTime, AuthKey)>,
     held: usize,
@@ -93,7 +97,11 @@ impl Queue {
                 }
                 self.timers.insert((quiet_at, key));
             }
-            Event::Failed(key) => self.release(key, None),
+            Event::Failed(key) => {
+                self.release(key, None);
+                self.failed.retain(|_, at| now.since(*at) < NEWS);
+                self.failed.insert(key, now);
+            }
             Event::Ended => self
                 .pairs
                 .keys()
@@ -133,7 +141,8 @@ impl Queue {
         let key = frame.key;
         self.postpone(key, now);
         // Credits keep it within the bound: beyond it, the programs have the last word at once.
-        if authenticated || self.units + frame.units() > HOLD_UNITS {
+        let failed = self.failed.get(&key).is_some_and(|at| now.since(*at) < NEWS);
+        if authenticated || failed || self.units + frame.units() > HOLD_UNITS {
             self.release(key, None);
             self.actions.push_back(Action::Release(frame));
             return;

@@ -95,6 +95,17 @@ fn what_has_waited_too_long_goes_to_its_end() {
 }
 
 #[test]
+fn what_comes_just_after_a_failure_does_not_wait() {
+    let mut queue = Queue::default();
+    queue.handle(Event::Failed(key(300)), START);
+    arrive(&mut queue, 300, 1, after(49));
+    arrive(&mut queue, 301, 2, after(49));
+    assert_eq!((released(&mut queue), queue.held()), (vec![(300, 1)], 1));
+    arrive(&mut queue, 300, 3, after(50));
+    assert_eq!((released(&mut queue), queue.held()), (vec![], 2));
+}
+
+#[test]
 fn at_the_end_everything_goes() {
     let mut queue = Queue::default();
     arrive(&mut queue, 300, 1, START);
@@ -142,13 +153,14 @@ fn steps() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// The model is a list of frames: each goes when its pair does, or two seconds after it came; none
-    /// twice, none before an older one of its pair. Every pair that drains settles within a second.
+    /// The model is a list of frames: each goes when its pair does, at once if that has just failed, or two
+    /// seconds after it came; none twice, none before an older one of its pair. Every pair that drains settles within a second.
     #[test]
     fn the_queue_is_a_list(all in prop::collection::vec(steps(), 1..120)) {
         let (mut queue, mut now, mut number) = (Queue::default(), START, 0_u16);
         let mut waiting: Vec<(u32, u16, BootTime)> = vec![];
         let mut draining: BTreeMap<u32, BootTime> = BTreeMap::new();
+        let mut failed: BTreeMap<u32, BootTime> = BTreeMap::new();
         for step in all {
             let mut expected: Vec<(u32, u16)> = vec![];
             let mut go = |waiting: &mut Vec<(u32, u16, BootTime)>, pair: u32| {
@@ -159,7 +171,8 @@ proptest! {
                 Step::Arrive(pair, known) => {
                     number += 1;
                     waiting.push((pair, number, now));
-                    if known {
+                    let news = |at: &BootTime| now.since(*at) < Duration::from_millis(50);
+                    if known || failed.get(&pair).is_some_and(news) {
                         go(&mut waiting, pair);
                     }
                     queue.handle(Event::Arrived(frame(pair, number, now), known), now);
@@ -171,6 +184,7 @@ proptest! {
                 }
                 Step::Failed(pair) => {
                     go(&mut waiting, pair);
+                    failed.insert(pair, now);
                     queue.handle(Event::Failed(key(pair)), now);
                 }
                 Step::Wait(time) => {

@@ -206,6 +206,9 @@ impl Handshakes for Peers {
         })
     }
 
+    /// Nothing waits here.
+    fn give_up(&self, _key: AuthKey) {}
+
     fn revoke(&self, node: NodeNumber, identity: IdentityNumber) {
         if !self.0.table.send(node, Outgoing::Revoke(identity)) {
             tracing::info!(node, identity, "revocation not sent: no live session");

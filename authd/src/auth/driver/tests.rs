@@ -80,6 +80,8 @@ impl Handshakes for Fake {
         Ok(Proof { epoch: 0, ..proof(key) })
     }
 
+    fn give_up(&self, _key: AuthKey) {}
+
     fn revoke(&self, node: NodeNumber, identity: IdentityNumber) {
         self.told.lock().unwrap().push((node, identity));
     }
