@@ -33,6 +33,11 @@ demo-stop: ## End a demo that was kept
 test: setup peers ## Format check, lints, documentation and all tests, with counts at the end
 	@scripts/test
 
+.PHONY: bench-auth
+bench-auth: setup ## How long the first connection of a pair takes; figures to target/bench/auth.json (root, minutes)
+	$(CARGO) build --locked --quiet --release --bins
+	@$(CARGO) bench --locked --quiet --package authd-tests --bench auth
+
 .PHONY: bench-datapath
 bench-datapath: setup ## What a packet costs in the kernel; figures to target/bench/datapath.json (root)
 	$(CARGO) bench --locked --quiet --package auth-ebpf --bench datapath --profile dev
