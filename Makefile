@@ -35,8 +35,8 @@ test: setup peers ## Format check, lints, documentation and all tests, with coun
 
 .PHONY: bench-auth
 bench-auth: setup ## How long the first connection of a pair takes; figures to target/bench/auth.json (root, minutes)
-	$(CARGO) build --locked --quiet --release --bins
-	@$(CARGO) bench --locked --quiet --package authd-tests --bench auth
+	$(CARGO) build --locked --quiet --bins
+	@$(CARGO) bench --locked --quiet --package authd-tests --bench auth --profile dev
 
 .PHONY: bench-datapath
 bench-datapath: setup ## What a packet costs in the kernel; figures to target/bench/datapath.json (root)
