@@ -133,6 +133,7 @@ fn wanted(objects: &[Object]) -> Result<(Vec<LabelSet>, Vec<String>), Error> {
                 }
             }
             Body::Pod(_)
+            | Body::Workload(_)
             | Body::Namespace { .. }
             | Body::Service { .. }
             | Body::Endpoints { .. }
@@ -151,6 +152,7 @@ fn node_numbers(objects: &[Object]) -> BTreeMap<String, NodeNumber> {
         Body::Namespace { .. }
         | Body::Node { .. }
         | Body::Pod(_)
+        | Body::Workload(_)
         | Body::Service { .. }
         | Body::Endpoints { .. }
         | Body::CidrGroup { .. }

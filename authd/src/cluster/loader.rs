@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::files::{self, Listing};
-use super::manifest::{self, Manifest, Object, ObjectKey, Refused};
+use super::manifest::{self, Body, Manifest, Object, ObjectKey, Refused};
 use super::problem::Problem;
 use super::snapshot::{self, Duplicate, Memory, Missing};
 use super::{Cluster, Error, policies};
@@ -111,7 +111,11 @@ impl Loader {
     }
 
     fn build(&mut self, effective: Effective) -> Cluster {
-        let Effective { objects, mut refused, mut problems } = effective;
+        let Effective { mut objects, mut refused, mut problems } = effective;
+        match self.missing {
+            Missing::Reported => objects.retain(|object| !matches!(object.body, Body::Workload(_))),
+            Missing::Assumed => problems.extend(assume_pods(&mut objects)),
+        }
         let (objects, duplicates) = snapshot::unique(objects, &mut self.memory);
         for Duplicate { object, problem, is_settled } in duplicates {
             match Refused::duplicate(&object, problem.clone()) {
@@ -139,6 +143,24 @@ impl Loader {
     pub(super) const fn memory(&self) -> &Memory {
         &self.memory
     }
+}
+
+/// Makes Deployments and the like the pods that they will make, one of each, under their own names. Gives
+/// what is wrong with them.
+fn assume_pods(objects: &mut [Object]) -> Vec<Problem> {
+    let name = |object: &Object| (object.key.namespace.clone(), object.key.name.clone());
+    let is_pod = |object: &&Object| matches!(object.body, Body::Pod(_));
+    let mut pods: BTreeSet<_> = objects.iter().filter(is_pod).map(name).collect();
+    let mut problems = Vec::new();
+    for object in objects {
+        let Body::Workload(workload) = &object.body else { continue };
+        match workload {
+            Ok(pod) if pods.insert(name(object)) => object.body = Body::Pod(pod.clone()),
+            Ok(_) => {}
+            Err((field, message)) => problems.push(object.error(field, message)),
+        }
+    }
+    problems
 }
 
 impl Effective {

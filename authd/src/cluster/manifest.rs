@@ -67,6 +67,9 @@ pub(super) enum Body {
         pod_cidrs: Vec<IpNet>,
     },
     Pod(PodBody),
+    /// What makes pods, as one of them, or the field at fault and why: looked at only where manifests are
+    /// tried.
+    Workload(Result<PodBody, (String, String)>),
     /// `selector` is none if its endpoints are kept by hand.
     Service {
         labels: BTreeMap<String, String>,
@@ -264,6 +267,7 @@ impl Reader {
         match scope {
             Scope::Policy => self.manifest.refused.push(Refused { key, value, problem }),
             Scope::Namespaced | Scope::Cluster => self.manifest.problems.push(problem),
+            Scope::Workload => tracing::debug!(%problem, "ignored a manifest of a kind that isn't used"),
         }
     }
 
@@ -279,6 +283,8 @@ impl Reader {
 enum Scope {
     Namespaced,
     Cluster,
+    /// In a namespace, and of no use to the daemon.
+    Workload,
     /// A policy: its kind decides, and the `policy` crate knows which.
     Policy,
 }
@@ -314,6 +320,10 @@ fn class(header: &Header) -> Class {
     match (header.api_version.as_str(), kind) {
         ("v1", "Pod" | "Service" | "Endpoints") | ("discovery.k8s.io/v1", "EndpointSlice") => {
             return Class::Used(Scope::Namespaced);
+        }
+        ("apps/v1", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet")
+        | ("batch/v1", "Job" | "CronJob") => {
+            return Class::Used(Scope::Workload);
         }
         ("v1", "Namespace" | "Node")
         | (API_VERSION, "Identity" | "NodeNumber")
@@ -355,7 +365,7 @@ fn key(header: &Header, scope: Scope) -> Result<ObjectKey, Mistake> {
     let name = header.metadata.name.clone().ok_or_else(|| Mistake::new("metadata.name", "missing"))?;
     check_name("metadata.name", &name)?;
     let is_namespaced = match scope {
-        Scope::Namespaced => true,
+        Scope::Namespaced | Scope::Workload => true,
         Scope::Cluster => false,
         Scope::Policy => !header.kind.contains("Clusterwide"),
     };

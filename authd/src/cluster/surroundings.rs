@@ -62,6 +62,7 @@ fn add(object: &Object, surroundings: &mut Surroundings) {
         Body::Namespace { .. }
         | Body::Endpoints { .. }
         | Body::Pod(_)
+        | Body::Workload(_)
         | Body::Identity(_)
         | Body::NodeNumber(_)
         | Body::Policy(_) => {}

@@ -89,6 +89,39 @@ fn verdicts_by_end_and_port() {
 }
 
 #[test]
+fn what_makes_pods_stands_for_one_of_them() {
+    let text = "
+{apiVersion: apps/v1, kind: Deployment, metadata: {name: web, namespace: shop}, spec: {template: {metadata: {labels: {app: web}}, spec: {serviceAccountName: web, containers: [{ports: [{name: http, containerPort: 8080}]}]}}}}
+---
+{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: db, namespace: shop}, spec: {template: {metadata: {labels: {app: db}}}}}
+---
+{apiVersion: batch/v1, kind: CronJob, metadata: {name: job, namespace: shop}, spec: {jobTemplate: {spec: {template: {metadata: {labels: {app: job}}}}}}}
+---
+{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: web, namespace: shop}, spec: {endpointSelector: {matchLabels: {io.cilium.k8s.policy.serviceaccount: web}}, ingress: [{fromEndpoints: [{matchLabels: {app: db}}], toPorts: [{ports: [{port: http}]}]}]}}
+";
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("shop.yaml");
+    std::fs::write(&file, text).unwrap();
+    let cluster = cluster::load_offline(std::slice::from_ref(&file)).unwrap();
+    assert!(cluster.problems.is_empty(), "{:?}", cluster.problems);
+    for (from, port, verdict) in [
+        ("shop/db", "8080/TCP", "allowed"),
+        ("shop/db", "80/TCP", "denied"),
+        ("shop/job", "8080/TCP", "denied"),
+    ] {
+        let question = Question {
+            from: from.parse().unwrap(),
+            to: "shop/web".parse().unwrap(),
+            port: port.parse().unwrap(),
+        };
+        assert_eq!(answer(&cluster, &question).unwrap().verdict, verdict, "{from} {port}");
+    }
+    std::fs::write(&file, text.replace("{labels: {app: db}}", "{labels: {app: 1}}")).unwrap();
+    let problem = cluster::load_offline(&[file]).unwrap().problems.remove(0);
+    assert_eq!(problem.field.as_deref(), Some("spec.template.metadata.labels.app"), "{problem}");
+}
+
+#[test]
 fn what_cannot_be_answered_says_why() {
     for (from, to, port, expected) in [
         ("shop/dv", "shop/web-0", "80", "there is no Pod shop/dv"),

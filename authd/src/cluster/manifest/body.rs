@@ -45,6 +45,10 @@ pub(super) fn read(key: &ObjectKey, header: Header, value: &Value, scope: Scope)
             Ok(Body::CidrGroup { labels, nets })
         }
         "Pod" => Ok(Body::Pod(pod_body(labels, typed(value)?)?)),
+        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" | "Job" => {
+            Ok(workload_body(&["spec", "template"], value))
+        }
+        "CronJob" => Ok(workload_body(&["spec", "jobTemplate", "spec", "template"], value)),
         "Identity" => {
             known(value, &spec::IDENTITY)?;
             identity_body(&key.name, typed(value)?)
@@ -170,6 +174,21 @@ fn pod_body(labels: BTreeMap<String, String>, pod: spec::Pod) -> Result<PodBody,
         has_ended,
         addresses,
     })
+}
+
+/// A pod as the template at `path` has it.
+fn workload_body(path: &[&str], value: &Value) -> Body {
+    let read = || {
+        let template = path.iter().try_fold(value, |value, name| value.get(name));
+        let template = template.ok_or_else(|| Mistake::new("", "missing"))?;
+        let spec::Template { metadata, spec } = typed(template)?;
+        pod_body(metadata.labels.unwrap_or_default(), spec::Pod { spec, status: None })
+    };
+    let within = |mistake: Mistake| {
+        let field = [path.join("."), mistake.field].join(".");
+        (field.trim_end_matches('.').to_owned(), mistake.message)
+    };
+    Body::Workload(read().map_err(within))
 }
 
 fn identity_body(name: &str, identity: spec::Identity) -> Result<Body, Mistake> {

@@ -137,6 +137,14 @@ pub(super) struct Pod {
     pub(super) status: Option<PodStatus>,
 }
 
+/// Of the template of pods in a Deployment and the like.
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct Template {
+    #[serde(default)]
+    pub(super) metadata: Metadata,
+    pub(super) spec: Option<PodSpec>,
+}
+
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PodSpec {

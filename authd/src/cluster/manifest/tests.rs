@@ -67,7 +67,7 @@ fn reads_a_node_with_internal_addresses_only() {
 #[test]
 fn ignores_kinds_without_use() {
     for (version, kind) in [
-        ("apps/v1", "Deployment"),
+        ("apps/v1", "ControllerRevision"),
         ("v1", "ConfigMap"),
         ("cilium.io/v2", "CiliumNode"),
         ("kyverno.io/v1", "ClusterPolicy"),
@@ -76,6 +76,18 @@ fn ignores_kinds_without_use() {
         let manifest =
             read("f.yaml", &format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\n"));
         assert!(manifest.is_good() && manifest.objects.is_empty(), "{kind}: {manifest:?}");
+    }
+}
+
+#[test]
+fn mistakes_in_workloads_do_not_touch_their_file() {
+    for rest in [
+        "metadata: {name: x}\n",
+        "metadata: {generateName: x-}\n",
+        "metadata: {name: x}\nspec: {template: 1}\n",
+    ] {
+        let manifest = read("f.yaml", &format!("apiVersion: batch/v1\nkind: Job\n{rest}"));
+        assert!(manifest.is_good(), "{rest}: {manifest:?}");
     }
 }
 
