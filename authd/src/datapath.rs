@@ -8,7 +8,7 @@ mod attach;
 pub mod events;
 pub mod interfaces;
 pub mod plan;
-mod policy_cache;
+mod policy_writer;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,6 +19,7 @@ use std::{
 use auth_ebpf::Datapath;
 use auth_ebpf_abi::{IdentityNumber, NodeNumber, Setting};
 use ipnet::IpNet;
+use policy::AuthenticationPairs;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -27,7 +28,7 @@ use crate::{
 };
 use interfaces::Interfaces;
 use plan::{Endpoint, Inputs, Plan};
-use policy_cache::PolicyCache;
+use policy_writer::PolicyWriter;
 
 /// How often interfaces are looked at without any other cause.
 const RESCAN: Duration = Duration::from_secs(1);
@@ -46,9 +47,9 @@ pub struct View {
     pub identities: BTreeSet<IdentityNumber>,
     /// How programs are attached; empty until they have been.
     pub mechanism: &'static str,
-    /// Pairs of a local and another identity for which some policy requires authentication; `None` until
-    /// policies have been compiled for the first time.
-    pub required: Option<BTreeSet<(IdentityNumber, IdentityNumber)>>,
+    /// Pairs of a local and another identity that some policy may ask to authenticate; `None` until policies
+    /// have been compiled for the first time.
+    pub required: Option<AuthenticationPairs>,
     /// Entries of the policy map.
     pub policy_entries: usize,
     /// What is not done as written, by policy.
@@ -86,7 +87,7 @@ pub struct Task {
     uplinks: Vec<String>,
     wireguard: String,
     hold: bool,
-    policy: PolicyCache,
+    policy: PolicyWriter,
 }
 
 /// Why the task can't start.
@@ -126,7 +127,7 @@ impl Task {
             uplinks: config.encryption.uplinks.clone(),
             wireguard: config.encryption.interface.clone(),
             hold: config.hold,
-            policy: PolicyCache::default(),
+            policy: PolicyWriter::default(),
         })
     }
 
@@ -155,29 +156,37 @@ impl Task {
         };
         let cluster = Arc::clone(&self.parts.cluster.borrow_and_update());
         let sessions = Arc::clone(&self.parts.sessions.borrow_and_update());
+        let (node, cluster_cidrs) = (self.node.clone(), self.cluster_cidrs.clone());
         let inputs = Inputs {
             cluster: &cluster,
-            node: &self.node,
+            node: &node,
             interfaces: &interfaces,
-            cluster_cidrs: &self.cluster_cidrs,
+            cluster_cidrs: &cluster_cidrs,
             sessions: &sessions,
         };
         let mut plan = Plan::make(&inputs);
-        self.policy.refresh(&cluster, plan.local_identities());
-        plan.policy = self.policy.local_entries().clone();
-        plan.add_prefixes(self.policy.prefixes(), &inputs);
         let mut failures = BTreeMap::new();
         // Programs first: a pod that is not in the maps yet gets no traffic, rather than any.
         let attached = self.attach(&cluster, &plan, &interfaces, &mut failures);
-        if let Err(error) = self.write(&cluster, &mut plan) {
+        if let Err(error) = self.write(&mut plan, &inputs, &cluster) {
             failures.insert("maps".to_owned(), chain(&error));
+        }
+        if let Some(overflow) = self.policy.overflow() {
+            failures.insert("policy".to_owned(), overflow.to_string());
         }
         self.publish(&plan, interfaces, &attached, failures);
     }
 
     /// Writes the maps: what allows or names before what uses it.
-    fn write(&self, cluster: &Cluster, plan: &mut Plan) -> Result<(), auth_ebpf::Error> {
-        let maps = self.parts.datapath.maps();
+    fn write(
+        &mut self,
+        plan: &mut Plan,
+        inputs: &Inputs<'_>,
+        cluster: &Arc<Cluster>,
+    ) -> Result<(), auth_ebpf::Error> {
+        let maps = self.parts.datapath.maps().clone();
+        self.policy.write(&maps, cluster, plan, inputs)?;
+        plan.add_prefixes(self.policy.prefixes(), inputs);
         // A node whose session this process has not seen yet keeps what an earlier one wrote for it.
         for (number, entry) in maps.nodes().entries()? {
             // Node 0 is this one, whose epoch outlives the daemon.
@@ -186,7 +195,6 @@ impl Task {
             }
         }
         let changes = [
-            ("policy", maps.policy().reconcile(&plan.policy)?),
             ("endpoints", maps.endpoints().reconcile(&plan.endpoints)?),
             ("addresses", maps.addresses().reconcile(&plan.addresses)?),
             ("prefixes", maps.prefixes().reconcile(&plan.prefixes)?),
@@ -221,6 +229,8 @@ impl Task {
         metrics
             .endpoints
             .set(crate::metrics::saturate(endpoints.iter().filter(|(_, attached)| *attached).count()));
+        metrics.policy_entries.set(crate::metrics::saturate(self.policy.len()));
+        metrics.policy_overflow.set(self.policy.overflow().is_some().into());
         let names = Names { interfaces: interfaces.names.clone(), rules: self.policy.rule_names().clone() };
         self.parts.names.send_if_modified(|last| {
             let differs = **last != names;
@@ -233,9 +243,9 @@ impl Task {
             endpoints,
             identities: plan.local_identities(),
             mechanism: self.parts.datapath.mechanism().as_str(),
-            required: Some(self.policy.required().clone()),
-            policy_entries: plan.policy.len(),
-            conditions: self.policy.conditions().to_vec(),
+            required: self.policy.required().cloned(),
+            policy_entries: self.policy.len(),
+            conditions: self.policy.conditions(),
             failures,
             interfaces: Arc::new(interfaces),
         };

@@ -101,6 +101,10 @@ pub struct Metrics {
     pub endpoints: Gauge,
     /// Programs that others had displaced or removed, and that are back.
     pub program_repairs: Family<RepairLabels, Counter>,
+    /// Entries of the policy map.
+    pub policy_entries: Gauge,
+    /// 1 while the policy map has no room for what policies ask.
+    pub policy_overflow: Gauge,
     /// Objects of the cluster state that could not be used.
     pub cluster_problems: Gauge,
     /// 1 while the tunnel process answers.
@@ -143,6 +147,8 @@ impl Metrics {
             hold_up: Gauge::default(),
             endpoints: Gauge::default(),
             program_repairs: Family::default(),
+            policy_entries: Gauge::default(),
+            policy_overflow: Gauge::default(),
             cluster_problems: Gauge::default(),
             tunnel_up: Gauge::default(),
             wireguard_peers: Gauge::default(),
@@ -200,6 +206,12 @@ impl Metrics {
             Info::new(vec![("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
         );
         registry.register("endpoints", "Endpoints with programs attached", self.endpoints.clone());
+        registry.register("policy_entries", "Entries of the policy map", self.policy_entries.clone());
+        registry.register(
+            "policy_overflow",
+            "Whether the policy map has no room for what policies ask",
+            self.policy_overflow.clone(),
+        );
         registry.register(
             "program_repairs",
             "Programs that others had displaced or removed, attached again",

@@ -7,6 +7,7 @@
 
 mod authentication;
 mod by_label;
+mod follow;
 mod group;
 mod map;
 mod selections;
@@ -18,9 +19,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use auth_ebpf_abi::{Direction, IdentityNumber};
 use ipnet::IpNet;
 
+use crate::compile::Compiled;
 use crate::compile::cookie::Cookies;
 use crate::compile::terms::End;
-use crate::compile::{Compiled, Input};
 use crate::condition::Condition;
 use crate::identity::{Identity, IdentityError};
 use crate::label_set::LabelSet;
@@ -28,7 +29,7 @@ use crate::object::{ObjectRef, RuleRef};
 use crate::peer::Peer;
 use crate::plan::Side;
 use crate::policy_set::View;
-use crate::rule::{Policy, Subject};
+use crate::rule::{Policy, Spec, Subject};
 use authentication::{Askers, requires};
 use by_label::Asking;
 use group::Group;
@@ -101,7 +102,7 @@ impl Engine {
         self.touch_subjects(&policy);
         self.index_subjects(&policy);
         let nets = self.world.nets(&policy);
-        self.set_nets(&policy.object, nets);
+        self.set_nets(Some(&policy.object), nets);
         self.askers.insert_policy(&self.world, &policy, &self.locals);
         self.unconditioned.insert(policy.object.clone());
         self.world.policies.insert(policy);
@@ -115,7 +116,7 @@ impl Engine {
         self.askers.remove_policy(&policy);
         let cookies = self.cookies.remove(&policy);
         self.selections.forget_rules(&cookies);
-        self.set_nets(object, BTreeSet::new());
+        self.set_nets(Some(object), BTreeSet::new());
         self.conditions.remove(object);
         self.unconditioned.remove(object);
     }
@@ -167,42 +168,6 @@ impl Engine {
     #[must_use]
     pub const fn locals(&self) -> &BTreeSet<IdentityNumber> {
         &self.locals
-    }
-
-    /// Follows a state that is given whole: finds what is different and changes that.
-    pub fn follow(&mut self, input: Input<'_>, locals: &BTreeSet<IdentityNumber>) {
-        let gone: Vec<ObjectRef> = self
-            .world
-            .policies
-            .iter()
-            .map(|policy| &policy.object)
-            .filter(|object| input.policies.get(object).is_none())
-            .cloned()
-            .collect();
-        gone.iter().for_each(|object| self.remove_policy(object));
-        let gone: Vec<IdentityNumber> = self
-            .world
-            .identities
-            .iter()
-            .filter(|identity| input.identities.get(identity.number()) != Some(identity))
-            .map(Identity::number)
-            .collect();
-        gone.into_iter().for_each(|number| self.remove_identity(number));
-        self.set_surroundings(input.surroundings);
-        for identity in input.identities.iter() {
-            if self.world.identities.get(identity.number()).is_none() {
-                // A set has no number and no labels twice, and what differs has just been taken out.
-                self.insert_identity(identity.clone()).unwrap_or_default();
-            }
-        }
-        for policy in input.policies.iter() {
-            if self.world.policies.get(&policy.object) != Some(policy) {
-                self.insert_policy(policy.clone());
-            }
-        }
-        let gone: Vec<IdentityNumber> = self.locals.difference(locals).copied().collect();
-        gone.into_iter().for_each(|number| self.remove_local(number));
-        locals.iter().for_each(|number| self.add_local(*number));
     }
 
     /// The policies, in the order of their names.
@@ -274,15 +239,20 @@ impl Engine {
         self.subjects.insert(policy.object.clone(), places.map(|places| places.concat()));
     }
 
-    /// The local identities that a policy is for are to be compiled.
+    /// The local identities that a policy is for are to be compiled, in the directions that it is about.
     fn touch_subjects(&mut self, policy: &Policy) {
-        let is_for = |labels: &LabelSet| {
-            policy.refuses(labels) || policy.specs.iter().any(|spec| spec.subject.matches(labels))
+        let is_about = |spec: &Spec, direction: Direction| {
+            spec.default_deny(direction) || spec.rules.iter().any(|rule| rule.list.direction() == direction)
         };
-        let locals = self.locals.iter().filter_map(|local| self.world.identities.get(*local));
-        let touched: Vec<IdentityNumber> =
-            locals.filter(|identity| is_for(identity.labels())).map(Identity::number).collect();
-        touched.into_iter().for_each(|local| self.touch(local));
+        let is_for = |labels: &LabelSet, direction: Direction| {
+            let mut specs = policy.specs.iter().filter(|spec| spec.subject.matches(labels));
+            policy.refuses(labels) || specs.any(|spec| is_about(spec, direction))
+        };
+        for local in &self.locals {
+            let Some(identity) = self.world.identities.get(*local) else { continue };
+            let directions = DIRECTIONS.into_iter().filter(|direction| is_for(identity.labels(), *direction));
+            self.dirty.extend(directions.map(|direction| (Side { local: *local, direction }, Dirty::All)));
+        }
     }
 
     fn touch(&mut self, local: IdentityNumber) {
@@ -316,7 +286,7 @@ impl Engine {
     }
 
     /// Notes the prefixes that a policy names, and gives or takes their identities.
-    fn set_nets(&mut self, object: &ObjectRef, nets: BTreeSet<IpNet>) {
+    fn set_nets(&mut self, object: Option<&ObjectRef>, nets: BTreeSet<IpNet>) {
         let (new, gone) = self.world.count_nets(object, nets);
         if !new.is_empty() || !gone.is_empty() {
             self.recondition(|policy| policy.specs.iter().flat_map(|spec| &spec.rules).any(requires));

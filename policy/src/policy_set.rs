@@ -4,6 +4,8 @@ mod conditions;
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
+
 use crate::cidr::Prefixes;
 use crate::condition::Condition;
 use crate::identity::IdentitySet;
@@ -61,9 +63,13 @@ impl PolicySet {
     /// The prefixes that the policies name, with their identities.
     #[must_use]
     pub fn prefixes(&self, surroundings: &Surroundings) -> Prefixes {
+        Prefixes::new(self.nets(surroundings))
+    }
+
+    /// The prefixes that the policies name.
+    pub(crate) fn nets(&self, surroundings: &Surroundings) -> impl Iterator<Item = IpNet> {
         let specs = self.policies.values().flat_map(|policy| &policy.specs);
-        let rules = specs.flat_map(|spec| &spec.rules);
-        Prefixes::new(rules.flat_map(|rule| rule.peers.nets(surroundings)))
+        specs.flat_map(|spec| &spec.rules).flat_map(|rule| rule.peers.nets(surroundings))
     }
 
     /// The conditions of each policy that has any: those of its fields, and those which follow from the

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use auth_ebpf_abi::{AuthEntry, AuthKey, IdentityNumber, NodeNumber};
+use policy::AuthenticationPairs;
 use spiffe::SpiffeId;
 
 use crate::clock::BootTime;
@@ -59,7 +60,7 @@ pub enum Event {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
     /// Pairs for which some policy requires it, in either order; `None` for all.
-    pub pairs: Option<BTreeSet<(IdentityNumber, IdentityNumber)>>,
+    pub pairs: Option<AuthenticationPairs>,
     /// Which identities run where, by cluster state; 0 is this node.
     pub placed: BTreeMap<NodeNumber, BTreeSet<IdentityNumber>>,
 }
@@ -71,7 +72,7 @@ impl Desired {
         let runs =
             |node: NodeNumber, identity| self.placed.get(&node).is_some_and(|on| on.contains(&identity));
         let required = self.pairs.as_ref().is_none_or(|pairs| {
-            pairs.contains(&(key.local, key.remote)) || pairs.contains(&(key.remote, key.local))
+            pairs.contains(key.local, key.remote) || pairs.contains(key.remote, key.local)
         });
         required && runs(0, key.local) && runs(key.node, key.remote)
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use auth_ebpf_abi::{AuthEntry, AuthKey, AuthType};
+use policy::AuthenticationPairs;
 use spiffe::SpiffeId;
 
 use super::*;
@@ -270,11 +271,14 @@ fn a_lost_session_keeps_entries_and_an_announcement_without_the_identity_ends_th
 fn policy_that_no_longer_asks_ends_the_entry() {
     let mut machine = authenticated();
     let placed = [(0, numbers(&[256, 257])), (1, numbers(&[300, 301]))].into();
-    let pairs = Some([(300, 256)].into());
+    let pairs = Some([(300, 256)].into_iter().collect());
     machine.handle(Event::Desired(Arc::new(Desired { pairs, placed })), START);
     assert_eq!(actions(&mut machine), [], "the order within a pair does not matter");
     let placed = [(0, numbers(&[256, 257])), (1, numbers(&[300, 301]))].into();
-    machine.handle(Event::Desired(Arc::new(Desired { pairs: Some(BTreeSet::new()), placed })), START);
+    machine.handle(
+        Event::Desired(Arc::new(Desired { pairs: Some(AuthenticationPairs::default()), placed })),
+        START,
+    );
     assert_eq!(actions(&mut machine), [Action::RemoveEntry(key(256, 300, 1))]);
 }
 

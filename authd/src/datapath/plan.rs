@@ -6,8 +6,7 @@ use std::{
 };
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AddressFlags, EndpointEntry, IdentityNumber, NodeEntry, NodeNumber, PolicyEntry,
-    PolicyKey, identity,
+    Address, AddressEntry, AddressFlags, EndpointEntry, IdentityNumber, NodeEntry, NodeNumber, identity,
 };
 use ipnet::IpNet;
 
@@ -64,8 +63,6 @@ pub struct Plan {
     pub prefixes: BTreeMap<(Address, u32), AddressEntry>,
     /// Addresses of pods here.
     pub endpoints: BTreeMap<Address, EndpointEntry>,
-    /// Policy of the identities here.
-    pub policy: BTreeMap<(PolicyKey, u32), PolicyEntry>,
     /// Other nodes' sessions.
     pub nodes: BTreeMap<NodeNumber, NodeEntry>,
     /// The pods here, by name.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use auth_ebpf_abi::{AuthType, IdentityNumber, identity as reserved};
+use auth_ebpf_abi::{AuthType, Direction, IdentityNumber, identity as reserved};
 
 use super::world::World;
 use crate::object::ObjectRef;
@@ -27,13 +27,25 @@ impl AuthenticationPairs {
     /// Whether policy at either end asks this pair to authenticate. Reserved identities can't.
     #[must_use]
     pub fn contains(&self, local: IdentityNumber, remote: IdentityNumber) -> bool {
-        let sides = [auth_ebpf_abi::Direction::Ingress, auth_ebpf_abi::Direction::Egress];
+        let sides = [Direction::Ingress, Direction::Egress];
         let mut asks =
             sides.iter().filter_map(|direction| self.asks.get(&Side { local, direction: *direction }));
         let asked_by = self.asked_by.get(&local).into_iter().flatten();
         !reserved::is_reserved(remote)
             && (asks.any(|asks| asks.contains(&remote) || asks.contains(&reserved::UNKNOWN))
                 || asked_by.clone().any(|subjects| subjects.contains(&remote)))
+    }
+}
+
+/// Pairs as if their local identity asked for them.
+impl FromIterator<(IdentityNumber, IdentityNumber)> for AuthenticationPairs {
+    fn from_iter<I: IntoIterator<Item = (IdentityNumber, IdentityNumber)>>(pairs: I) -> Self {
+        let mut all = Self::default();
+        for (local, remote) in pairs {
+            let side = Side { local, direction: Direction::Ingress };
+            Arc::make_mut(all.asks.entry(side).or_default()).insert(remote);
+        }
+        all
     }
 }
 

@@ -5,72 +5,93 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use crate::label_set::LabelSet;
 use crate::selector::{Operator, Selector};
 
-/// A label's key, whatever its source, and its value.
-pub(super) type Place = (Box<str>, Box<str>);
+/// A label's key, whatever its source, and its value; none for any value.
+pub(super) type Place = (Box<str>, Option<Box<str>>);
 
 /// Things by label.
 #[derive(Clone, Debug)]
 pub(super) struct ByLabel<T> {
-    items: HashMap<Box<str>, HashMap<Box<str>, BTreeSet<T>>>,
+    by_value: HashMap<Box<str>, HashMap<Box<str>, BTreeSet<T>>>,
+    by_key: HashMap<Box<str>, BTreeSet<T>>,
 }
 
 impl<T> Default for ByLabel<T> {
     fn default() -> Self {
-        Self { items: HashMap::new() }
+        Self { by_value: HashMap::new(), by_key: HashMap::new() }
     }
 }
 
 impl<T: Ord + Clone> ByLabel<T> {
-    pub(super) fn insert(&mut self, (key, value): &Place, item: T) {
-        self.items.entry(key.clone()).or_default().entry(value.clone()).or_default().insert(item);
+    pub(super) fn insert(&mut self, (key, value): Place, item: T) {
+        match value {
+            Some(value) => self.by_value.entry(key).or_default().entry(value).or_default().insert(item),
+            None => self.by_key.entry(key).or_default().insert(item),
+        };
     }
 
     pub(super) fn remove(&mut self, (key, value): &Place, item: &T) {
-        let Some(values) = self.items.get_mut(key) else { return };
-        if let Some(items) = values.get_mut(value) {
-            items.remove(item);
-            if items.is_empty() {
-                values.remove(value);
-            }
-        }
+        let Some(value) = value else {
+            remove(&mut self.by_key, key, item);
+            return;
+        };
+        let Some(values) = self.by_value.get_mut(key) else { return };
+        remove(values, value, item);
         if values.is_empty() {
-            self.items.remove(key);
+            self.by_value.remove(key);
         }
     }
 
-    pub(super) fn get(&self, key: &str, value: &str) -> impl Iterator<Item = &T> {
-        self.items.get(key).and_then(|values| values.get(value)).into_iter().flatten()
+    /// The things at a key and this value, or at any value of it.
+    pub(super) fn get(&self, key: &str, value: Option<&str>) -> impl Iterator<Item = &T> {
+        self.at(key, value).into_iter().flatten()
     }
 
     /// Adds or removes a thing at all its labels.
     pub(super) fn set_labels(&mut self, labels: &LabelSet, item: &T, is_there: bool) {
         for label in labels {
-            let place = (label.key().into(), label.value().into());
-            if is_there {
-                self.insert(&place, item.clone());
-            } else {
-                self.remove(&place, item);
+            for value in [Some(label.value().into()), None] {
+                let place = (label.key().into(), value);
+                if is_there {
+                    self.insert(place, item.clone());
+                } else {
+                    self.remove(&place, item);
+                }
             }
         }
     }
 
     /// The labels of which every set that the selector selects has at least one: those with the fewest
-    /// things. None if the selector asks for no label by its value.
+    /// things. None if the selector asks for no label to be there.
     pub(super) fn narrowest(&self, selector: &Selector) -> Option<Vec<Place>> {
-        let places = selector.requirements.iter().filter_map(|requirement| match &requirement.operator {
-            Operator::In(values) => {
-                let key = requirement.key.key();
-                Some(values.iter().map(|value| (key.into(), value.as_str().into())).collect::<Vec<Place>>())
+        let places = selector.requirements.iter().filter_map(|requirement| {
+            let key = || requirement.key.key().into();
+            match &requirement.operator {
+                Operator::In(values) => {
+                    let place = |value: &String| (key(), Some(value.as_str().into()));
+                    Some(values.iter().map(place).collect::<Vec<Place>>())
+                }
+                Operator::Exists => Some(vec![(key(), None)]),
+                Operator::NotIn(_) | Operator::DoesNotExist => None,
             }
-            Operator::NotIn(_) | Operator::Exists | Operator::DoesNotExist => None,
         });
-        let size =
-            |places: &Vec<Place>| places.iter().map(|(key, value)| self.len(key, value)).sum::<usize>();
-        places.min_by_key(size)
+        let len = |(key, value): &Place| self.at(key, value.as_deref()).map_or(0, BTreeSet::len);
+        places.min_by_key(|places| places.iter().map(len).sum::<usize>())
     }
 
-    fn len(&self, key: &str, value: &str) -> usize {
-        self.items.get(key).and_then(|values| values.get(value)).map_or(0, BTreeSet::len)
+    fn at(&self, key: &str, value: Option<&str>) -> Option<&BTreeSet<T>> {
+        match value {
+            Some(value) => self.by_value.get(key).and_then(|values| values.get(value)),
+            None => self.by_key.get(key),
+        }
+    }
+}
+
+fn remove<T: Ord>(items: &mut HashMap<Box<str>, BTreeSet<T>>, at: &str, item: &T) {
+    if let Some(there) = items.get_mut(at) {
+        there.remove(item);
+        if there.is_empty() {
+            items.remove(at);
+        }
     }
 }
 
@@ -102,7 +123,7 @@ impl<T: Ord + Clone> Asking<T> {
             return;
         };
         for place in &places {
-            self.by_label.insert(place, item.clone());
+            self.by_label.insert(place.clone(), item.clone());
         }
         self.places.insert(item, places);
     }
@@ -116,7 +137,10 @@ impl<T: Ord + Clone> Asking<T> {
 
     /// All that may ask for something that these labels have, in order.
     pub(super) fn candidates(&self, labels: &LabelSet) -> BTreeSet<&T> {
-        let by_label = labels.iter().flat_map(|label| self.by_label.get(label.key(), label.value()));
+        let by_label = labels.iter().flat_map(|label| {
+            let by_value = self.by_label.get(label.key(), Some(label.value()));
+            by_value.chain(self.by_label.get(label.key(), None))
+        });
         by_label.chain(&self.rest).collect()
     }
 }

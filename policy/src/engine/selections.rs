@@ -170,7 +170,7 @@ impl Selections {
                 Peer::Selector(selector) => places.extend(self.asking.place(selector)?),
                 Peer::OwnCluster => {
                     let cluster = own.get(Source::K8s, CLUSTER_KEY);
-                    places.extend(cluster.map(|cluster| (CLUSTER_KEY.into(), cluster.into())));
+                    places.extend(cluster.map(|cluster| (CLUSTER_KEY.into(), Some(cluster.into()))));
                 }
                 // These select pods by what else is known of them.
                 Peer::Services { .. } | Peer::IpBlock(_) => return None,

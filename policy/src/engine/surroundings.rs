@@ -89,7 +89,7 @@ impl Engine {
         };
         for policy in indirect(&self.world.policies) {
             let nets = self.world.nets(&policy);
-            self.set_nets(&policy.object, nets);
+            self.set_nets(Some(&policy.object), nets);
         }
         self.recondition(has_indirect_peers);
         let locals: Vec<IdentityNumber> = self.locals.iter().copied().collect();

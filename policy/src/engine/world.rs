@@ -27,7 +27,8 @@ pub(super) struct World {
     labels: ByLabel<IdentityNumber>,
     /// How many policies name a prefix.
     nets: BTreeMap<IpNet, usize>,
-    nets_of: BTreeMap<ObjectRef, BTreeSet<IpNet>>,
+    /// The prefixes that each policy names, and those held for none.
+    nets_of: BTreeMap<Option<ObjectRef>, BTreeSet<IpNet>>,
 }
 
 impl World {
@@ -79,7 +80,7 @@ impl World {
     /// The identities with labels that a selector asks for; none for all.
     pub(super) fn with_labels(&self, selector: &crate::Selector) -> Option<BTreeSet<IdentityNumber>> {
         let places = self.labels.narrowest(selector)?;
-        Some(places.iter().flat_map(|(key, value)| self.labels.get(key, value)).copied().collect())
+        Some(places.iter().flat_map(|(key, value)| self.labels.get(key, value.as_deref())).copied().collect())
     }
 
     /// All that the peers can be; none if that may be anyone.
@@ -93,8 +94,9 @@ impl World {
                 Peer::Selector(selector) => candidates.extend(self.with_labels(selector)?),
                 Peer::OwnCluster => {
                     let cluster = own.get(Source::K8s, CLUSTER_KEY);
-                    candidates
-                        .extend(cluster.iter().flat_map(|cluster| self.labels.get(CLUSTER_KEY, cluster)));
+                    candidates.extend(
+                        cluster.iter().flat_map(|cluster| self.labels.get(CLUSTER_KEY, Some(*cluster))),
+                    );
                 }
                 Peer::Services { namespace, services } => {
                     let services = services.of(namespace.as_deref(), &self.surroundings);
@@ -119,14 +121,15 @@ impl World {
         rules.flat_map(|rule| rule.peers.nets(&self.surroundings)).flat_map(with_v4).collect()
     }
 
-    /// Notes the prefixes that a policy names now; gives those that no policy named before, and those that
-    /// none does any more.
+    /// Notes the prefixes that a policy names now, or that are held for none; gives those that nothing named
+    /// before, and those that nothing does any more.
     pub(super) fn count_nets(
         &mut self,
-        object: &ObjectRef,
+        object: Option<&ObjectRef>,
         nets: BTreeSet<IpNet>,
     ) -> (Vec<IpNet>, Vec<IpNet>) {
-        let before = self.nets_of.remove(object).unwrap_or_default();
+        let object = object.cloned();
+        let before = self.nets_of.remove(&object).unwrap_or_default();
         let (mut new, mut gone) = (Vec::new(), Vec::new());
         for net in nets.difference(&before) {
             let count = self.nets.entry(*net).or_default();
@@ -144,7 +147,7 @@ impl World {
             }
         }
         if !nets.is_empty() {
-            self.nets_of.insert(object.clone(), nets);
+            self.nets_of.insert(object, nets);
         }
         (new, gone)
     }

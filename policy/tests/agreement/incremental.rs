@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use policy::{
-    Engine, Identity, IdentityNumber, IdentitySet, Input, NamedPort, NamedPorts, ObjectRef, Policy,
-    PolicyMap, PolicySet, Step, Surroundings, compile, protocol,
+    Direction, Engine, Identity, IdentityNumber, IdentitySet, Input, NamedPort, NamedPorts, ObjectRef,
+    Policy, PolicyMap, PolicySet, Step, Surroundings, compile, lookup, protocol,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::random::{PODS, any_policy, cases, identities, named, surroundings};
 
@@ -125,7 +125,12 @@ impl Model {
             Change::Follow => {
                 let identities = self.identities();
                 let mut fresh = Engine::new();
+                assert_eq!(
+                    fresh.hold_prefixes(self.input(&identities)),
+                    !self.compiled().prefixes.is_empty()
+                );
                 fresh.follow(self.input(&identities), &self.locals);
+                assert!(!fresh.release_prefixes());
                 engine.follow(self.input(&identities), &self.locals);
                 assert_eq!(fresh.compiled(), engine.compiled());
                 assert_eq!(fresh.authentication(), engine.authentication());
@@ -234,5 +239,95 @@ proptest! {
         if rules.all(|rule| rule.authentication != Some(policy::AuthType::Spire)) {
             prop_assert!(locals.iter().all(|local| PODS.into_iter().all(|remote| !pairs.contains(*local, remote))));
         }
+    }
+}
+
+/// An engine for these policies, with the one pod 256.
+fn engine(specs: &[Value], surroundings: &Surroundings) -> Engine {
+    let mut engine = Engine::new();
+    for (at, spec) in specs.iter().enumerate() {
+        let kind = "CiliumClusterwideNetworkPolicy";
+        let value = json!({"apiVersion": "cilium.io/v2", "kind": kind, "metadata": {}, "spec": spec});
+        engine.insert_policy(named(value, at));
+    }
+    engine.set_surroundings(surroundings);
+    engine.insert_identity(identity(256)).unwrap();
+    engine.add_local(256);
+    engine
+}
+
+fn allows(engine: &mut Engine, remote: IdentityNumber, direction: Direction, port: u16) -> bool {
+    let choice = lookup(&engine.compiled().map, 256, remote, direction, protocol::TCP, port);
+    choice.is_some_and(|choice| choice.entry.deny == 0)
+}
+
+#[test]
+fn a_rule_for_all_who_share_a_spiffe_id_holds_once_all_of_them_are_known() {
+    let namespace = json!([{"matchLabels": {"k8s:io.kubernetes.pod.namespace": "y"}}]);
+    let rule = json!({"fromEndpoints": namespace, "authentication": {"mode": "required"}});
+    let mut surroundings = Surroundings::default();
+    surroundings.share_spiffe_ids(&identities(), |identity| Some(identity.namespace().to_owned()));
+    let mut engine = engine(&[json!({"endpointSelector": {}, "ingress": [rule]})], &surroundings);
+    let known: Vec<IdentityNumber> = PODS.filter(|number| number % 2 == 1).collect();
+    for number in &known {
+        engine.insert_identity(identity(*number)).unwrap();
+        let all = *number == *known.last().unwrap();
+        assert_eq!(allows(&mut engine, known[0], Direction::Ingress, 80), all, "{number}");
+    }
+    engine.remove_identity(known[1]);
+    assert!(!allows(&mut engine, known[0], Direction::Ingress, 80));
+}
+
+#[test]
+fn an_identity_may_come_before_or_after_its_named_ports() {
+    let ports = json!([{"ports": [{"port": "http", "protocol": "TCP"}]}]);
+    let rule = json!({"toEndpoints": [{"matchLabels": {"b": "1"}}], "toPorts": ports});
+    let spec = json!({"endpointSelector": {}, "egress": [rule]});
+    let http = |port: u16| BTreeMap::from([(NamedPort::new("http", protocol::TCP), BTreeSet::from([port]))]);
+    let mut engine = engine(&[spec], &Surroundings::default());
+    let remote = 260;
+    engine.compiled();
+    engine.set_named_ports(remote, http(81));
+    assert!(!allows(&mut engine, remote, Direction::Egress, 81));
+    engine.insert_identity(identity(remote)).unwrap();
+    assert!(allows(&mut engine, remote, Direction::Egress, 81));
+    engine.set_named_ports(remote, http(82));
+    assert!(allows(&mut engine, remote, Direction::Egress, 82));
+    assert!(!allows(&mut engine, remote, Direction::Egress, 81));
+    engine.remove_identity(remote);
+    assert!(!allows(&mut engine, remote, Direction::Egress, 82));
+}
+
+/// New prefixes have the verdicts of the old policies until the new ones come, and those that go keep theirs
+/// until nothing names them.
+#[test]
+fn held_prefixes_say_what_their_addresses_had() {
+    let to = |cidr: Value| json!({"endpointSelector": {}, "egress": [{"toCIDRSet": [cidr]}]});
+    let whole = to(json!({"cidr": "10.0.0.0/8"}));
+    let part = to(json!({"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}));
+    let mut engine = engine(&[whole.clone()], &Surroundings::default());
+    let verdict = |engine: &mut Engine| {
+        let prefix = engine.prefixes().iter().find(|(net, _)| net.to_string() == "10.1.0.0/16");
+        let number = prefix.map(|(_, number)| *number);
+        number.map(|number| allows(engine, number, Direction::Egress, 80))
+    };
+    let policy = |spec: &Value| {
+        let kind = "CiliumClusterwideNetworkPolicy";
+        named(json!({"apiVersion": "cilium.io/v2", "kind": kind, "metadata": {}, "spec": spec}), 0)
+    };
+    let identities = IdentitySet::from_identities([identity(256)]).unwrap();
+    let surroundings = Surroundings::default();
+    assert_eq!(verdict(&mut engine), None);
+    for (spec, is_new, before, after, at_end) in
+        [(&part, true, Some(true), Some(false), Some(false)), (&whole, false, Some(false), Some(true), None)]
+    {
+        let policies = PolicySet::from_iter([policy(spec)]);
+        let input = Input { policies: &policies, identities: &identities, surroundings: &surroundings };
+        assert_eq!(engine.hold_prefixes(input), is_new);
+        assert_eq!(verdict(&mut engine), before);
+        engine.follow(input, &BTreeSet::from([256]));
+        assert_eq!(verdict(&mut engine), after);
+        assert_eq!(engine.release_prefixes(), at_end.is_none());
+        assert_eq!(verdict(&mut engine), at_end);
     }
 }

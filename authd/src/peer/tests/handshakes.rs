@@ -162,7 +162,7 @@ async fn policy_decides_at_the_server_as_well() {
     cluster.meshed().await;
     let n2 = cluster.node("n2");
     let placed = n2.directory.borrow().placed("n2");
-    let nothing = crate::auth::Desired { pairs: Some([].into()), placed };
+    let nothing = crate::auth::Desired { pairs: Some(policy::AuthenticationPairs::default()), placed };
     n2.auth.tell(Event::Desired(std::sync::Arc::new(nothing))).await;
     assert!(cluster.node("n1").auth.ask(key(256, 300, 2)));
     until("refused", || n2.stats.count(Side::Server, "not_desired") > 0).await;

@@ -1,0 +1,165 @@
+//! Keeps the policy map as policies, identities and the pods here want it, change by change.
+//!
+//! The map is read once, when the daemon starts and after a write has failed. From then on only plans are
+//! made, whose order lets no packet meet a state between the old one and the new one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use auth_ebpf::Maps;
+use auth_ebpf_abi::{IdentityNumber, capacity};
+use ipnet::IpNet;
+use policy::{AuthenticationPairs, Engine, Overflow, Step};
+
+use super::plan::{Inputs, Plan};
+use crate::cluster::Cluster;
+
+/// The engine, and what is known of the map.
+#[derive(Debug, Default)]
+pub(super) struct PolicyWriter {
+    engine: Engine,
+    /// What the engine has followed last.
+    source: Option<(Arc<Cluster>, BTreeSet<IdentityNumber>)>,
+    /// Whether the engine knows what the map holds.
+    is_known: bool,
+    overflow: Option<Box<Overflow>>,
+    required: Option<AuthenticationPairs>,
+    rule_names: BTreeMap<u32, String>,
+    conditions: Vec<(String, String)>,
+}
+
+impl PolicyWriter {
+    /// Writes what has changed, if anything has.
+    ///
+    /// Addresses change their identity only where both have the same verdicts: a prefix outside the cluster
+    /// gets its entries before its addresses, and loses them after those; an identity's addresses go first.
+    pub(super) fn write(
+        &mut self,
+        maps: &Maps,
+        cluster: &Arc<Cluster>,
+        plan: &Plan,
+        inputs: &Inputs<'_>,
+    ) -> Result<(), auth_ebpf::Error> {
+        let locals = plan.local_identities();
+        let is_followed =
+            self.source.as_ref().is_some_and(|(last, of)| Arc::ptr_eq(last, cluster) && *of == locals);
+        if is_followed && self.is_known {
+            return Ok(());
+        }
+        if !is_followed {
+            let is_new = self.engine.hold_prefixes(cluster.policy_input());
+            if self.source.is_some() && (is_new || !self.is_known) {
+                self.apply(maps)?;
+                self.write_prefixes(maps, plan, inputs)?;
+            }
+            forget_addresses(maps, &self.engine.gone(&cluster.identities))?;
+            self.engine.follow(cluster.policy_input(), &locals);
+            self.source = Some((Arc::clone(cluster), locals));
+            self.describe();
+        }
+        self.apply(maps)?;
+        if self.engine.release_prefixes() {
+            self.write_prefixes(maps, plan, inputs)?;
+            self.apply(maps)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the engine's plan.
+    fn apply(&mut self, maps: &Maps) -> Result<(), auth_ebpf::Error> {
+        let table = maps.policy();
+        if !self.is_known {
+            self.engine.adopt(table.entries()?);
+        }
+        let (plan, overflow) = match self.engine.plan(capacity::POLICY) {
+            Ok(plan) => (plan, None),
+            Err(mut overflow) => (std::mem::take(&mut overflow.instead), Some(overflow)),
+        };
+        // Until all of it is done, what the map holds is not known.
+        self.is_known = false;
+        for step in &plan.steps {
+            match step {
+                Step::Put(key, entry) => table.insert(key, entry)?,
+                Step::Remove(key) => drop(table.remove(key)?),
+            }
+        }
+        self.engine.applied(&plan);
+        self.is_known = true;
+        if !plan.steps.is_empty() {
+            tracing::info!(
+                steps = plan.steps.len(),
+                entries = plan.after,
+                peak = plan.peak,
+                "policy map updated"
+            );
+        }
+        self.overflow = overflow;
+        Ok(())
+    }
+
+    /// Writes the identities of addresses outside the cluster.
+    fn write_prefixes(&self, maps: &Maps, plan: &Plan, inputs: &Inputs<'_>) -> Result<(), auth_ebpf::Error> {
+        let mut named = Plan { prefixes: plan.prefixes.clone(), ..Plan::default() };
+        named.add_prefixes(self.engine.prefixes(), inputs);
+        maps.prefixes().reconcile(&named.prefixes).map(drop)
+    }
+
+    fn describe(&mut self) {
+        self.required = Some(self.engine.authentication());
+        self.rule_names =
+            self.engine.rules().iter().map(|(cookie, rule)| (*cookie, rule.to_string())).collect();
+        let conditions = self.engine.conditions().iter().flat_map(|(object, conditions)| {
+            conditions.iter().map(|condition| (object.to_string(), condition.to_string()))
+        });
+        self.conditions = conditions.collect();
+    }
+
+    /// How many entries the map holds.
+    pub(super) const fn len(&self) -> usize {
+        self.engine.len()
+    }
+
+    /// Identities of prefixes outside the cluster.
+    pub(super) const fn prefixes(&self) -> &BTreeMap<IpNet, IdentityNumber> {
+        self.engine.prefixes()
+    }
+
+    /// Why the map doesn't hold all that policies ask.
+    pub(super) fn overflow(&self) -> Option<&Overflow> {
+        self.overflow.as_deref()
+    }
+
+    pub(super) const fn required(&self) -> Option<&AuthenticationPairs> {
+        self.required.as_ref()
+    }
+
+    pub(super) const fn rule_names(&self) -> &BTreeMap<u32, String> {
+        &self.rule_names
+    }
+
+    /// What isn't done as written, by policy: policies that have no room among them.
+    pub(super) fn conditions(&self) -> Vec<(String, String)> {
+        let growth = self.overflow.iter().flat_map(|overflow| {
+            let of = |growth: &policy::Growth| {
+                let object = growth.object.as_ref()?;
+                Some((object.to_string(), format!("Capacity: not in force as a whole: {overflow}")))
+            };
+            overflow.growth.iter().filter_map(of).collect::<Vec<_>>()
+        });
+        self.conditions.iter().cloned().chain(growth).collect()
+    }
+}
+
+/// Makes the addresses of these identities unknown, which drops what they send and receive.
+fn forget_addresses(maps: &Maps, gone: &BTreeSet<IdentityNumber>) -> Result<(), auth_ebpf::Error> {
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let addresses = maps.addresses();
+    for (address, _) in addresses.entries()?.iter().filter(|(_, entry)| gone.contains(&entry.identity)) {
+        addresses.remove(address)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! Following a state that is given whole.
+
+use std::collections::BTreeSet;
+
+use auth_ebpf_abi::IdentityNumber;
+use ipnet::IpNet;
+
+use super::Engine;
+use crate::cidr::with_v4;
+use crate::compile::Input;
+use crate::identity::{Identity, IdentitySet};
+use crate::object::ObjectRef;
+
+impl Engine {
+    /// Finds what is different and changes that.
+    pub fn follow(&mut self, input: Input<'_>, locals: &BTreeSet<IdentityNumber>) {
+        let policies = self.world.policies.iter().map(|policy| &policy.object);
+        let gone: Vec<ObjectRef> =
+            policies.filter(|object| input.policies.get(object).is_none()).cloned().collect();
+        gone.iter().for_each(|object| self.remove_policy(object));
+        self.gone(input.identities).into_iter().for_each(|number| self.remove_identity(number));
+        self.set_surroundings(input.surroundings);
+        for identity in input.identities.iter() {
+            if self.world.identities.get(identity.number()).is_none() {
+                // A set has no number and no labels twice, and what differs has just been taken out.
+                self.insert_identity(identity.clone()).unwrap_or_default();
+            }
+        }
+        for policy in input.policies.iter() {
+            if self.world.policies.get(&policy.object) != Some(policy) {
+                self.insert_policy(policy.clone());
+            }
+        }
+        let gone: Vec<IdentityNumber> = self.locals.difference(locals).copied().collect();
+        gone.into_iter().for_each(|number| self.remove_local(number));
+        locals.iter().for_each(|number| self.add_local(*number));
+    }
+
+    /// The identities known here that are not among these, or with other labels.
+    #[must_use]
+    pub fn gone(&self, identities: &IdentitySet) -> BTreeSet<IdentityNumber> {
+        let known = self.world.identities.iter();
+        known.filter(|one| identities.get(one.number()) != Some(one)).map(Identity::number).collect()
+    }
+
+    /// Gives identities to the prefixes that these policies name, beside those of the policies in force, and
+    /// keeps all of them until [`Engine::release_prefixes`]; whether any is new.
+    ///
+    /// With this the prefix of an address can change when both identities have the same verdicts: first the
+    /// new prefixes under the old policies, then their addresses, then the new policies. Were it all at once,
+    /// the old identity of an address could be judged by the new policies, which neither state does.
+    pub fn hold_prefixes(&mut self, input: Input<'_>) -> bool {
+        let wanted: BTreeSet<IpNet> = input.policies.nets(input.surroundings).flat_map(with_v4).collect();
+        let held: BTreeSet<IpNet> = self.prefixes().keys().copied().collect();
+        let is_new = !wanted.is_subset(&held);
+        if held != wanted {
+            self.set_nets(None, &held | &wanted);
+        }
+        is_new
+    }
+
+    /// Takes back the identities of prefixes that were only held; whether there were any. Their addresses go
+    /// first, then their entries.
+    pub fn release_prefixes(&mut self) -> bool {
+        let held = self.prefixes().len();
+        self.set_nets(None, BTreeSet::new());
+        held != self.prefixes().len()
+    }
+}
