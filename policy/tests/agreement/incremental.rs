@@ -305,7 +305,7 @@ fn held_prefixes_say_what_their_addresses_had() {
     let to = |cidr: Value| json!({"endpointSelector": {}, "egress": [{"toCIDRSet": [cidr]}]});
     let whole = to(json!({"cidr": "10.0.0.0/8"}));
     let part = to(json!({"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}));
-    let mut engine = engine(&[whole.clone()], &Surroundings::default());
+    let mut engine = engine(std::slice::from_ref(&whole), &Surroundings::default());
     let verdict = |engine: &mut Engine| {
         let prefix = engine.prefixes().iter().find(|(net, _)| net.to_string() == "10.1.0.0/16");
         let number = prefix.map(|(_, number)| *number);
