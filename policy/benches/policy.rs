@@ -29,6 +29,8 @@ const CAPACITY: usize = auth_ebpf_abi::capacity::POLICY;
 #[derive(Debug)]
 struct Costs {
     entries: usize,
+    /// Memory, in bytes: of policies and identities, and of what is compiled from them.
+    state: f64,
     bytes: f64,
     full: f64,
     known_here: f64,
@@ -62,7 +64,8 @@ fn main() {
     report.add(&at("policy of the cluster changed"), large.clusterwide / 1_000.0, "ms", Some(20.0));
     report.add(&at("whole state given, one address changed"), large.follow / 1_000.0, "ms", None);
     report.add(&at("entries"), large.entries as f64, "entries", None);
-    report.add(&at("memory of the engine per entry"), large.bytes / large.entries as f64, "bytes", None);
+    report.add(&at("memory per entry"), large.bytes / large.entries as f64, "bytes", None);
+    report.add(&at("memory of policies and identities"), large.state / 1e6, "MB", None);
     let mut growth = |what: &str, small: f64, large: f64, goal: Option<f64>| {
         report.add(&format!("growth over 10x cluster: {what}"), large / small, "ratio", goal);
     };
@@ -76,9 +79,14 @@ fn main() {
 
 fn measure(identities: usize, policies: usize, rounds: usize) -> Costs {
     let cluster = Cluster::new(identities, policies);
+    let mut engine = Engine::new();
     let before = resident();
-    let mut engine = compiled(&cluster);
-    let bytes = (resident() - before).max(0.0);
+    engine.follow(cluster.input(), &std::collections::BTreeSet::new());
+    settle(&mut engine);
+    let state = resident();
+    cluster.locals.iter().for_each(|local| engine.add_local(*local));
+    settle(&mut engine);
+    let (state, bytes) = (state - before, resident() - state);
     let entries = engine.len();
     let full = time(rounds.min(5), || drop(std::hint::black_box(compiled(&cluster))));
 
@@ -128,7 +136,19 @@ fn measure(identities: usize, policies: usize, rounds: usize) -> Costs {
         settle(&mut engine);
     });
     assert_eq!(cluster.locals.len(), LOCALS.min(identities));
-    Costs { entries, bytes, full, known_here, known, identity, wide_identity, policy, clusterwide, follow }
+    Costs {
+        entries,
+        state,
+        bytes,
+        full,
+        known_here,
+        known,
+        identity,
+        wide_identity,
+        policy,
+        clusterwide,
+        follow,
+    }
 }
 
 fn compiled(cluster: &Cluster) -> Engine {

@@ -122,6 +122,13 @@ impl Prefixes {
         self.iter().map(|(number, net, labels)| Remote { number, labels, net: Some(net) })
     }
 
+    /// The identities of this prefix and of those within it.
+    pub(crate) fn within(&self, net: IpNet) -> impl Iterator<Item = IdentityNumber> {
+        // In order of address and length they follow it without a gap.
+        let within = self.by_net.range(net..).take_while(move |(inner, _)| net.contains(*inner));
+        within.map(|(_, number)| *number)
+    }
+
     /// Prefix and labels of the identity with this number.
     #[must_use]
     pub fn get(&self, number: IdentityNumber) -> Option<(IpNet, &LabelSet)> {
@@ -248,6 +255,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn within_finds_what_is_contained(
+            octets in proptest::collection::vec((0u8..3, 0u8..3, 0u8..=32), 0..30), of in (0u8..3, 0u8..3, 0u8..=32),
+        ) {
+            let net = |(a, b, length): (u8, u8, u8)| IpNet::new([10, a, b, 0].into(), length).unwrap().trunc();
+            let all = Prefixes::new(octets.into_iter().map(net).chain([ALL_V6]));
+            let of = net(of);
+            let found: BTreeSet<IdentityNumber> = all.within(of).collect();
+            let expected = all.by_net().iter().filter(|(inner, _)| of.contains(*inner));
+            prop_assert_eq!(found, expected.map(|(_, number)| *number).collect::<BTreeSet<_>>());
+        }
+
         #[test]
         fn numbers_are_local_unique_and_stable(octets in proptest::collection::btree_set((any::<[u8; 4]>(), 1u8..=32), 1..50)) {
             let nets: Vec<IpNet> = octets.iter().map(|(a, length)| IpNet::new((*a).into(), *length).unwrap().trunc()).collect();

@@ -170,7 +170,8 @@ impl Peer {
         }
     }
 
-    fn nets(&self, surroundings: &Surroundings) -> Vec<IpNet> {
+    /// The prefixes in which all lie that it selects by their addresses.
+    pub(crate) fn nets(&self, surroundings: &Surroundings) -> Vec<IpNet> {
         match self {
             Self::Selector(_) | Self::OwnCluster | Self::Nodes(_) => Vec::new(),
             Self::Cidr(block) | Self::IpBlock(block) => block.nets().collect(),

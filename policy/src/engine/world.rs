@@ -87,9 +87,9 @@ impl World {
     fn candidates(&self, peers: &Peers, own: &LabelSet) -> Option<BTreeSet<IdentityNumber>> {
         let Peers::Selected(peers) = peers else { return None };
         let mut candidates = BTreeSet::new();
-        let mut has_nets = false;
         for peer in peers {
-            has_nets |= names_addresses(peer);
+            let nets = peer.nets(&self.surroundings);
+            candidates.extend(nets.iter().flat_map(|net| self.prefixes.within(*net)));
             match peer {
                 Peer::Selector(selector) => candidates.extend(self.with_labels(selector)?),
                 Peer::OwnCluster => {
@@ -108,9 +108,6 @@ impl World {
                 Peer::Nodes(_) => candidates.extend([reserved::REMOTE_NODE, reserved::KUBE_APISERVER]),
                 Peer::Cidr(_) | Peer::CidrGroups { .. } | Peer::Name(_) => {}
             }
-        }
-        if has_nets {
-            candidates.extend(self.prefixes.iter().map(|(number, ..)| number));
         }
         Some(candidates)
     }
