@@ -78,3 +78,17 @@ deny: ## Licences, bans and sources of all dependencies (builds cargo-deny the f
 	@rm -rf target/tools/build
 	@target/tools/bin/cargo-deny --manifest-path Cargo.toml check licenses bans sources
 	@target/tools/bin/cargo-deny --manifest-path auth-ebpf/programs/Cargo.toml --config deny.toml check licenses bans sources
+
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS = policy selector label
+
+.PHONY: fuzz
+fuzz: ## Fuzz what users write, FUZZ_SECONDS a target (builds cargo-fuzz the first time; nightly Rust)
+	@test -x target/tools/bin/cargo-fuzz || $(CARGO) install --quiet --locked --root target/tools --target-dir target/tools/build cargo-fuzz@0.13.2
+	@rm -rf target/tools/build
+	@# What is new goes to target/, so that the committed corpus stays small: `cargo fuzz cmin` merges it.
+	@for one in $(FUZZ_TARGETS); do \
+		mkdir -p target/fuzz/found/$$one && \
+		RUSTUP_TOOLCHAIN=nightly target/tools/bin/cargo-fuzz run --fuzz-dir policy/fuzz --target-dir target/fuzz $$one \
+			target/fuzz/found/$$one policy/fuzz/corpus/$$one -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -print_final_stats=1 || exit 1; \
+	done
