@@ -184,7 +184,7 @@ impl Daemon {
         )?;
         self.start_driver(driver, &peers, &holding);
         // Before the datapath, which attaches to its device.
-        self.start_holding(holding)?;
+        self.start_holding(holding, auth.clone())?;
         self.start_directory(&naming, directory_sender, &auth);
         let flows = self.start_datapath(&peers, &auth)?;
         let found = self.start_encryption(&peers, own_sender);

@@ -318,7 +318,13 @@ impl<'a, S: State> Judge<'a, S> {
         };
         let index = crate::metric::index(self.context.hook, verdict, reason);
         self.state.count(index, self.context.length);
-        if verdict == Verdict::Forwarded && !self.opening {
+        // What only waits behind others has lost nothing and asks for nothing.
+        let silent = match verdict {
+            Verdict::Forwarded => !self.opening,
+            Verdict::Held => !self.auth_wanted,
+            Verdict::Dropped | Verdict::Audit => false,
+        };
+        if silent {
             return verdict;
         }
         self.event.time = self.now();

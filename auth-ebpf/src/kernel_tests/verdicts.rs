@@ -5,7 +5,8 @@ use std::path::Path;
 
 use auth_ebpf_abi::packet::{icmp as types, tcp as flags};
 use auth_ebpf_abi::{
-    AuthType, Context, Credits, Direction, DropReason, Event, Hook, Mode, NodeEntry, Setting, Verdict, metric,
+    AuthType, Context, Credits, Direction, DropReason, Event, HoldStage, Hook, Mode, NodeEntry, Setting,
+    Verdict, capacity, metric,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -153,6 +154,14 @@ fn the_kernel_holds_as_the_host_does() {
         compare(&mut datapath, &mut tables, &vec![one; 600]);
         let held = tables.counters.borrow()[&metric::index(Hook::ToPod, Verdict::Held, None)].packets;
         assert_eq!(held, 256, "a pair alone gets a quarter of an endpoint's units");
+        let maps = datapath.maps().hold();
+        let in_use = || {
+            let tokens = 0..u16::try_from(capacity::HELD).unwrap();
+            tokens.filter(|token| maps.held(*token).unwrap().stage != HoldStage::FREE).count()
+        };
+        assert!(in_use() > 256 && maps.taken().unwrap() == 256);
+        maps.forget_all().unwrap();
+        assert_eq!((in_use(), maps.taken().unwrap()), (0, 0));
     });
 }
 

@@ -13,7 +13,7 @@ type HeldBytes = <Held as Layout>::Bytes;
 
 /// What the programs know of the packets that they have sent to the hold device.
 pub struct HoldMaps {
-    held: Array<MapData, HeldBytes>,
+    held: Mutex<Array<MapData, HeldBytes>>,
     credits: Mutex<Array<MapData, u64>>,
 }
 
@@ -23,7 +23,7 @@ impl HoldMaps {
         let held = Array::try_from(open(map::HELD)?).map_err(|error| failed(map::HELD, "open it", error))?;
         let credits =
             Array::try_from(open(map::CREDITS)?).map_err(|error| failed(map::CREDITS, "open it", error))?;
-        Ok(Self { held, credits: Mutex::new(credits) })
+        Ok(Self { held: Mutex::new(held), credits: Mutex::new(credits) })
     }
 
     /// The packet with this token.
@@ -31,10 +31,9 @@ impl HoldMaps {
     /// # Errors
     /// If there is no such token, or the kernel refuses.
     pub fn held(&self, token: u16) -> Result<Held, Error> {
-        let bytes = self
-            .held
-            .get(&u32::from(token), 0)
-            .map_err(|error| failed(map::HELD, "look up a token", error))?;
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes =
+            held.get(&u32::from(token), 0).map_err(|error| failed(map::HELD, "look up a token", error))?;
         Ok(Held::from_bytes(&bytes).unwrap_or_default())
     }
 
@@ -48,8 +47,22 @@ impl HoldMaps {
             .map_err(|error| failed(map::CREDITS, "read the units taken", error))
     }
 
-    /// Gives all credits back: for packets that went with the daemon or an interface. Nothing may be held
-    /// meanwhile.
+    /// Forgets everything that was held. Nothing may be held meanwhile.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn forget_all(&self) -> Result<(), Error> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = Held::default().to_bytes();
+        for token in 0..u32::try_from(capacity::HELD).unwrap_or(u32::MAX) {
+            held.set(token, free, 0).map_err(|error| failed(map::HELD, "free a token", error))?;
+        }
+        drop(held);
+        self.give_back_all()
+    }
+
+    /// Gives all credits back: for packets that went with an interface. What comes back later gives its own
+    /// back once more, which does no harm.
     ///
     /// # Errors
     /// If the kernel refuses.

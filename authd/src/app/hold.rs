@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Daemon;
 use crate::{
-    auth::driver::Handshakes,
+    auth::{Handle, driver::Handshakes},
     hold::{self, HoldingAuth, Outcomes, Telling},
 };
 
@@ -34,11 +34,12 @@ impl Daemon {
     }
 
     /// Holds packets from now on, or has the programs drop them.
-    pub(super) fn start_holding(&mut self, holding: Holding) -> Result<(), auth_ebpf::Error> {
+    pub(super) fn start_holding(&mut self, holding: Holding, auth: Handle) -> Result<(), auth_ebpf::Error> {
         let Some(outcomes) = holding.outcomes else { return hold::switch_off(&self.maps) };
         let task = hold::Task::new(hold::Parts {
             maps: self.maps.clone(),
             table: holding.table,
+            auth,
             outcomes,
             clock: Arc::clone(&self.clock),
             metrics: Arc::clone(&self.metrics),

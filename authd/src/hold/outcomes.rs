@@ -20,7 +20,7 @@ pub enum Outcome {
     Failed,
 }
 
-/// Outcomes that have not been seen to yet: the last one of each pair, so their number is that of pairs.
+/// Outcomes that have not been seen to yet: one of each pair, so their number is that of pairs.
 #[derive(Debug, Default)]
 pub struct Outcomes {
     pending: Mutex<BTreeMap<AuthKey, Outcome>>,
@@ -30,7 +30,13 @@ pub struct Outcomes {
 impl Outcomes {
     /// Tells an outcome.
     pub fn tell(&self, key: AuthKey, outcome: Outcome) {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(key, outcome);
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = pending.entry(key).or_insert(outcome);
+        // An entry that was written has to be settled, whatever else was tried besides.
+        if outcome == Outcome::Authenticated {
+            *last = outcome;
+        }
+        drop(pending);
         self.notify.notify_one();
     }
 

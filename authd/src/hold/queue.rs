@@ -56,6 +56,8 @@ pub enum Event {
 /// Something to do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Have the pair authenticate: the packet's own event may have found no room.
+    Ask(AuthKey),
     /// Give the frame back to the device.
     Release(Frame),
     /// The pair's entry need not say any more that it is draining.
@@ -90,6 +92,7 @@ impl Queue {
             Event::Arrived(frame, authenticated) => self.arrived(frame, authenticated, now),
             Event::Authenticated(key) => {
                 self.release(key, None);
+                self.failed.remove(&key);
                 let ends = now.saturating_add(DRAINING);
                 let quiet_at = now.saturating_add(QUIET);
                 if let Some(before) = self.draining.insert(key, Draining { quiet_at, ends }) {
@@ -150,6 +153,7 @@ impl Queue {
         let queue = self.pairs.entry(key).or_default();
         if queue.is_empty() {
             self.timers.insert((frame.deadline(), key));
+            self.actions.push_back(Action::Ask(key));
         }
         self.held += 1;
         self.units += frame.units();

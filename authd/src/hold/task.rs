@@ -13,6 +13,7 @@ use super::{
     table::HoldingAuth,
 };
 use crate::{
+    auth::Handle,
     clock::{BootTime, Clock},
     metrics::{Metrics, saturate},
 };
@@ -34,6 +35,8 @@ pub struct Parts {
     pub maps: Maps,
     /// The `auth` map.
     pub table: Arc<HoldingAuth>,
+    /// Whom to ask for authentication.
+    pub auth: Handle,
     /// What becomes of pairs.
     pub outcomes: Arc<Outcomes>,
     /// Where time comes from.
@@ -123,7 +126,8 @@ impl Task {
         self.parts.metrics.hold_up.set(0);
         match Device::open() {
             Ok(device) => {
-                self.parts.maps.hold().give_back_all()?;
+                // What was held before has gone with whoever held it.
+                self.parts.maps.hold().forget_all()?;
                 tracing::info!(interface = device::INTERFACE, "attached to the hold device");
                 self.device = Some(device);
                 self.prolong();
@@ -167,7 +171,7 @@ impl Task {
         let since = *self.idle_since.get_or_insert(now);
         let hold = self.parts.maps.hold();
         if now.since(since) >= SETTLED && hold.taken().is_ok_and(|units| units != 0) {
-            tracing::warn!("credits of packets that never came back are given back");
+            tracing::debug!("giving back the credits of packets that never came back");
             self.log_failure(hold.give_back_all());
         }
     }
@@ -217,6 +221,8 @@ impl Task {
         for _ in 0..BURST {
             match self.outgoing.pop_front() {
                 Some(Action::Release(frame)) => self.release(&frame, now),
+                // A full queue counts it; the pair's next packet after these asks again.
+                Some(Action::Ask(key)) => drop(self.parts.auth.ask(key)),
                 Some(Action::Settle(key)) => self.log_failure(self.parts.table.settle(&key)),
                 None => return,
             }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use auth_ebpf_abi::{AuthKey, HOLD_LIMIT, HOLD_UNITS};
 use proptest::prelude::*;
 
-use super::{Action, Event, Frame, Queue, device};
+use super::{Action, Event, Frame, Outcome, Outcomes, Queue, device};
 use crate::clock::BootTime;
 
 const START: BootTime = BootTime(1_000_000_000_000);
@@ -33,7 +33,7 @@ fn released(queue: &mut Queue) -> Vec<(u32, u16)> {
         .actions()
         .filter_map(|action| match action {
             Action::Release(frame) => Some((frame.key.remote, of(&frame))),
-            Action::Settle(_) => None,
+            Action::Settle(_) | Action::Ask(_) => None,
         })
         .collect()
 }
@@ -134,6 +134,19 @@ fn a_token_is_read_from_the_tag() {
     assert_eq!(device::token(&bytes[..25]), None);
 }
 
+#[test]
+fn a_success_is_not_forgotten_over_a_failure() {
+    let outcomes = Outcomes::default();
+    outcomes.tell(key(300), Outcome::Authenticated);
+    outcomes.tell(key(300), Outcome::Failed);
+    outcomes.tell(key(301), Outcome::Failed);
+    outcomes.tell(key(301), Outcome::Authenticated);
+    outcomes.tell(key(302), Outcome::Failed);
+    let expected = [(300, Outcome::Authenticated), (301, Outcome::Authenticated), (302, Outcome::Failed)];
+    assert_eq!(outcomes.take(), expected.map(|(remote, outcome)| (key(remote), outcome)).into());
+    assert_eq!(outcomes.take(), BTreeMap::new());
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Arrive(u32, bool),
@@ -179,6 +192,7 @@ proptest! {
                 }
                 Step::Authenticated(pair) => {
                     go(&mut waiting, pair);
+                    failed.remove(&pair);
                     draining.insert(pair, now.saturating_add(Duration::from_secs(1)));
                     queue.handle(Event::Authenticated(key(pair)), now);
                 }
@@ -195,12 +209,13 @@ proptest! {
                     queue.handle(Event::Tick, now);
                 }
             }
-            let mut gone = vec![];
+            let (mut gone, mut asked) = (vec![], vec![]);
             for action in queue.actions() {
                 match action {
                     Action::Release(frame) => {
                         gone.push((frame.key.remote, u16::from_be_bytes([frame.bytes[0], frame.bytes[1]])));
                     }
+                    Action::Ask(key) => asked.push(key.remote),
                     Action::Settle(key) => prop_assert!(draining.remove(&key.remote).is_some()),
                 }
             }
@@ -211,6 +226,12 @@ proptest! {
                 frames
             };
             prop_assert_eq!(by_pair(&gone), by_pair(&expected));
+            let is_first = |pair| waiting.iter().filter(|it| it.0 == pair).count() == 1;
+            let first = match step {
+                Step::Arrive(pair, false) if is_first(pair) => vec![pair],
+                Step::Arrive(..) | Step::Authenticated(_) | Step::Failed(_) | Step::Wait(_) => vec![],
+            };
+            prop_assert_eq!(asked, first);
             prop_assert_eq!(queue.held(), waiting.len());
             prop_assert!(draining.values().all(|ends| *ends > now));
             prop_assert_eq!(queue.is_idle(), waiting.is_empty() && draining.is_empty());
