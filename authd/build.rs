@@ -13,7 +13,7 @@ const ENUM_FIELDS: &[(&str, &[&str])] = &[
     ("DropReason", &["Flow.reason"]),
     ("Hook", &["Flow.hook"]),
     ("Direction", &["Flow.direction"]),
-    ("SvidState", &["Identity.svid"]),
+    ("SvidState", &["Identity.svid", "Svid.state"]),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -4,6 +4,7 @@
 //! pure functions as a table for people or as JSON for programs; golden tests hold both.
 
 mod auth;
+mod bundle;
 mod cli;
 mod client;
 mod detach;
@@ -19,6 +20,7 @@ mod output;
 mod pinned;
 mod policy;
 mod status;
+mod svid;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -77,7 +79,7 @@ fn execute(cli: &Cli, output: &mut Output<'_>) -> Result<u8, Error> {
 }
 
 async fn dispatch(cli: &Cli, output: &mut Output<'_>) -> Result<u8, Error> {
-    use cli::{AuthCommand, Command, EncryptCommand, IdentitiesCommand};
+    use cli::{AuthCommand, BundleCommand, Command, EncryptCommand, IdentitiesCommand, SvidCommand};
 
     let global = &cli.global;
     match &cli.command {
@@ -90,6 +92,9 @@ async fn dispatch(cli: &Cli, output: &mut Output<'_>) -> Result<u8, Error> {
         Command::Identities(IdentitiesCommand::Allocate { directory }) => {
             identities::allocate(directory, output)?;
         }
+        Command::Svid(SvidCommand::List) => svid::list(global, output).await?,
+        Command::Svid(SvidCommand::Check(args)) => return svid::check(args, output),
+        Command::Bundle(BundleCommand::List) => bundle::list(global, output).await?,
         Command::Policy(command) => return policy::run(command, global, output).await,
         Command::Off(args) => guard::off(args, global, output).await?,
         Command::On(args) => guard::on(args, global, output).await?,

@@ -11,7 +11,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::der::{self, Bounds};
 use crate::verify::issuer;
-use crate::{Error, TrustDomain, Violation};
+use crate::{Error, TrustDomain, Violation, svid};
 
 /// Largest bundle that is taken from an agent; fast rotation makes them grow.
 const BOUNDS: Bounds = Bounds { certificates: 512, bytes: 1 << 20 };
@@ -62,6 +62,16 @@ impl Bundle {
     /// The anchors' certificates.
     pub fn certificates(&self) -> impl ExactSizeIterator<Item = &CertificateDer<'static>> {
         self.authorities.iter().map(|authority| &authority.der)
+    }
+
+    /// SHA-256 of each anchor's DER, in the order of [`Bundle::certificates`].
+    pub fn fingerprints(&self) -> impl ExactSizeIterator<Item = [u8; 32]> {
+        self.certificates().map(svid::hash)
+    }
+
+    /// When each anchor expires, in the order of [`Bundle::certificates`].
+    pub fn expiries(&self) -> impl ExactSizeIterator<Item = SystemTime> {
+        self.authorities.iter().map(|authority| authority.not_after)
     }
 
     pub(crate) fn authorities(&self) -> &[Authority] {

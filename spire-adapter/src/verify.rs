@@ -4,6 +4,7 @@
 //! The chain is then built by webpki to the anchors of the one trust domain that the leaf's SPIFFE ID names.
 
 mod chain;
+mod explain;
 pub(crate) mod issuer;
 pub(crate) mod leaf;
 mod violation;
@@ -12,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::CertificateDer;
 
+pub use explain::violations;
 pub use violation::Violation;
 
 use crate::{Bundles, SpiffeId, TrustDomain, svid};
@@ -133,6 +135,6 @@ pub fn verify_chain_with(
     let bundle = bundles
         .get(trust_domain)
         .ok_or_else(|| Violation::UnknownTrustDomain { trust_domain: trust_domain.clone() })?;
-    chain::verify(first, intermediates, &leaf, bundle, now, rules)?;
+    chain::verify(first, intermediates, bundle, now, rules)?;
     Ok(PeerSvid { not_after: leaf.not_after, leaf_hash: svid::hash(first), spiffe_id: leaf.spiffe_id })
 }

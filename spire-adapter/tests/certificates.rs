@@ -17,7 +17,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::{HandshakeKind, NamedGroup, ProtocolVersion};
 use spire_adapter::authority::CertificateAuthority;
 use spire_adapter::tls::Options;
-use spire_adapter::verify::{KeyType, verify_chain_with};
+use spire_adapter::verify::{KeyType, verify_chain_with, violations};
 use spire_adapter::{
     Bundles, ExpectedPeer, Groups, Rules, SpiffeId, Svid, TrustDomain, Violation, peer_svid, verify_chain,
 };
@@ -47,6 +47,21 @@ fn matrix_directly() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_violated_clause_is_explained() {
+    let authorities = Authorities::new();
+    let bundles = authorities.bundles();
+    for row in authorities.rows() {
+        let found = violations(&row.chain, Some(&bundles), &Rules::default(), SystemTime::now());
+        // Who is expected is no property of the chain.
+        let expected = row.expected.filter(|reason| *reason != "unexpected_peer");
+        let names: Vec<_> = found.iter().map(Violation::as_str).collect();
+        assert_eq!(names.is_empty(), expected.is_none(), "{}: {names:?}", row.name);
+        assert!(expected.is_none_or(|reason| names.contains(&reason)), "{}: {names:?}", row.name);
+        assert!(found.iter().all(|violation| !violation.clause().is_empty()));
+    }
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub(crate) struct Fake {
     pub(crate) encryption: v1::Encryption,
     pub(crate) identities: Vec<v1::Identity>,
     pub(crate) cluster: Cluster,
+    pub(crate) svids: Vec<v1::Svid>,
+    pub(crate) bundles: Vec<v1::Bundle>,
     pub(crate) flows: Vec<Arc<v1::Flow>>,
     pub(crate) news: broadcast::Sender<Arc<v1::Flow>>,
     pub(crate) overrides: Mutex<Vec<(v1::RecordOverrideRequest, Caller)>>,
@@ -35,6 +37,8 @@ impl Default for Fake {
             encryption: v1::Encryption::default(),
             identities: Vec::new(),
             cluster: Cluster::default(),
+            svids: Vec::new(),
+            bundles: Vec::new(),
             flows: Vec::new(),
             news: broadcast::Sender::new(16),
             overrides: Mutex::default(),
@@ -75,6 +79,14 @@ impl Source for Fake {
     async fn trace_policy(&self, request: v1::TracePolicyRequest) -> Result<v1::PolicyTrace, SourceError> {
         let question = Question::try_from(&request).map_err(SourceError::Invalid)?;
         trace::answer(&self.cluster, &question).map_err(|error| SourceError::Invalid(error.to_string()))
+    }
+
+    async fn svids(&self) -> Result<Vec<v1::Svid>, SourceError> {
+        Ok(self.svids.clone())
+    }
+
+    async fn bundles(&self) -> Result<Vec<v1::Bundle>, SourceError> {
+        Ok(self.bundles.clone())
     }
 
     fn flows(&self, last: usize) -> Flows {

@@ -38,6 +38,12 @@ pub trait Source: Send + Sync + 'static {
     /// What they say about packets between two ends.
     async fn trace_policy(&self, request: v1::TracePolicyRequest) -> Result<v1::PolicyTrace, SourceError>;
 
+    /// The SVIDs of this node, its own first, then by identity.
+    async fn svids(&self) -> Result<Vec<v1::Svid>, SourceError>;
+
+    /// The trust bundles, by trust domain.
+    async fn bundles(&self) -> Result<Vec<v1::Bundle>, SourceError>;
+
     /// Up to `last` flows that there were, the oldest first, and all from there on.
     fn flows(&self, last: usize) -> Flows;
 
@@ -182,6 +188,24 @@ impl Authd for Service {
         log_read("TracePolicy", &request)?;
         let trace = Some(self.source.trace_policy(request.into_inner()).await?);
         Ok(Response::new(v1::TracePolicyResponse { trace }))
+    }
+
+    async fn list_svids(
+        &self,
+        request: Request<v1::ListSvidsRequest>,
+    ) -> Result<Response<v1::ListSvidsResponse>, Status> {
+        log_read("ListSvids", &request)?;
+        let svids = self.source.svids().await?;
+        Ok(Response::new(v1::ListSvidsResponse { svids }))
+    }
+
+    async fn list_bundles(
+        &self,
+        request: Request<v1::ListBundlesRequest>,
+    ) -> Result<Response<v1::ListBundlesResponse>, Status> {
+        log_read("ListBundles", &request)?;
+        let bundles = self.source.bundles().await?;
+        Ok(Response::new(v1::ListBundlesResponse { bundles }))
     }
 
     async fn record_override(

@@ -67,7 +67,7 @@ words! {
     Hook "HOOK_" [
         Unspecified, FromPod, ToPod, FromWireguard, ToWireguard, FromUplink, ToUplink, FromHold, ToHold,
     ];
-    SvidState "SVID_STATE_" [NotNeeded, Pending, Available, Expired];
+    SvidState "SVID_STATE_" [NotNeeded, Pending, Available, Expired, Withdrawn];
     DropReason "DROP_REASON_" [
         Unspecified, NoEndpoint, UnknownDestination, UnknownSource, Masqueraded, AuthImpossible,
         NoNodeSession, ReservedPort, MapError, HoldFull, HoldTimeout, NotHeld, Spoofed, PolicyDenied, InvalidPacket, UnsupportedL3,

@@ -3,6 +3,7 @@
 mod conditions;
 mod encryption;
 mod status;
+mod svids;
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -152,6 +153,14 @@ impl Source for DaemonSource {
             trace::answer(&cluster, &question).map_err(|error| SourceError::Invalid(error.to_string()))
         };
         in_background(answer).await
+    }
+
+    async fn svids(&self) -> Result<Vec<v1::Svid>, SourceError> {
+        Ok(self.list_svids())
+    }
+
+    async fn bundles(&self) -> Result<Vec<v1::Bundle>, SourceError> {
+        Ok(self.list_bundles())
     }
 
     fn flows(&self, last: usize) -> Subscription {

@@ -82,6 +82,12 @@ pub(super) enum Command {
     /// List or allocate identities
     #[command(subcommand)]
     Identities(IdentitiesCommand),
+    /// List the SVIDs of this node, or say what is wrong with one in a file
+    #[command(subcommand)]
+    Svid(SvidCommand),
+    /// List the trust bundles by which this node verifies peers
+    #[command(subcommand)]
+    Bundle(BundleCommand),
     /// Check policies, and say what they mean for a pair; manifests need no daemon
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -130,6 +136,32 @@ pub(super) enum IdentitiesCommand {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SvidCommand {
+    /// List the SVIDs of this node and of the identities that run here
+    #[command(visible_alias = "ls")]
+    List,
+    /// Say which clauses the certificates in a file violate; needs no daemon, exit status 1 if any
+    Check(SvidCheckArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SvidCheckArgs {
+    /// The certificates, the leaf first: PEM or DER. Keys in the file are not looked at
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+    /// Trust bundle of the leaf's trust domain, to check signatures as well: PEM or DER
+    #[arg(long, value_name = "FILE")]
+    pub(super) bundle: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BundleCommand {
+    /// List the anchors of each trust domain
+    #[command(visible_alias = "ls")]
+    List,
 }
 
 #[derive(Debug, Subcommand)]

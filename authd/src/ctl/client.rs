@@ -98,6 +98,16 @@ impl Daemon {
         response.trace.ok_or(Error::Incomplete("trace"))
     }
 
+    pub(super) async fn svids(&mut self) -> Result<Vec<v1::Svid>, Error> {
+        let (socket, timeout) = self.limits();
+        Ok(call(socket, timeout, self.client.list_svids(v1::ListSvidsRequest {})).await?.svids)
+    }
+
+    pub(super) async fn bundles(&mut self) -> Result<Vec<v1::Bundle>, Error> {
+        let (socket, timeout) = self.limits();
+        Ok(call(socket, timeout, self.client.list_bundles(v1::ListBundlesRequest {})).await?.bundles)
+    }
+
     pub(super) async fn record_override(&mut self, note: v1::RecordOverrideRequest) -> Result<(), Error> {
         let (socket, timeout) = self.limits();
         call(socket, timeout, self.client.record_override(note)).await.map(|_recorded| ())

@@ -72,6 +72,14 @@ pub enum Error {
         "all else is done, but the routes into the tunnel stay: {0}; see `ip rule` and `ip route show table all proto 97`"
     )]
     Steering(#[from] wg_mesh::steering::Error),
+    /// A file of certificates can't be used.
+    #[error("{}: {reason}", file.display())]
+    Certificates {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// An end of a trace isn't there.
     #[error(transparent)]
     Trace(#[from] crate::trace::Error),

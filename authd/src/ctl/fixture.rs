@@ -182,6 +182,46 @@ pub(super) fn encryption() -> Encryption {
     }
 }
 
+pub(super) fn svids() -> Vec<Svid> {
+    let node = Svid {
+        identity: 0,
+        spiffe_id: "spiffe://empire.example/authd/node/n1".to_owned(),
+        state: SvidState::Available.into(),
+        not_before: at(-1_080),
+        expires: at(2_530),
+        leaf_sha256: "5b".repeat(32),
+        chain_length: 1,
+        trust_domains: strings(["empire.example"]),
+        source: "Workload API".to_owned(),
+        problem: String::new(),
+    };
+    let withdrawn = Svid {
+        identity: 258,
+        spiffe_id: "spiffe://empire.example/identity/258".to_owned(),
+        state: SvidState::Withdrawn.into(),
+        source: "Delegated Identity API".to_owned(),
+        problem: "not authorized at /run/spire/sockets/admin.sock: no identity issued".to_owned(),
+        ..Svid::default()
+    };
+    vec![node, withdrawn]
+}
+
+pub(super) fn bundles() -> Vec<Bundle> {
+    let anchor = |byte: &str, seconds| TrustAnchor { sha256: byte.repeat(32), expires: at(seconds) };
+    vec![
+        Bundle {
+            trust_domain: "empire.example".to_owned(),
+            anchors: vec![anchor("0a", 86_400), anchor("0b", 172_800)],
+            identities: vec![0, 256],
+        },
+        Bundle {
+            trust_domain: "rebels.example".to_owned(),
+            anchors: vec![anchor("c0", 3_600)],
+            identities: vec![256],
+        },
+    ]
+}
+
 pub(super) fn identities() -> Vec<Identity> {
     vec![
         Identity { number: 1, name: "host".to_owned(), ..Identity::default() },

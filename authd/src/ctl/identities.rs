@@ -66,6 +66,7 @@ fn svid(identity: &Identity, now: Timestamp) -> String {
         SvidState::NotNeeded => String::new(),
         SvidState::Pending => "PENDING".to_owned(),
         SvidState::Expired => "EXPIRED".to_owned(),
+        SvidState::Withdrawn => "WITHDRAWN".to_owned(),
         SvidState::Available => format!("ends {}", relative(identity.svid_expires, now)),
     }
 }

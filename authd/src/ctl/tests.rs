@@ -41,6 +41,8 @@ fn full() -> Fake {
         entries: fixture::entries(),
         encryption: fixture::encryption(),
         identities: fixture::identities(),
+        svids: fixture::svids(),
+        bundles: fixture::bundles(),
         flows: fixture::flows().into_iter().map(Arc::new).collect(),
         ..Fake::default()
     }
@@ -48,12 +50,14 @@ fn full() -> Fake {
 
 #[tokio::test]
 async fn every_question_is_answered_as_table_and_as_json() {
-    const QUESTIONS: [(&[&str], &[&str], &str); 6] = [
+    const QUESTIONS: [(&[&str], &[&str], &str); 8] = [
         (&["status"], &["status", "-o", "json"], "/nodes/0/name"),
         (&["auth", "list"], &["auth", "ls", "-o", "json"], "/entries/0/localIdentity"),
         (&["auth", "flush"], &["auth", "flush", "-o", "json"], "/flushed"),
         (&["encrypt", "status"], &["encrypt", "status", "-o", "json"], "/peers/0/allowedIps"),
         (&["identities", "list"], &["identities", "ls", "-o", "json"], "/identities/1/serviceAccount"),
+        (&["svid", "list"], &["svid", "ls", "-o", "json"], "/svids/0/leafSha256"),
+        (&["bundle", "list"], &["bundle", "ls", "-o", "json"], "/bundles/0/anchors/1/sha256"),
         (&["version"], &["version", "-o", "json"], "/authd"),
     ];
     for (table, json, field) in QUESTIONS {

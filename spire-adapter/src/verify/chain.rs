@@ -6,8 +6,7 @@ use std::time::{Duration, SystemTime};
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
-use super::leaf::{self, Leaf};
-use super::{Rules, Violation, issuer};
+use super::{Rules, Violation, issuer, leaf};
 use crate::bundle::Authority;
 use crate::{Bundle, der, tls};
 
@@ -30,13 +29,13 @@ pub(crate) fn check_size(chain: &[CertificateDer<'_>]) -> Result<(), Violation> 
 pub(crate) fn verify(
     first: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
-    leaf: &Leaf,
     bundle: &Bundle,
     now: SystemTime,
     rules: &Rules,
 ) -> Result<(), Violation> {
-    let mut top_issuer = leaf::parse(first)?.issuer().as_raw().to_vec();
-    let mut latest_start = leaf.not_before;
+    let leaf = leaf::parse(first)?;
+    let mut top_issuer = leaf.issuer().as_raw().to_vec();
+    let mut latest_start = der::system_time(leaf.validity().not_before);
     for (position, certificate) in intermediates.iter().enumerate() {
         let parsed = leaf::parse(certificate)?;
         issuer::check(&parsed, position.saturating_add(1), bundle.trust_domain())?;

@@ -31,36 +31,70 @@ pub(crate) struct Leaf {
 pub(crate) fn read(certificate: &CertificateDer<'_>) -> Result<Leaf, Violation> {
     let parsed = parse(certificate)?;
     let spiffe_id = spiffe_id(&parsed)?;
-    check_basic_constraints(&parsed)?;
-    check_key_usage(&parsed)?;
-    check_extended_key_usage(&parsed)?;
-    check_subject(&parsed)?;
+    if let Some(violation) = form(&parsed).into_iter().next() {
+        return Err(violation);
+    }
+    let validity = parsed.validity();
     Ok(Leaf {
         spiffe_id,
-        not_before: der::system_time(parsed.validity().not_before),
-        not_after: der::system_time(parsed.validity().not_after),
+        not_before: der::system_time(validity.not_before),
+        not_after: der::system_time(validity.not_after),
         key_type: key_type(&parsed),
     })
+}
+
+/// Every violation of the clauses on the leaf's extensions, the first to be told first.
+pub(crate) fn form(parsed: &X509Certificate<'_>) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    violations.extend(check_basic_constraints(parsed).err());
+    violations.extend(key_usage(parsed));
+    violations.extend(check_extended_key_usage(parsed).err());
+    violations.extend(check_subject(parsed).err());
+    violations
+}
+
+/// Every violation of what the rules ask beyond the standard, and of the leaf's times.
+pub(crate) fn rule_violations(
+    parsed: &X509Certificate<'_>,
+    rules: &Rules,
+    now: SystemTime,
+) -> Vec<Violation> {
+    let validity = parsed.validity();
+    let (not_before, not_after) =
+        (der::system_time(validity.not_before), der::system_time(validity.not_after));
+    judge(key_type(parsed), not_before, not_after, rules, now)
 }
 
 impl Leaf {
     /// Checks what the rules ask beyond the standard, and the leaf's times.
     pub(crate) fn check_rules(&self, rules: &Rules, now: SystemTime) -> Result<(), Violation> {
-        if !self.key_type.is_some_and(|key_type| rules.key_types.contains(&key_type)) {
-            return Err(Violation::KeyTypeNotAllowed);
-        }
-        if now > self.not_after {
-            return Err(Violation::Expired);
-        }
-        if self.not_before > now.checked_add(rules.not_before_tolerance).unwrap_or(now) {
-            return Err(Violation::NotYetValid);
-        }
-        let lifetime = self.not_after.duration_since(self.not_before).unwrap_or_default();
-        if lifetime > rules.max_lifetime.saturating_add(BACKDATING) {
-            return Err(Violation::LifetimeTooLong { days: lifetime.as_secs() / 86_400 });
-        }
-        Ok(())
+        let violations = judge(self.key_type, self.not_before, self.not_after, rules, now);
+        violations.into_iter().next().map_or(Ok(()), Err)
     }
+}
+
+fn judge(
+    key_type: Option<KeyType>,
+    not_before: SystemTime,
+    not_after: SystemTime,
+    rules: &Rules,
+    now: SystemTime,
+) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    if !key_type.is_some_and(|key_type| rules.key_types.contains(&key_type)) {
+        violations.push(Violation::KeyTypeNotAllowed);
+    }
+    if now > not_after {
+        violations.push(Violation::Expired);
+    }
+    if not_before > now.checked_add(rules.not_before_tolerance).unwrap_or(now) {
+        violations.push(Violation::NotYetValid);
+    }
+    let lifetime = not_after.duration_since(not_before).unwrap_or_default();
+    if lifetime > rules.max_lifetime.saturating_add(BACKDATING) {
+        violations.push(Violation::LifetimeTooLong { days: lifetime.as_secs() / 86_400 });
+    }
+    violations
 }
 
 /// Parses one certificate; trailing bytes and repeated extensions are refused.
@@ -95,7 +129,8 @@ pub(crate) fn uri_sans<'a>(parsed: &'a X509Certificate<'_>) -> Result<Vec<&'a st
     Ok(uris)
 }
 
-fn spiffe_id(parsed: &X509Certificate<'_>) -> Result<SpiffeId, Violation> {
+/// The one SPIFFE ID of a leaf.
+pub(crate) fn spiffe_id(parsed: &X509Certificate<'_>) -> Result<SpiffeId, Violation> {
     let uris = uri_sans(parsed)?;
     let uri = match uris.as_slice() {
         [] => return Err(Violation::NoUriSan),
@@ -126,25 +161,22 @@ fn check_basic_constraints(parsed: &X509Certificate<'_>) -> Result<(), Violation
     }
 }
 
-fn check_key_usage(parsed: &X509Certificate<'_>) -> Result<(), Violation> {
-    let Ok(extension) = parsed.key_usage() else {
-        return Err(Violation::Malformed { reason: "key usage" });
+fn key_usage(parsed: &X509Certificate<'_>) -> Vec<Violation> {
+    let extension = match parsed.key_usage() {
+        Err(_) => return vec![Violation::Malformed { reason: "key usage" }],
+        Ok(None) => return vec![Violation::KeyUsageMissing],
+        Ok(Some(extension)) => extension,
     };
-    let extension = extension.ok_or(Violation::KeyUsageMissing)?;
     let usage: &KeyUsage = extension.value;
-    if usage.key_cert_sign() {
-        return Err(Violation::LeafWithCertSign);
-    }
-    if usage.crl_sign() {
-        return Err(Violation::LeafWithCrlSign);
-    }
-    if !usage.digital_signature() {
-        return Err(Violation::DigitalSignatureMissing);
-    }
-    if !extension.critical {
-        return Err(Violation::KeyUsageNotCritical);
-    }
-    Ok(())
+    [
+        (usage.key_cert_sign(), Violation::LeafWithCertSign),
+        (usage.crl_sign(), Violation::LeafWithCrlSign),
+        (!usage.digital_signature(), Violation::DigitalSignatureMissing),
+        (!extension.critical, Violation::KeyUsageNotCritical),
+    ]
+    .into_iter()
+    .filter_map(|(violated, violation)| violated.then_some(violation))
+    .collect()
 }
 
 fn check_extended_key_usage(parsed: &X509Certificate<'_>) -> Result<(), Violation> {

@@ -202,4 +202,47 @@ impl Violation {
             Self::Path => "path",
         }
     }
+
+    /// The clause that is violated.
+    pub fn clause(&self) -> &'static str {
+        match self {
+            Self::NoCertificate | Self::TooManyCertificates { .. } | Self::ChainTooLarge { .. } => {
+                "authd: size"
+            }
+            Self::Malformed { .. } | Self::DuplicateExtension => "RFC 5280, 4.1",
+            Self::NoUriSan | Self::SeveralUriSans => "X509-SVID, 2",
+            Self::SpiffeIdTooLong => "SPIFFE-ID, 2.3",
+            Self::SpiffeIdInvalid => "SPIFFE-ID, 2",
+            Self::SpiffeIdNotCanonical => "authd: SPIFFE ID",
+            Self::SpiffeIdWithoutPath => "X509-SVID, 5.2",
+            Self::BasicConstraintsMissing | Self::LeafIsCa => "X509-SVID, 4.1",
+            Self::KeyUsageMissing
+            | Self::KeyUsageNotCritical
+            | Self::DigitalSignatureMissing
+            | Self::LeafWithCertSign
+            | Self::LeafWithCrlSign => "X509-SVID, 4.3",
+            Self::ExtendedKeyUsageIncomplete => "X509-SVID, 4.4",
+            Self::SanNotCritical => "X509-SVID, 3.1",
+            Self::KeyTypeNotAllowed => "authd: key types",
+            Self::LifetimeTooLong { .. } => "authd: lifetime",
+            Self::NotYetValid | Self::Expired | Self::IssuerExpired | Self::AnchorExpired => {
+                "RFC 5280, 6.1.3"
+            }
+            Self::UnexpectedPeer { .. } => "authd: expected peer",
+            Self::UnknownTrustDomain { .. } => "Workload API, 4.6",
+            Self::IssuerNotCa { .. }
+            | Self::IssuerWithoutCertSign { .. }
+            | Self::IssuerSpiffeIdInvalid
+            | Self::IssuerSpiffeIdWithPath
+            | Self::IssuerOfOtherTrustDomain => "X509-SVID, 3.2",
+            Self::NameConstraint => "X509-SVID, 4.2",
+            Self::Untrusted
+            | Self::BadSignature
+            | Self::SignatureAlgorithm
+            | Self::PathLength
+            | Self::UnknownCriticalExtension
+            | Self::IssuerExtendedKeyUsage
+            | Self::Path => "RFC 5280, 6.1",
+        }
+    }
 }
