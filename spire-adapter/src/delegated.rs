@@ -59,7 +59,7 @@ impl DelegatedAgent {
     ) -> Subscription {
         let selectors = selectors.into_iter().map(|selector| SelectorParts::from(&selector)).collect();
         let request = SvidsRequest { selectors, pid: 0 };
-        let call = Call { api: SERVICE, method: SUBSCRIBE_TO_X509_SVIDS, request };
+        let call = Call { api: SERVICE, method: SUBSCRIBE_TO_X509_SVIDS, header: None, request };
         let inner = Arc::clone(&self.0);
         let wanted = expected.clone();
         subscription::start(expected, self.0.trust.clone(), move |sink| async move {
@@ -76,7 +76,8 @@ impl DelegatedAgent {
 
 async fn follow_bundles(agent: Arc<Agent>, trust: watch::Sender<Trust>) {
     let (sink, mut heard) = mpsc::channel(4);
-    let call = Call { api: SERVICE, method: SUBSCRIBE_TO_X509_BUNDLES, request: BundlesRequest {} };
+    let request = BundlesRequest {};
+    let call = Call { api: SERVICE, method: SUBSCRIBE_TO_X509_BUNDLES, header: None, request };
     let parse = |response: BundlesResponse| {
         Ok(readable_bundles(&response.ca_certificates).into_iter().collect::<Bundles>())
     };

@@ -6,6 +6,7 @@
 
 pub mod attested;
 pub mod authority;
+pub mod broker;
 pub mod bundle;
 pub mod delegated;
 mod der;
@@ -27,6 +28,7 @@ pub mod verify;
 pub mod workload;
 
 pub use attested::{AgentClient, AttestedAgent};
+pub use broker::BrokerAgent;
 pub use bundle::{Bundle, Bundles};
 pub use delegated::DelegatedAgent;
 pub use entry::{Entry, EntryClient, Outcome, Selector};

@@ -4,6 +4,7 @@
 //! Messages that carry private keys show none in `Debug` and zeroize them when dropped.
 
 pub(crate) mod agent;
+pub(crate) mod broker;
 pub(crate) mod delegated;
 pub(crate) mod entry;
 pub(crate) mod workload;

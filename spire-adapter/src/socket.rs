@@ -8,9 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::{ExpectedPeer, Groups, Snapshot, State, Svid, tls};
 
 /// How long connecting and each unary call may take.
 pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -83,6 +89,20 @@ pub enum ApiError {
         /// What the transport said.
         reason: String,
     },
+    /// There is no SVID of this process with which to say who it is.
+    #[error("no valid SVID of this node with which to authenticate at {}", path.display())]
+    NoSvid {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The process whose SVID this was is gone.
+    #[error("process {pid} has ended, and with it what {} gave it", path.display())]
+    ProcessEnded {
+        /// The socket.
+        path: PathBuf,
+        /// The number it had.
+        pid: i32,
+    },
     /// Any other status.
     #[error("{} answered {code:?}: {reason}", path.display())]
     Status {
@@ -132,9 +152,97 @@ impl ApiError {
     }
 }
 
+/// How a socket is spoken to.
+#[derive(Debug)]
+pub(crate) enum Dial {
+    /// As it is: the kernel says who we are.
+    Plain,
+    /// By mutual TLS with the SVID of this snapshot, to an agent of the same trust domain.
+    Mutual(watch::Receiver<Snapshot>),
+}
+
+impl Dial {
+    /// The SVID that a connection made now rests on.
+    pub(crate) fn svid(&self) -> Option<Svid> {
+        match self {
+            Self::Plain => None,
+            Self::Mutual(own) => own.borrow().svid().cloned(),
+        }
+    }
+
+    /// Waits until a connection that rests on `svid` should not be used any longer.
+    pub(crate) async fn superseded(&self, svid: Option<&Svid>) {
+        if let Self::Mutual(own) = self
+            && own.clone().wait_for(|own| own.svid() != svid).await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+
+    /// What an error before the first message means. In TLS 1.3 the agent refuses us only after the handshake,
+    /// by closing, and says nothing of it.
+    pub(crate) fn explain(&self, error: ApiError) -> ApiError {
+        match (self.svid(), error) {
+            (Some(svid), ApiError::Lost { path, .. }) => refused(&path, &svid),
+            (_, error) => error,
+        }
+    }
+
+    /// Connects once, as [`connect`] does.
+    pub(crate) async fn connect(&self, path: &Path) -> Result<Channel, ApiError> {
+        match self {
+            Self::Plain => connect(path).await,
+            Self::Mutual(own) => {
+                let own = own.borrow().clone();
+                connect_mutual(path, &own).await
+            }
+        }
+    }
+}
+
+/// The agent's own SPIFFE ID is below this path.
+const AGENT_PATH: &str = "/spire/agent";
+
+async fn connect_mutual(path: &Path, own: &Snapshot) -> Result<Channel, ApiError> {
+    let Some(svid) = own.svid() else {
+        let path = path.to_path_buf();
+        // Who has been taken off the list of identities must not go on as somebody.
+        return Err(match own.state {
+            State::Withdrawn => {
+                ApiError::NotAuthorized { path, reason: "the SVID of this node is withdrawn".to_owned() }
+            }
+            State::Pending | State::Usable(_) | State::Expired => ApiError::NoSvid { path },
+        });
+    };
+    let failed = |reason: String| ApiError::Connect { path: path.to_path_buf(), reason };
+    let agent = ExpectedPeer::PathPrefix(svid.spiffe_id().trust_domain().clone(), AGENT_PATH.to_owned());
+    let config = tls::client_config(svid, &own.bundles, agent, b"h2", &Groups::Any.into())
+        .map_err(|error| failed(error.to_string()))?;
+    let name = ServerName::try_from("spire-agent").map_err(|error| failed(error.to_string()))?;
+    let stream = connect_stream(path).await?;
+    let stream = TlsConnector::from(config)
+        .connect(name, stream)
+        .await
+        .map_err(|error| failed(format!("TLS: {error}")))?;
+    open(path, stream).await.map_err(|_closed| refused(path, svid))
+}
+
+fn refused(path: &Path, svid: &Svid) -> ApiError {
+    let id = svid.spiffe_id();
+    let reason = format!("closed by the agent after the TLS handshake: is {id} among its brokers?");
+    ApiError::Connect { path: path.to_path_buf(), reason }
+}
+
 /// Connects once. The channel does not reconnect by itself: whoever supervises it does, knowingly.
 pub(crate) async fn connect(path: &Path) -> Result<Channel, ApiError> {
-    let stream = connect_stream(path).await?;
+    open(path, connect_stream(path).await?).await
+}
+
+async fn open<S>(path: &Path, stream: S) -> Result<Channel, ApiError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let slot = Arc::new(Mutex::new(Some(stream)));
     let connector = tower::service_fn(move |_: Uri| {
         let stream = slot.lock().unwrap_or_else(PoisonError::into_inner).take();

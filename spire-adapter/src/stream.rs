@@ -16,9 +16,9 @@ use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use crate::proto::workload::SECURITY_HEADER;
 use crate::snapshot::Heard;
-use crate::socket::{self, ApiError};
+use crate::socket::Dial;
+use crate::{ApiError, Svid};
 
 /// A burst of about a thousand concurrent opens wedges the agent for good; this many are safe.
 const MAX_OPENING: usize = 64;
@@ -36,6 +36,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 pub(crate) struct Call<Q> {
     pub(crate) api: &'static str,
     pub(crate) method: &'static str,
+    /// Metadata that the API wants to see, with the value `true`.
+    pub(crate) header: Option<&'static str>,
     pub(crate) request: Q,
 }
 
@@ -43,6 +45,7 @@ pub(crate) struct Call<Q> {
 #[derive(Debug)]
 pub(crate) struct Agent {
     path: PathBuf,
+    dial: Dial,
     first_message: Duration,
     opening: Semaphore,
     connection: Mutex<Connection>,
@@ -52,16 +55,30 @@ pub(crate) struct Agent {
 struct Connection {
     generation: u64,
     channel: Option<Channel>,
+    /// What the channel rests on.
+    svid: Option<Svid>,
+}
+
+/// A connection in use.
+#[derive(Debug, Clone)]
+struct Used {
+    generation: u64,
+    svid: Option<Svid>,
 }
 
 impl Agent {
     pub(crate) fn new(path: PathBuf) -> Arc<Self> {
-        Self::with_deadline(path, FIRST_MESSAGE)
+        Self::with_dial(path, Dial::Plain)
     }
 
-    pub(crate) fn with_deadline(path: PathBuf, first_message: Duration) -> Arc<Self> {
+    pub(crate) fn with_dial(path: PathBuf, dial: Dial) -> Arc<Self> {
+        Self::with_deadline(path, dial, FIRST_MESSAGE)
+    }
+
+    pub(crate) fn with_deadline(path: PathBuf, dial: Dial, first_message: Duration) -> Arc<Self> {
         Arc::new(Self {
             path,
+            dial,
             first_message,
             opening: Semaphore::new(MAX_OPENING),
             connection: Mutex::new(Connection::default()),
@@ -72,15 +89,21 @@ impl Agent {
         &self.path
     }
 
-    async fn channel(&self) -> Result<(u64, Channel), ApiError> {
+    async fn channel(&self) -> Result<(Used, Channel), ApiError> {
         let mut connection = self.connection.lock().await;
-        if let Some(channel) = &connection.channel {
-            return Ok((connection.generation, channel.clone()));
-        }
-        let channel = socket::connect(&self.path).await?;
-        connection.generation = connection.generation.wrapping_add(1);
-        connection.channel = Some(channel.clone());
-        Ok((connection.generation, channel))
+        let svid = self.dial.svid();
+        let current = connection.channel.clone().filter(|_| connection.svid == svid);
+        let channel = match current {
+            Some(channel) => channel,
+            None => {
+                let channel = self.dial.connect(&self.path).await?;
+                connection.generation = connection.generation.wrapping_add(1);
+                connection.channel = Some(channel.clone());
+                connection.svid.clone_from(&svid);
+                channel
+            }
+        };
+        Ok((Used { generation: connection.generation, svid }, channel))
     }
 
     /// The next stream connects anew; streams that still live keep their connection.
@@ -112,8 +135,8 @@ impl<R, M, F: Fn(R) -> Result<M, crate::Error>> Parse<R, M> for F {
 /// Why a stream has ended.
 enum End {
     Failed(ApiError),
-    /// Something newer is overdue.
-    Silent,
+    /// Something newer is overdue, or the connection has a newer SVID to rest on.
+    Overdue,
 }
 
 /// Follows `call` until the receiver of `sink` is gone.
@@ -134,7 +157,7 @@ pub(crate) async fn follow<Q, R, M>(
         }
         let error = match end {
             End::Failed(error) => error,
-            End::Silent => {
+            End::Overdue => {
                 deadline = PROBE.min(agent.first_message);
                 continue;
             }
@@ -162,7 +185,7 @@ where
     R: prost::Message + Default + Send + Sync + 'static,
 {
     let mut lasted = false;
-    let Opened { generation, mut messages, first: mut next } = match open(agent, call, deadline).await {
+    let Opened { used, mut messages, first: mut next } = match open(agent, call, deadline).await {
         Ok(opened) => opened,
         Err(error) => return Some((End::Failed(error), lasted)),
     };
@@ -180,10 +203,13 @@ where
             }
         };
         lasted = true;
-        let heard = timeout(silence.unwrap_or(Duration::MAX), messages.message()).await;
+        let heard = tokio::select! {
+            heard = timeout(silence.unwrap_or(Duration::MAX), messages.message()) => heard,
+            () = agent.dial.superseded(used.svid.as_ref()) => return Some((End::Overdue, lasted)),
+        };
         let Ok(heard) = heard else {
-            agent.discard(generation).await;
-            return Some((End::Silent, lasted));
+            agent.discard(used.generation).await;
+            return Some((End::Overdue, lasted));
         };
         next = match heard {
             Ok(Some(message)) => message,
@@ -191,7 +217,7 @@ where
             Err(status) => {
                 let error = ApiError::from_status(&agent.path, call.api, &status);
                 if matches!(error, ApiError::Lost { .. }) {
-                    agent.discard(generation).await;
+                    agent.discard(used.generation).await;
                 }
                 return Some((End::Failed(error), lasted));
             }
@@ -201,7 +227,7 @@ where
 
 /// A stream that has brought its first message.
 struct Opened<R> {
-    generation: u64,
+    used: Used,
     messages: Streaming<R>,
     first: R,
 }
@@ -217,16 +243,16 @@ where
     let until = Instant::now() + deadline;
     let stuck = || ApiError::Deadline { path: agent.path.clone(), deadline };
     let channel = timeout_at(until, agent.channel()).await;
-    let (generation, channel) = channel.unwrap_or_else(|_elapsed| Err(stuck()))?;
+    let (used, channel) = channel.unwrap_or_else(|_elapsed| Err(stuck()))?;
     let opened = timeout_at(until, start(channel, call)).await;
     let error = match opened {
-        Ok(Ok((messages, Some(first)))) => return Ok(Opened { generation, messages, first }),
+        Ok(Ok((messages, Some(first)))) => return Ok(Opened { used, messages, first }),
         Ok(Ok((_, None))) => ended(agent),
-        Ok(Err(status)) => ApiError::from_status(&agent.path, call.api, &status),
+        Ok(Err(status)) => agent.dial.explain(ApiError::from_status(&agent.path, call.api, &status)),
         Err(_elapsed) => stuck(),
     };
     if !matches!(error, ApiError::NotAuthorized { .. }) {
-        agent.discard(generation).await;
+        agent.discard(used.generation).await;
     }
     Err(error)
 }
@@ -239,8 +265,9 @@ where
     let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE);
     grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
     let mut request = Request::new(call.request.clone());
-    // Only the Workload API asks for it; the others do not mind.
-    request.metadata_mut().insert(SECURITY_HEADER, MetadataValue::from_static("true"));
+    if let Some(header) = call.header {
+        request.metadata_mut().insert(header, MetadataValue::from_static("true"));
+    }
     let codec = ProstCodec::<Q, R>::default();
     let response = grpc.server_streaming(request, PathAndQuery::from_static(call.method), codec).await?;
     let mut messages = response.into_inner();

@@ -12,6 +12,7 @@ use stand_in::{Reply, StandIn, svid_message};
 use crate::authority::{CertificateAuthority, Issued};
 use crate::proto::delegated::SvidsResponse;
 use crate::proto::workload::{X509Svid, X509SvidResponse};
+use crate::socket::Dial;
 use crate::stream::{self, Agent, Call};
 use crate::{ApiError, Snapshot, SpiffeId, State, Subscription, TrustDomain, workload};
 
@@ -191,11 +192,12 @@ async fn without_the_own_bundle_nothing_is_usable() {
 async fn an_agent_that_never_answers_is_told_apart() {
     let (stand_in, _ca) = rig();
     stand_in.reply(Reply::Silence);
-    let agent = Agent::with_deadline(stand_in.path.clone(), Duration::from_millis(200));
+    let agent = Agent::with_deadline(stand_in.path.clone(), Dial::Plain, Duration::from_millis(200));
     let (sink, mut heard) = tokio::sync::mpsc::channel(1);
     let call = Call {
         api: crate::proto::delegated::SERVICE,
         method: crate::proto::delegated::SUBSCRIBE_TO_X509_SVIDS,
+        header: None,
         request: crate::proto::delegated::SvidsRequest::default(),
     };
     let follow = stream::follow(&agent, call, |response: SvidsResponse| Ok(response), sink);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::proto::workload::{FETCH_X509_SVID, SERVICE, X509SvidRequest, X509SvidResponse};
+use crate::proto::workload::{FETCH_X509_SVID, SECURITY_HEADER, SERVICE, X509SvidRequest, X509SvidResponse};
 use crate::snapshot::{Message, Trust};
 use crate::stream::{self, Agent, Call};
 use crate::subscription::{self, Subscription, Svids};
@@ -16,7 +16,8 @@ use crate::{Bundle, Bundles, Error, SpiffeId, Svid, TrustDomain};
 /// process; they are not looked at. Must be called within a tokio runtime.
 pub fn subscribe(socket: impl Into<PathBuf>, expected: SpiffeId) -> Subscription {
     let agent = Agent::new(socket.into());
-    let call = Call { api: SERVICE, method: FETCH_X509_SVID, request: X509SvidRequest {} };
+    let request = X509SvidRequest {};
+    let call = Call { api: SERVICE, method: FETCH_X509_SVID, header: Some(SECURITY_HEADER), request };
     let (keep, trust) = watch::channel(Trust::default());
     let wanted = expected.clone();
     subscription::start(expected, trust, move |sink| async move {
@@ -26,7 +27,7 @@ pub fn subscribe(socket: impl Into<PathBuf>, expected: SpiffeId) -> Subscription
     })
 }
 
-fn read(response: &X509SvidResponse, expected: &SpiffeId) -> Result<Message, Error> {
+pub(crate) fn read(response: &X509SvidResponse, expected: &SpiffeId) -> Result<Message, Error> {
     let name = expected.to_string();
     let mut chosen: Option<Svid> = None;
     let mut bundles = Vec::new();

@@ -4,6 +4,8 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests fail by panicking")]
 
+#[path = "spire/broker.rs"]
+mod broker;
 #[path = "spire/faults.rs"]
 mod faults;
 #[path = "spire/issue.rs"]
@@ -66,4 +68,22 @@ on_both! {
     trust::a_message_of_five_megabytes_is_taken,
     trust::a_new_authority_cuts_nothing,
     trust::rotation_under_load_fails_no_handshake,
+}
+
+/// Makes a test of a scenario that the embedded authority cannot play.
+macro_rules! on_real_spire {
+    ($($scenario:ident::$name:ident,)*) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            if authd_tests::skip::spire_available(stringify!($name)) {
+                $scenario::$name().await;
+            }
+        }
+    )*};
+}
+
+on_real_spire! {
+    broker::a_process_has_its_svid_until_it_ends,
+    broker::rotation_of_the_own_svid_makes_a_new_connection,
+    broker::who_is_no_broker_is_told_so,
 }

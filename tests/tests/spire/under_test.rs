@@ -102,6 +102,14 @@ impl UnderTest {
         }
     }
 
+    /// A node's Broker API socket, which only real SPIRE has.
+    pub(crate) fn broker_socket(&self, node: &str) -> std::path::PathBuf {
+        match &self.backend {
+            Backend::Embedded(_) => panic!("the embedded authority is no broker"),
+            Backend::Real(spire) => spire.broker_socket(node),
+        }
+    }
+
     pub(crate) fn delegated(&self, node: &str) -> DelegatedAgent {
         DelegatedAgent::new(self.admin_socket(node))
     }

@@ -1,0 +1,100 @@
+//! The Broker API of real SPIRE: SVIDs of processes.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use spire_adapter::broker::Process;
+use spire_adapter::{ApiError, BrokerAgent, Entry, Selector, State, Subscription};
+
+use crate::under_test::{HOUR, Kind, UnderTest, uid, until, usable};
+
+/// A process of this user that does nothing until it is dropped.
+struct Sleeper(Child);
+
+impl Sleeper {
+    fn start() -> Self {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", "sleep", "300"]);
+        Self(command.stdin(Stdio::null()).spawn().unwrap())
+    }
+
+    fn process(&self) -> Process {
+        Process::open(i32::try_from(self.0.id()).unwrap()).unwrap()
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+struct Rig {
+    spire: UnderTest,
+    node: Subscription,
+    broker: BrokerAgent,
+}
+
+/// With a workload that is told by its user, as this test's processes are.
+async fn rig(svid_ttl: Duration) -> (Rig, Entry) {
+    let spire = UnderTest::start(Kind::Real, svid_ttl).await;
+    let selector = Selector::new("unix", format!("uid:{}", uid()));
+    let web = spire.create(Entry::new(spire.agent_id("n1"), spire.id("/web"), [selector])).await;
+    let node = spire.node("n1");
+    usable(&node).await;
+    let broker = BrokerAgent::new(spire.broker_socket("n1"), node.watch());
+    (Rig { spire, node, broker }, web)
+}
+
+pub(crate) async fn a_process_has_its_svid_until_it_ends() {
+    let (Rig { spire, broker, .. }, web) = rig(HOUR).await;
+    let sleeper = Sleeper::start();
+    let subscription = broker.subscribe(sleeper.process(), spire.id("/web"));
+    let snapshot = usable(&subscription).await;
+    assert_eq!((snapshot.svid().unwrap().spiffe_id(), snapshot.bundles.len()), (&spire.id("/web"), 1));
+    spire.delete(&web).await;
+    until(&subscription, |next| next.state == State::Withdrawn).await;
+    spire.create(Entry { id: String::new(), ..web }).await;
+    usable(&subscription).await;
+    // The agent would go on for good.
+    drop(sleeper);
+    let ended = until(&subscription, |next| next.state == State::Withdrawn).await;
+    assert!(matches!(ended.problem, Some(ApiError::ProcessEnded { .. })), "{:?}", ended.problem);
+    assert!(Process::open(i32::MAX).is_err());
+}
+
+pub(crate) async fn rotation_of_the_own_svid_makes_a_new_connection() {
+    let (Rig { spire, node, broker }, _web) = rig(Duration::from_secs(20)).await;
+    let sleeper = Sleeper::start();
+    let subscription = broker.subscribe(sleeper.process(), spire.id("/web"));
+    let first = usable(&subscription).await;
+    let before = usable(&node).await;
+    until(&node, |next| next.svid().is_some() && next.svid() != before.svid()).await;
+    until(&subscription, |next| next.svid().is_some() && next.svid() != first.svid()).await;
+    // The agent never looks again at who has connected: that shows only because we come anew.
+    let entries = spire.entries.list(Some(&spire.agent_id("n1"))).await.unwrap();
+    let own = entries.iter().find(|entry| entry.spiffe_id == spire.node_id("n1")).unwrap();
+    spire.delete(own).await;
+    let denied = until(&subscription, |next| next.state == State::Withdrawn).await;
+    assert!(matches!(denied.problem, Some(ApiError::NotAuthorized { .. })), "{:?}", denied.problem);
+}
+
+pub(crate) async fn who_is_no_broker_is_told_so() {
+    let (Rig { spire, broker, .. }, _web) = rig(HOUR).await;
+    let sleeper = Sleeper::start();
+    usable(&broker.subscribe(sleeper.process(), spire.id("/web"))).await;
+    let other = spire_adapter::workload::subscribe(spire.workload_socket("n1"), spire.id("/web"));
+    usable(&other).await;
+    let stranger = BrokerAgent::new(spire.broker_socket("n1"), other.watch());
+    let refused = stranger.subscribe(sleeper.process(), spire.id("/web"));
+    let refused = until(&refused, |next| next.problem.is_some()).await;
+    assert_eq!(refused.state, State::Pending);
+    let problem = refused.problem.unwrap().to_string();
+    assert!(problem.contains("spiffe://a.test/web") && problem.contains("brokers"), "{problem}");
+    // A socket that speaks no TLS is not ours to trust either.
+    let wrong = BrokerAgent::new(spire.admin_socket("n1"), other.watch());
+    let wrong = wrong.subscribe(sleeper.process(), spire.id("/web"));
+    let wrong = until(&wrong, |next| next.problem.is_some()).await;
+    assert!(matches!(wrong.problem, Some(ApiError::Connect { .. } | ApiError::Deadline { .. })), "{wrong:?}");
+}
