@@ -59,6 +59,10 @@ test-kernels: ## The tests that ask the kernel, on Debian's 6.1 in a virtual mac
 	@scripts/setup --kernels
 	@scripts/test-kernels
 
+.PHONY: bench-spire
+bench-spire: setup peers ## What SVIDs cost with real SPIRE; figures to target/bench/spire.json
+	@$(CARGO) bench --locked --quiet --package authd-tests --bench spire --profile dev
+
 .PHONY: test-spire
 test-spire: setup peers ## Tests against real SPIRE and the embedded authority only
 	$(CARGO) test --locked --workspace --test spire
