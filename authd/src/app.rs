@@ -171,7 +171,10 @@ impl Daemon {
         });
         let peers = Peers::start(
             peer::Parts {
-                options: peer::Options::new(self.config.node_name.clone(), naming.clone()),
+                options: peer::Options {
+                    groups: self.config.key_exchange,
+                    ..peer::Options::new(self.config.node_name.clone(), naming.clone())
+                },
                 listener: bound.handshakes,
                 svids: svids.clone(),
                 directory,
@@ -257,7 +260,10 @@ impl Daemon {
     /// The authentication machine, with the entries of the pinned map taken over.
     fn driver(&self, holding: &Holding) -> anyhow::Result<(Driver, Handle)> {
         Driver::new(AuthSettings {
-            config: crate::auth::Config::default(),
+            config: crate::auth::Config {
+                preauthenticate: self.config.preauthenticate,
+                ..crate::auth::Config::default()
+            },
             jitter: Box::new(|below| if below == 0 { 0 } else { rand::random_range(0..below) }),
             clock: Arc::clone(&self.clock),
             table: Arc::<HoldingAuth>::clone(&holding.table),

@@ -19,6 +19,8 @@ pub mod stats;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod search;
+#[cfg(test)]
 mod tests;
 
 pub use driver::{Driver, Handle, Settings};

@@ -17,6 +17,7 @@ use auth_ebpf::Mechanism;
 use auth_ebpf_abi::Mode;
 use ipnet::IpNet;
 use spiffe::TrustDomain;
+use spire_adapter::tls::Groups;
 
 pub use settings::Settings;
 pub use value::parse_duration;
@@ -100,6 +101,10 @@ pub struct Config {
     pub http_address: SocketAddr,
     /// TCP port of node sessions and identity handshakes.
     pub handshake_port: NonZeroU16,
+    /// Key exchange groups of sessions and handshakes.
+    pub key_exchange: Groups,
+    /// Pairs that are authenticated ahead of traffic.
+    pub preauthenticate: usize,
     /// Tunnel and steering.
     pub encryption: EncryptionConfig,
     /// How programs are attached; `None` for what the kernel has.
@@ -175,6 +180,8 @@ impl Config {
                 "is no address and port such as 127.0.0.1:9465 or [::]:9465",
             )?,
             handshake_port,
+            key_exchange: value::groups("key-exchange", settings.key_exchange.as_deref())?,
+            preauthenticate: settings.preauthenticate.unwrap_or_default(),
             encryption,
             policy_mode: mode("policy-mode", settings.policy_mode.as_deref())?,
             hold: value::switch("hold", settings.hold.as_deref())?,

@@ -97,6 +97,14 @@ pub struct Metrics {
     pub hold_time: Histogram,
     /// 1 while packets can be held.
     pub hold_up: Gauge,
+    /// Handshakes that run, begun here.
+    pub handshakes_running: Gauge,
+    /// Pairs that wait for their turn.
+    pub handshakes_waiting: Gauge,
+    /// Entries that the map had lost.
+    pub auth_rewritten: Counter,
+    /// Seconds until the first SVID of a local identity expires; 0 without any.
+    pub svid_expiry: Gauge<f64, AtomicU64>,
     /// Endpoints on this node with programs attached.
     pub endpoints: Gauge,
     /// Programs that others had displaced or removed, and that are back.
@@ -142,6 +150,10 @@ impl Metrics {
             svids: Family::default(),
             auth_entries: Gauge::default(),
             auth_requests_dropped: Counter::default(),
+            handshakes_running: Gauge::default(),
+            handshakes_waiting: Gauge::default(),
+            auth_rewritten: Counter::default(),
+            svid_expiry: Gauge::default(),
             held_packets: Gauge::default(),
             hold_time: Histogram::new(LATENCY_BUCKETS),
             hold_up: Gauge::default(),
@@ -188,6 +200,27 @@ impl Metrics {
             self.hold_time.clone(),
         );
         registry.register("hold_up", "Whether packets can be held", self.hold_up.clone());
+        registry.register(
+            "handshakes_running",
+            "Handshakes that run, begun here",
+            self.handshakes_running.clone(),
+        );
+        registry.register(
+            "handshakes_waiting",
+            "Pairs that wait for their turn to authenticate",
+            self.handshakes_waiting.clone(),
+        );
+        registry.register(
+            "auth_rewritten",
+            "Authentications that were missing from the map and written again",
+            self.auth_rewritten.clone(),
+        );
+        registry.register_with_unit(
+            "svid_expiry",
+            "Time until the first SVID of a local identity expires",
+            Unit::Seconds,
+            self.svid_expiry.clone(),
+        );
         registry.register("node_sessions", "Sessions with other nodes by state", self.node_sessions.clone());
         registry.register("svids", "SVIDs of local identities by state", self.svids.clone());
         registry.register_with_unit(

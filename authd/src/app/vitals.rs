@@ -14,7 +14,7 @@ use crate::{
     cluster::Cluster,
     flows::wall_time,
     metrics::{Metrics, ModeLabels, saturate},
-    svids::Svids,
+    svids::{Credential, Svids},
 };
 
 const PERIOD: Duration = Duration::from_secs(1);
@@ -57,14 +57,20 @@ impl VitalsTask {
         metrics.auth_entries.set(saturate(self.auth.records().borrow().len()));
         metrics.auth_requests_dropped.inner().store(self.auth.dropped(), Ordering::Relaxed);
         metrics.cluster_problems.set(saturate(self.cluster.borrow().problems.len()));
+        let (running, waiting) = self.auth.load();
+        metrics.handshakes_running.set(saturate(running));
+        metrics.handshakes_waiting.set(saturate(waiting));
+        metrics.auth_rewritten.inner().store(self.auth.counters().rewritten, Ordering::Relaxed);
         let all = self.svids.all();
         let valid = all.keys().filter(|identity| self.svids.identity(**identity).is_some()).count();
         metrics.set_svids(valid, all.len().saturating_sub(valid));
-        let left = self.svids.node().map(|credential| {
-            let wall = self.clock.wall();
+        let wall = self.clock.wall();
+        let left = |credential: &Credential| {
             credential.svid.not_after().duration_since(wall).unwrap_or_default().as_secs_f64()
-        });
-        metrics.node_svid_expiry.set(left.unwrap_or_default());
+        };
+        metrics.node_svid_expiry.set(self.svids.node().as_ref().map_or(0.0, left));
+        let first = all.values().filter_map(|known| known.credential.as_ref()).map(left).reduce(f64::min);
+        metrics.svid_expiry.set(first.unwrap_or_default());
     }
 
     /// Shows whether a guard lets pass what it would drop, and logs when its override has changed.

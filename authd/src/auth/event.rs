@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use auth_ebpf_abi::{AuthEntry, AuthKey, IdentityNumber, NodeNumber};
+use auth_ebpf_abi::{AuthEntry, AuthKey, AuthType, IdentityNumber, NodeNumber};
 use policy::AuthenticationPairs;
 use spiffe::SpiffeId;
 
@@ -66,6 +66,26 @@ pub struct Desired {
 }
 
 impl Desired {
+    /// Pairs that may have an entry and that this node is to authenticate ahead of traffic, at most so many. Of two
+    /// nodes the one with the smaller identity does it.
+    pub(super) fn ahead(&self, most: usize) -> BTreeSet<AuthKey> {
+        let mut nodes: BTreeMap<IdentityNumber, Vec<NodeNumber>> = BTreeMap::new();
+        for (node, identities) in &self.placed {
+            for identity in identities {
+                nodes.entry(*identity).or_default().push(*node);
+            }
+        }
+        let on = |identity| nodes.get(&identity).into_iter().flatten().copied();
+        let both = self.pairs.iter().flatten().map(|(one, other)| (*one.min(other), *one.max(other)));
+        both.filter(|(local, _)| on(*local).any(|node| node == 0))
+            .flat_map(|(local, remote)| {
+                let auth_type = AuthType::Spire as u8;
+                on(remote).map(move |node| AuthKey { local, remote, node, auth_type, pad: 0 })
+            })
+            .take(most)
+            .collect()
+    }
+
     /// Whether this pair may have an entry.
     #[must_use]
     pub fn allows(&self, key: &AuthKey) -> bool {

@@ -7,7 +7,7 @@ use auth_ebpf_abi::{AuthKey, IdentityNumber, NodeNumber};
 
 use super::event::{Action, Desired};
 use super::losses::Loss;
-use super::machine::{Machine, Peer};
+use super::machine::{Machine, Peer, is_ours};
 use super::pair::{Pair, written};
 use crate::clock::BootTime;
 
@@ -95,8 +95,22 @@ impl Machine {
             }
             self.evaluate(key, now);
         }
+        self.look_ahead(&desired);
         for key in self.keys(|_, pair| pair.attempt.is_none()) {
             self.evaluate(key, now);
+        }
+    }
+
+    /// Marks the pairs that are to be authenticated before a packet asks.
+    fn look_ahead(&mut self, desired: &Desired) {
+        let ahead = desired.ahead(self.config.preauthenticate);
+        for (key, pair) in &mut self.pairs {
+            pair.ahead = ahead.contains(key);
+        }
+        for key in ahead {
+            if self.pairs.len() < self.config.max_pairs && is_ours(&key) {
+                self.pairs.entry(key).or_default().ahead = true;
+            }
         }
     }
 

@@ -14,6 +14,8 @@ use super::queue::{Lane, Place, Queue};
 use super::record::{Record, Why};
 use crate::clock::BootTime;
 
+/// How many times longer a pair that no packet has asked for pauses at most.
+const AHEAD_PAUSE: u32 = 12;
 /// Shortest time between two writes of the same entry.
 const REWRITE: Duration = Duration::from_secs(1);
 
@@ -30,6 +32,8 @@ pub struct Config {
     pub max_running: usize,
     /// Of these, with one other node.
     pub max_per_node: usize,
+    /// Pairs that are authenticated ahead of traffic; they have a quarter of the handshakes.
+    pub preauthenticate: usize,
     /// Most pairs that are known, with or without an entry.
     pub max_pairs: usize,
 }
@@ -42,6 +46,7 @@ impl Default for Config {
             interest: Duration::from_secs(30),
             max_running: 64,
             max_per_node: 16,
+            preauthenticate: 0,
             max_pairs: 65_536,
         }
     }
@@ -325,7 +330,10 @@ impl Machine {
         let Some(pair) = self.pairs.get_mut(&key) else { return };
         let doublings = if failure.retryable { pair.failures.min(16) } else { 16 };
         pair.failures = pair.failures.saturating_add(1);
-        let pause = self.config.backoff_first.saturating_mul(1 << doublings).min(self.config.backoff_limit);
+        // Nobody waits for a pair that no packet has asked for.
+        let limit = if pair.asked_until > now { 1 } else { AHEAD_PAUSE };
+        let limit = self.config.backoff_limit.saturating_mul(limit);
+        let pause = self.config.backoff_first.saturating_mul(1 << doublings).min(limit);
         let half = u64::try_from((pause / 2).as_nanos()).unwrap_or(u64::MAX);
         let pause = pause / 2 + Duration::from_nanos((self.jitter)(half));
         pair.retry_at = now.saturating_add(pause);
@@ -417,7 +425,7 @@ impl Machine {
         let due = pair.due(now, svid_expires).filter(|_| start);
         let queued = due.map(|why| {
             let since = pair.queued.map_or(now, |place| place.since);
-            Place { lane: Lane::of(&key, why == Why::Renewed), since }
+            Place { lane: Lane::of(&key, why), since }
         });
         let idle = pair.is_idle(now);
         let wake = if idle { None } else { pair.next_wake(now) };
@@ -469,37 +477,36 @@ impl Machine {
 /// Handshakes that run.
 #[derive(Debug, Default)]
 struct Running {
-    requests: usize,
-    renewals: usize,
+    by_kind: BTreeMap<Why, usize>,
     by_node: BTreeMap<NodeNumber, usize>,
 }
 
 impl Running {
-    const fn total(&self) -> usize {
-        self.requests + self.renewals
+    fn total(&self) -> usize {
+        self.by_kind.values().sum()
     }
 
-    const fn of_kind(&mut self, why: Why) -> &mut usize {
-        if matches!(why, Why::Renewed) { &mut self.renewals } else { &mut self.requests }
-    }
-
-    /// Neither kind takes the room of the other, and no node that of all.
+    /// No kind takes the room of the others, and no node that of all.
     fn has_room(&self, lane: &Lane, config: &Config) -> bool {
-        let share = config.max_running - config.max_running / 8;
-        let of_kind = if lane.renewal { self.renewals } else { self.requests };
+        let share = match lane.why {
+            Why::Ahead => config.max_running.div_ceil(4),
+            Why::Requested | Why::Renewed | Why::Accepted | Why::Adopted => {
+                config.max_running - config.max_running / 8
+            }
+        };
+        let of_kind = self.by_kind.get(&lane.why).copied().unwrap_or(0);
         let with_node = self.by_node.get(&lane.node).copied().unwrap_or(0);
         self.total() < config.max_running && of_kind < share && with_node < config.max_per_node
     }
 
     fn begin(&mut self, node: NodeNumber, why: Why) {
-        *self.of_kind(why) += 1;
+        *self.by_kind.entry(why).or_default() += 1;
         *self.by_node.entry(node).or_default() += 1;
     }
 
     fn end(&mut self, node: NodeNumber, why: Why) {
-        let of_kind = self.of_kind(why);
-        *of_kind = of_kind.saturating_sub(1);
-        if let Some(count) = self.by_node.get_mut(&node) {
+        let kind = self.by_kind.get_mut(&why);
+        for count in kind.into_iter().chain(self.by_node.get_mut(&node)) {
             *count = count.saturating_sub(1);
         }
         self.by_node.retain(|_, count| *count > 0);
@@ -507,7 +514,7 @@ impl Running {
 }
 
 /// Whether an entry with this key can come from a handshake at all.
-const fn is_ours(key: &AuthKey) -> bool {
+pub(super) const fn is_ours(key: &AuthKey) -> bool {
     key.auth_type == AuthType::Spire as u8
         && key.pad == 0
         && !identity::is_reserved(key.local)

@@ -19,6 +19,8 @@ const ADOPTED_SPREAD: Duration = Duration::from_secs(5);
 pub(super) struct Pair {
     /// Until when a packet's request counts.
     pub(super) asked_until: BootTime,
+    /// To be authenticated although no packet has asked.
+    pub(super) ahead: bool,
     /// The handshake that runs.
     pub(super) attempt: Option<Attempt>,
     /// Failures since the last success or reset.
@@ -73,7 +75,8 @@ impl Pair {
                 let gains = svid_expires > held.record.expires || held.record.why == Why::Adopted;
                 (held.renew_at <= now && gains).then_some(Why::Renewed)
             }
-            None => (self.asked_until > now).then_some(Why::Requested),
+            None if self.asked_until > now => Some(Why::Requested),
+            None => self.ahead.then_some(Why::Ahead),
         }
     }
 
@@ -90,7 +93,7 @@ impl Pair {
 
     /// Nothing stands, runs or is asked for.
     pub(super) fn is_idle(&self, now: BootTime) -> bool {
-        self.held.is_none() && self.attempt.is_none() && self.asked_until <= now
+        self.held.is_none() && self.attempt.is_none() && self.asked_until <= now && !self.ahead
     }
 }
 
@@ -99,7 +102,7 @@ impl Held {
     pub(super) fn new(record: Record, jitter: &mut dyn FnMut(u64) -> u64) -> Self {
         let life = record.expires.since(record.established);
         let part = match record.why {
-            Why::Requested | Why::Renewed => life / 2,
+            Why::Requested | Why::Renewed | Why::Ahead => life / 2,
             Why::Accepted => life * 3 / 4,
             Why::Adopted => Duration::ZERO,
         };

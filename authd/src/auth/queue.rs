@@ -7,6 +7,7 @@ use std::ops::Bound;
 
 use auth_ebpf_abi::{AuthKey, IdentityNumber, NodeNumber};
 
+use super::record::Why;
 use crate::clock::BootTime;
 
 /// Who waits for its turn.
@@ -14,13 +15,13 @@ use crate::clock::BootTime;
 pub(super) struct Lane {
     pub(super) node: NodeNumber,
     pub(super) local: IdentityNumber,
-    /// Of entries that stand, as opposed to packets that wait.
-    pub(super) renewal: bool,
+    /// What the attempts are for.
+    pub(super) why: Why,
 }
 
 impl Lane {
-    pub(super) const fn of(key: &AuthKey, renewal: bool) -> Self {
-        Self { node: key.node, local: key.local, renewal }
+    pub(super) const fn of(key: &AuthKey, why: Why) -> Self {
+        Self { node: key.node, local: key.local, why }
     }
 }
 
@@ -78,7 +79,7 @@ mod tests {
     fn lanes_take_turns_and_each_is_first_come_first_served() {
         let mut queue = Queue::default();
         let mut wait = |since, key: AuthKey| {
-            queue.insert(Place { lane: Lane::of(&key, false), since: BootTime(since) }, key);
+            queue.insert(Place { lane: Lane::of(&key, Why::Requested), since: BootTime(since) }, key);
         };
         for remote in 300..305 {
             wait(u64::from(remote), key(256, remote, 1));
@@ -103,7 +104,7 @@ mod tests {
     fn a_lane_that_may_not_is_passed_over_and_keeps_its_place() {
         let mut queue = Queue::default();
         for pair in [key(256, 300, 1), key(256, 300, 2)] {
-            queue.insert(Place { lane: Lane::of(&pair, false), since: BootTime(1) }, pair);
+            queue.insert(Place { lane: Lane::of(&pair, Why::Requested), since: BootTime(1) }, pair);
         }
         assert_eq!(queue.pop(|lane| lane.node != 1), Some(key(256, 300, 2)));
         assert_eq!(queue.pop(|lane| lane.node != 1), None);

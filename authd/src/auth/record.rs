@@ -41,6 +41,8 @@ pub enum Why {
     Accepted,
     /// It stood in the map at the start.
     Adopted,
+    /// Policy asks for it, and no packet has yet.
+    Ahead,
 }
 
 impl Why {
@@ -52,6 +54,7 @@ impl Why {
             Self::Renewed => "renewed",
             Self::Accepted => "accepted",
             Self::Adopted => "adopted",
+            Self::Ahead => "ahead",
         }
     }
 }

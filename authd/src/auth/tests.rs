@@ -1,6 +1,6 @@
 //! The machine's rules one by one. `model` holds the properties.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -417,4 +417,40 @@ fn an_entry_that_the_map_has_lost_is_written_again() {
     machine.handle(Event::AuthWanted(key(256, 300, 1)), seconds(2));
     assert_eq!(actions(&mut machine), []);
     assert_eq!(machine.counters().rewritten, 1);
+}
+
+#[test]
+fn what_policy_asks_for_is_authenticated_ahead_within_the_budget() {
+    let config = Config { preauthenticate: 2, ..Config::default() };
+    let mut machine = Machine::new(config, jitter());
+    let placed: BTreeMap<u16, BTreeSet<u32>> =
+        [(0, numbers(&[256, 310])), (1, numbers(&[300, 301])), (2, numbers(&[300]))].into();
+    let pairs = BTreeSet::from([(256, 300), (256, 301), (310, 300)]);
+    let desired = |pairs| Event::Desired(Arc::new(Desired { pairs: Some(pairs), placed: placed.clone() }));
+    machine.handle(desired(pairs), START);
+    machine.handle(Event::SvidChanged { identity: 256, expires: seconds(60) }, START);
+    assert_eq!(actions(&mut machine), [], "no node is there yet");
+    machine.handle(up(1, &[300, 301]), START);
+    machine.handle(Event::PeerUp { node: 2, epoch: 1, identities: Arc::new(numbers(&[300])) }, START);
+    let first = key(256, 300, 1);
+    assert_eq!(
+        actions(&mut machine),
+        [Action::StartHandshake(first), Action::StartHandshake(key(256, 300, 2))]
+    );
+    machine.handle(Event::Finished(first, Ok(success(first, seconds(50), 1))), START);
+    assert_eq!(machine.records().next().unwrap().why, Why::Ahead);
+    assert_eq!(actions(&mut machine).len(), 1);
+    machine.handle(desired(BTreeSet::new()), seconds(1));
+    machine.handle(Event::Finished(key(256, 300, 2), Err(FAILURE)), seconds(1));
+    assert_eq!(actions(&mut machine), [Action::RemoveEntry(first)]);
+    assert_eq!(machine.next_deadline(), None, "nothing is left of it");
+}
+
+#[test]
+fn only_one_of_two_nodes_authenticates_ahead() {
+    let pairs = Some([(256, 300)].into());
+    let here: BTreeMap<u16, BTreeSet<u32>> = [(0, numbers(&[256])), (1, numbers(&[300]))].into();
+    let there = [(0, numbers(&[300])), (1, numbers(&[256]))].into();
+    assert_eq!(Desired { pairs: pairs.clone(), placed: here }.ahead(9).len(), 1);
+    assert_eq!(Desired { pairs, placed: there }.ahead(9).len(), 0);
 }

@@ -85,6 +85,13 @@ settings! {
     /// `on`, or `off` to drop the first packets of a pair rather than hold them [default: on]
     #[arg(env = "AUTHD_HOLD", value_name = "on|off")]
     hold: String,
+    /// Key exchange of sessions and handshakes: `post-quantum` (X25519MLKEM768), or `any` to take classical
+    /// groups too [default: post-quantum]
+    #[arg(env = "AUTHD_KEY_EXCHANGE", value_name = "GROUPS")]
+    key_exchange: String,
+    /// Pairs that are authenticated before a packet asks; 0 for none [default: 0]
+    #[arg(env = "AUTHD_PREAUTHENTICATE", value_name = "PAIRS")]
+    preauthenticate: usize,
     /// How long tunnels to known peers go on without a valid SVID [default: 24h]
     #[arg(env = "AUTHD_SVID_GRACE", value_name = "DURATION")]
     svid_grace: String,

@@ -5,6 +5,7 @@ use std::{num::NonZeroU16, path::PathBuf, str::FromStr, time::Duration};
 use auth_ebpf::Mechanism;
 use auth_ebpf_abi::Mode;
 use ipnet::IpNet;
+use spire_adapter::tls::Groups;
 
 use super::ConfigError;
 
@@ -31,6 +32,15 @@ pub(super) fn mode(key: &'static str, value: Option<&str>) -> Result<Mode, Confi
         None | Some("enforce") => Ok(Mode::Enforce),
         Some("observe") => Ok(Mode::Observe),
         Some(other) => Err(invalid(key, other, "is no mode; use enforce or observe")),
+    }
+}
+
+/// Key exchange groups by their word.
+pub(super) fn groups(key: &'static str, value: Option<&str>) -> Result<Groups, ConfigError> {
+    match value {
+        None | Some("post-quantum") => Ok(Groups::PostQuantum),
+        Some("any") => Ok(Groups::Any),
+        Some(other) => Err(invalid(key, other, "is neither post-quantum nor any")),
     }
 }
 
