@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use auth_ebpf_abi::{AuthEntry, AuthKey, AuthType, IdentityNumber, NodeNumber};
+use auth_ebpf_abi::{AuthEntry, AuthKey, AuthType, IdentityNumber, NodeNumber, identity};
 use policy::AuthenticationPairs;
 use spiffe::SpiffeId;
 
@@ -75,15 +75,23 @@ impl Desired {
                 nodes.entry(*identity).or_default().push(*node);
             }
         }
-        let on = |identity| nodes.get(&identity).into_iter().flatten().copied();
-        let both = self.pairs.iter().flatten().map(|(one, other)| (*one.min(other), *one.max(other)));
-        both.filter(|(local, _)| on(*local).any(|node| node == 0))
-            .flat_map(|(local, remote)| {
-                let auth_type = AuthType::Spire as u8;
-                on(remote).map(move |node| AuthKey { local, remote, node, auth_type, pad: 0 })
-            })
-            .take(most)
-            .collect()
+        let mut keys = BTreeSet::new();
+        let Some(pairs) = &self.pairs else { return keys };
+        for local in self.placed.get(&0).into_iter().flatten().copied() {
+            let asked: BTreeSet<IdentityNumber> = pairs.remotes(local).collect();
+            let is_asked =
+                |remote: &IdentityNumber| asked.contains(&identity::UNKNOWN) || asked.contains(remote);
+            for (remote, on) in nodes.range(local..).filter(|(remote, _)| is_asked(remote)) {
+                for node in on {
+                    if keys.len() >= most {
+                        return keys;
+                    }
+                    let auth_type = AuthType::Spire as u8;
+                    keys.insert(AuthKey { local, remote: *remote, node: *node, auth_type, pad: 0 });
+                }
+            }
+        }
+        keys
     }
 
     /// Whether this pair may have an entry.

@@ -143,7 +143,7 @@ impl World {
                 Action::WriteEntry(key, entry) => drop(self.nodes[at].map.insert(key, entry)),
                 Action::RemoveEntry(key) => drop(self.nodes[at].map.remove(&key)),
                 Action::TellPeer { .. } if self.up => self.nodes[at].outbox.push_back(Message::Revoke),
-                Action::TellPeer { .. } => {}
+                Action::TellPeer { .. } | Action::GiveUp(_) => {}
                 Action::VerifyLocal(key) => panic!("not on this node: {key:?}"),
             }
         }

@@ -425,7 +425,7 @@ fn what_policy_asks_for_is_authenticated_ahead_within_the_budget() {
     let mut machine = Machine::new(config, jitter());
     let placed: BTreeMap<u16, BTreeSet<u32>> =
         [(0, numbers(&[256, 310])), (1, numbers(&[300, 301])), (2, numbers(&[300]))].into();
-    let pairs = BTreeSet::from([(256, 300), (256, 301), (310, 300)]);
+    let pairs = AuthenticationPairs::from_iter([(256, 300), (256, 301), (310, 300)]);
     let desired = |pairs| Event::Desired(Arc::new(Desired { pairs: Some(pairs), placed: placed.clone() }));
     machine.handle(desired(pairs), START);
     machine.handle(Event::SvidChanged { identity: 256, expires: seconds(60) }, START);
@@ -440,7 +440,7 @@ fn what_policy_asks_for_is_authenticated_ahead_within_the_budget() {
     machine.handle(Event::Finished(first, Ok(success(first, seconds(50), 1))), START);
     assert_eq!(machine.records().next().unwrap().why, Why::Ahead);
     assert_eq!(actions(&mut machine).len(), 1);
-    machine.handle(desired(BTreeSet::new()), seconds(1));
+    machine.handle(desired(AuthenticationPairs::default()), seconds(1));
     machine.handle(Event::Finished(key(256, 300, 2), Err(FAILURE)), seconds(1));
     assert_eq!(actions(&mut machine), [Action::RemoveEntry(first)]);
     assert_eq!(machine.next_deadline(), None, "nothing is left of it");
@@ -448,7 +448,7 @@ fn what_policy_asks_for_is_authenticated_ahead_within_the_budget() {
 
 #[test]
 fn only_one_of_two_nodes_authenticates_ahead() {
-    let pairs = Some([(256, 300)].into());
+    let pairs = Some(AuthenticationPairs::from_iter([(256, 300)]));
     let here: BTreeMap<u16, BTreeSet<u32>> = [(0, numbers(&[256])), (1, numbers(&[300]))].into();
     let there = [(0, numbers(&[300])), (1, numbers(&[256]))].into();
     assert_eq!(Desired { pairs: pairs.clone(), placed: here }.ahead(9).len(), 1);

@@ -35,6 +35,14 @@ impl AuthenticationPairs {
             && (asks.any(|asks| asks.contains(&remote) || asks.contains(&reserved::UNKNOWN))
                 || asked_by.clone().any(|subjects| subjects.contains(&remote)))
     }
+
+    /// Whom a local identity is asked to authenticate with; [`reserved::UNKNOWN`] for anyone.
+    pub fn remotes(&self, local: IdentityNumber) -> impl Iterator<Item = IdentityNumber> + use<'_> {
+        let sides = [Direction::Ingress, Direction::Egress];
+        let asks = sides.into_iter().filter_map(move |direction| self.asks.get(&Side { local, direction }));
+        let asked_by = self.asked_by.get(&local).into_iter().flatten();
+        asks.chain(asked_by).flat_map(|remotes| remotes.iter().copied())
+    }
 }
 
 /// Pairs as if their local identity asked for them.
