@@ -32,8 +32,8 @@ pub fn vary(ctx: TcContext) -> i32 {
     // SAFETY: the helper has no preconditions.
     let random = unsafe { bpf_get_prandom_u32() };
     // Multiplied instead of divided: addresses by the lower 20 bits, ports by the upper 12.
-    let [_, a, b, c] = (((random & 0xf_ffff) as u64 * *addresses as u64 >> 20) as u32).to_be_bytes();
-    let port = 1 + ((random >> 20) * *ports >> 12);
+    let [_, a, b, c] = ((((random & 0xf_ffff) as u64 * *addresses as u64) >> 20) as u32).to_be_bytes();
+    let port = 1 + (((random >> 20) * *ports) >> 12);
     let [_, _, d, e] = port.to_be_bytes();
     if ctx.store(DESTINATION, &[a, b, c], 0).is_err() || ctx.store(PORT, &[d, e], 0).is_err() {
         return TC_ACT_UNSPEC;
