@@ -73,8 +73,9 @@ fn up(epoch: u32, identities: &[u32]) -> Event {
     Event::PeerUp { node: 1, epoch, identities: Arc::new(numbers(identities)) }
 }
 
+/// What is to be done; for whom nothing is held any longer is a matter of `a_pair_that_lost_its_svid_is_given_up`.
 fn actions(machine: &mut Machine) -> Vec<Action> {
-    machine.actions().collect()
+    machine.actions().filter(|action| !matches!(action, Action::GiveUp(_))).collect()
 }
 
 /// A machine in which 256 and 300 have authenticated at the start.
@@ -453,4 +454,12 @@ fn only_one_of_two_nodes_authenticates_ahead() {
     let there = [(0, numbers(&[300])), (1, numbers(&[256]))].into();
     assert_eq!(Desired { pairs: pairs.clone(), placed: here }.ahead(9).len(), 1);
     assert_eq!(Desired { pairs, placed: there }.ahead(9).len(), 0);
+}
+
+#[test]
+fn a_pair_that_lost_its_svid_is_given_up() {
+    let mut machine = authenticated();
+    machine.handle(Event::SvidWithdrawn(256), START);
+    machine.handle(Event::AuthWanted(key(256, 300, 1)), seconds(1));
+    assert!(machine.actions().any(|action| action == Action::GiveUp(key(256, 300, 1))));
 }
