@@ -12,6 +12,7 @@ mod manifest;
 mod offline;
 mod policies;
 mod problem;
+mod revocation;
 mod snapshot;
 mod surroundings;
 mod yaml;
@@ -28,6 +29,7 @@ pub use allocate::{IDENTITIES_FILE, Summary, allocate};
 pub use directory::{Watch, load, watch};
 pub use offline::load_offline;
 pub use problem::{Problem, Severity};
+pub use revocation::{Revocations, Revoked, revoke};
 
 /// The cluster's name in the labels of identities, until several clusters are supported.
 pub const CLUSTER_NAME: &str = "default";
@@ -49,6 +51,8 @@ pub struct Cluster {
     pub surroundings: Surroundings,
     /// The addresses of services, by namespace and name.
     pub services: BTreeMap<(String, String), Service>,
+    /// What people have revoked: no SVID, session or tunnel of theirs counts.
+    pub revoked: Revocations,
     /// What is wrong with the directory.
     pub problems: Vec<Problem>,
 }

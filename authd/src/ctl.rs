@@ -19,6 +19,7 @@ mod observe;
 mod output;
 mod pinned;
 mod policy;
+mod revoke;
 mod status;
 mod svid;
 mod table;
@@ -88,6 +89,7 @@ async fn dispatch(cli: &Cli, output: &mut Output<'_>) -> Result<u8, Error> {
         Command::Auth(AuthCommand::Flush) => auth::flush(global, output).await?,
         Command::Encrypt(EncryptCommand::Status) => encrypt::run(global, output).await?,
         Command::Observe(args) => observe::run(args, global, output).await?,
+        Command::Revoke(args) => revoke::run(args, output)?,
         Command::Identities(IdentitiesCommand::List) => identities::list(global, output).await?,
         Command::Identities(IdentitiesCommand::Allocate { directory }) => {
             identities::allocate(directory, output)?;

@@ -190,7 +190,8 @@ impl Task {
         // A node whose session this process has not seen yet keeps what an earlier one wrote for it.
         for (number, entry) in maps.nodes().entries()? {
             // Node 0 is this one, whose epoch outlives the daemon.
-            if number == 0 || cluster.node_by_number(number).is_some() {
+            let known = cluster.node_by_number(number);
+            if number == 0 || known.is_some_and(|node| !cluster.revoked.nodes.contains(&node.name)) {
                 plan.nodes.entry(number).or_insert(entry);
             }
         }

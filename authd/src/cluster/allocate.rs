@@ -140,6 +140,7 @@ fn wanted(objects: &[Object]) -> Result<(Vec<LabelSet>, Vec<String>), Error> {
             | Body::CidrGroup { .. }
             | Body::Identity(_)
             | Body::NodeNumber(_)
+            | Body::Revocation(_)
             | Body::Policy(_) => {}
         }
     }
@@ -157,6 +158,7 @@ fn node_numbers(objects: &[Object]) -> BTreeMap<String, NodeNumber> {
         | Body::Endpoints { .. }
         | Body::CidrGroup { .. }
         | Body::Identity(_)
+        | Body::Revocation(_)
         | Body::Policy(_) => None,
     };
     objects.iter().filter_map(number).collect()

@@ -20,6 +20,7 @@ use serde_json::Value;
 
 use super::ServicePort;
 use super::problem::Problem;
+use super::revocation::Revoked;
 use super::yaml::{self, Document};
 use spec::Header;
 
@@ -88,6 +89,7 @@ pub(super) enum Body {
     },
     Identity(Box<Identity>),
     NodeNumber(u16),
+    Revocation(Revoked),
     Policy(Box<Policy>),
 }
 
@@ -311,7 +313,7 @@ const NOT_POLICIES: [&str; 12] = [
     "CiliumPodIPPool",
 ];
 const POLICIES: [&str; 3] = ["CiliumClusterwideNetworkPolicy", "CiliumNetworkPolicy", "NetworkPolicy"];
-const OURS: [&str; 2] = ["Identity", "NodeNumber"];
+const OURS: [&str; 3] = ["Identity", "NodeNumber", "Revocation"];
 const CORE: [&str; 3] = ["Namespace", "Node", "Pod"];
 
 fn class(header: &Header) -> Class {
@@ -326,7 +328,7 @@ fn class(header: &Header) -> Class {
             return Class::Used(Scope::Workload);
         }
         ("v1", "Namespace" | "Node")
-        | (API_VERSION, "Identity" | "NodeNumber")
+        | (API_VERSION, "Identity" | "NodeNumber" | "Revocation")
         | ("cilium.io/v2" | "cilium.io/v2alpha1", "CiliumCIDRGroup") => {
             return Class::Used(Scope::Cluster);
         }

@@ -75,6 +75,11 @@ pub(super) fn build(objects: &[Object], memory: &mut Memory, missing: Missing) -
         builder.assume_identities(objects);
     }
     builder.pods(objects);
+    for object in objects {
+        if let Body::Revocation(revoked) = &object.body {
+            builder.cluster.revoked.add(revoked);
+        }
+    }
     builder.cluster.surroundings = surroundings::collect(objects, &builder.cluster);
     builder.cluster.services = surroundings::services(objects);
     let Builder { mut cluster, memory, holders, namespaces, .. } = builder;

@@ -65,6 +65,7 @@ fn add(object: &Object, surroundings: &mut Surroundings) {
         | Body::Workload(_)
         | Body::Identity(_)
         | Body::NodeNumber(_)
+        | Body::Revocation(_)
         | Body::Policy(_) => {}
     }
 }

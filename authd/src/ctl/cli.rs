@@ -79,6 +79,8 @@ pub(super) enum Command {
     Encrypt(EncryptCommand),
     /// Show flows: which packets passed or dropped, and why
     Observe(ObserveArgs),
+    /// Have every node refuse an identity or a node from now on
+    Revoke(RevokeArgs),
     /// List or allocate identities
     #[command(subcommand)]
     Identities(IdentitiesCommand),
@@ -123,6 +125,23 @@ pub(super) enum AuthCommand {
 pub(super) enum EncryptCommand {
     /// Show the WireGuard device and its peers
     Status,
+}
+
+/// Arguments of `revoke`.
+#[derive(Debug, clap::Args)]
+pub(super) struct RevokeArgs {
+    /// Directory of manifests that the nodes read; the revocation becomes a file in it, and goes with that
+    #[arg(value_name = "DIR")]
+    pub(super) directory: PathBuf,
+    /// Number of the identity
+    #[arg(long, value_name = "NUMBER", required_unless_present = "node", conflicts_with = "node")]
+    pub(super) identity: Option<u32>,
+    /// Name of the node
+    #[arg(long, value_name = "NAME")]
+    pub(super) node: Option<String>,
+    /// Why
+    #[arg(long, value_name = "TEXT")]
+    pub(super) reason: String,
 }
 
 #[derive(Debug, Subcommand)]

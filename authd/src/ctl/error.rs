@@ -67,6 +67,14 @@ pub enum Error {
     /// The directory of manifests is wrong.
     #[error("{}", chain(.0))]
     Cluster(#[from] crate::cluster::Error),
+    /// A revocation can't be written.
+    #[error("can't write a revocation into {}: {source}", directory.display())]
+    Revoke {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The guard is off or the programs are gone, but traffic still goes into the tunnel.
     #[error(
         "all else is done, but the routes into the tunnel stay: {0}; see `ip rule` and `ip route show table all proto 97`"

@@ -53,7 +53,9 @@ impl Wanted {
         let mut nodes = BTreeMap::new();
         let mut desired =
             Desired { listen_port: inputs.config.port.get(), mtu: inputs.mtu, peers: BTreeMap::new() };
-        let others = inputs.cluster.nodes.values().filter(|node| node.name != inputs.node);
+        let revoked = &inputs.cluster.revoked.nodes;
+        let others = inputs.cluster.nodes.values();
+        let others = others.filter(|node| node.name != inputs.node && !revoked.contains(&node.name));
         for node in others {
             let Some(peer) = of_session(inputs, node).or_else(|| of_tunnel(inputs, node)) else { continue };
             nodes.insert(peer.public_key, node.name.clone());

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use policy::{Identity, NamedPort, Policy};
 use serde_json::Value;
 
+use super::super::revocation::Revoked;
 use super::spec::{self, Header};
 use crate::cluster::{ServicePort, TargetPort};
 
@@ -52,6 +53,10 @@ pub(super) fn read(key: &ObjectKey, header: Header, value: &Value, scope: Scope)
         "Identity" => {
             known(value, &spec::IDENTITY)?;
             identity_body(&key.name, typed(value)?)
+        }
+        "Revocation" => {
+            known(value, &spec::REVOCATION)?;
+            revocation_body(typed(value)?)
         }
         _ => {
             known(value, &spec::NODE_NUMBER)?;
@@ -201,6 +206,15 @@ fn identity_body(name: &str, identity: spec::Identity) -> Result<Body, Mistake> 
     identity
         .map(|identity| Body::Identity(Box::new(identity)))
         .map_err(|error| Mistake::new("", error.to_string()))
+}
+
+fn revocation_body(revocation: spec::Revocation) -> Result<Body, Mistake> {
+    let spec::RevocationSpec { identity, node } = revocation.spec;
+    match (identity, node) {
+        (Some(number), None) => Ok(Body::Revocation(Revoked::Identity(number))),
+        (None, Some(name)) => Ok(Body::Revocation(Revoked::Node(name))),
+        _ => Err(Mistake::new("spec", "one of `identity` and `node` must be there, and not both")),
+    }
 }
 
 fn known(value: &Value, shape: &strict::Shape) -> Result<(), Mistake> {

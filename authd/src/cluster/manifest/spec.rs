@@ -194,6 +194,18 @@ pub(super) struct NodeNumber {
     pub(super) spec: NodeNumberSpec,
 }
 
+/// Of a Revocation.
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct Revocation {
+    pub(super) spec: RevocationSpec,
+}
+
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct RevocationSpec {
+    pub(super) identity: Option<u32>,
+    pub(super) node: Option<String>,
+}
+
 const METADATA: Shape = Shape::Map(&[
     ("name", Shape::Any),
     ("labels", Shape::Any),
@@ -229,6 +241,14 @@ pub(super) const NODE_NUMBER: Shape = Shape::Map(&[
     ("kind", Shape::Any),
     ("metadata", METADATA),
     ("spec", Shape::Map(&[("number", Shape::Any)])),
+]);
+
+/// The fields of a Revocation.
+pub(super) const REVOCATION: Shape = Shape::Map(&[
+    ("apiVersion", Shape::Any),
+    ("kind", Shape::Any),
+    ("metadata", METADATA),
+    ("spec", Shape::Map(&[("identity", Shape::Any), ("node", Shape::Any), ("reason", Shape::Any)])),
 ]);
 
 /// A value that is written as a string, with an error that shows the string.

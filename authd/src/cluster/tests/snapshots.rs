@@ -247,3 +247,22 @@ fn unreadable_files_are_problems() {
     assert!(texts[1].starts_with("z.yaml:"), "{texts:?}");
     assert_eq!((texts.len(), cluster.pods.len()), (2, 2));
 }
+
+#[test]
+fn a_revocation_names_an_identity_or_a_node_and_goes_with_its_file() {
+    let directory = Directory::galaxy();
+    let node = Revoked::Node("node2".to_owned());
+    let file = revoke(directory.path(), &node, "stolen").unwrap();
+    revoke(directory.path(), &Revoked::Identity(256), "key found").unwrap();
+    let again = revoke(directory.path(), &node, "once more").unwrap_err();
+    assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+    let cluster = directory.load();
+    assert_eq!(texts(&cluster), Vec::<String>::new());
+    assert_eq!(cluster.revoked.nodes, BTreeSet::from(["node2".to_owned()]));
+    assert_eq!(cluster.revoked.identities, BTreeSet::from([256]));
+    std::fs::remove_file(file).unwrap();
+    assert!(directory.load().revoked.nodes.is_empty());
+    let both = "apiVersion: authd.io/v1alpha1\nkind: Revocation\nmetadata: {name: x}\nspec: {identity: 1, node: n}\n";
+    directory.write("both.yaml", both);
+    assert!(texts(&directory.load())[0].contains("not both"));
+}

@@ -250,3 +250,12 @@ fn a_tunnel_without_a_preshared_key_is_not_made_and_never_comes_to_be() {
     let restarted = Given::new().with_tunnel_peer(1).wanted();
     assert!(restarted.desired.peers.values().all(|peer| peer.preshared_key == Some(preshared(9))));
 }
+
+#[test]
+fn a_revoked_node_has_no_peer_whatever_the_tunnel_still_has() {
+    let mut given = Given::new().with_tunnel_peer(1);
+    given.cluster.revoked.nodes.insert("n2".to_owned());
+    assert_eq!(given.keys(), BTreeSet::new());
+    let steering = given.wanted().steering.unwrap();
+    assert!(steering.guarded.contains(&"10.244.2.0/24".parse().unwrap()), "and nothing in the clear either");
+}
