@@ -6,9 +6,11 @@
 
 mod attach;
 pub mod events;
+mod host_end;
 pub mod interfaces;
 pub mod plan;
 mod policy_writer;
+mod sandboxes;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,8 +20,12 @@ use std::{
 
 use auth_ebpf::Datapath;
 use auth_ebpf_abi::{IdentityNumber, NodeNumber, Setting};
+use futures::{FutureExt, StreamExt, channel::mpsc::UnboundedReceiver};
 use ipnet::IpNet;
 use policy::AuthenticationPairs;
+use rtnetlink::{
+    MulticastGroup, packet_core::NetlinkMessage, packet_route::RouteNetlinkMessage, sys::SocketAddr,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -29,11 +35,26 @@ use crate::{
 use interfaces::Interfaces;
 use plan::{Endpoint, Inputs, Plan};
 use policy_writer::PolicyWriter;
+use sandboxes::Sandboxes;
 
 /// How often interfaces are looked at without any other cause.
 const RESCAN: Duration = Duration::from_secs(1);
+/// How long after a change of interfaces more of them are waited for.
+const SETTLE: Duration = Duration::from_millis(10);
+/// What the kernel tells of by itself.
+const WATCHED: [MulticastGroup; 6] = [
+    MulticastGroup::Link,
+    MulticastGroup::Tc,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+];
 /// The readiness condition of this task.
 const READY: &str = "datapath";
+
+/// Messages that say that something has changed; what, is read anew.
+type Changes = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
 
 /// Until when each node's session counts, tunnels' grace included, and its epoch.
 pub type NodeSessions = BTreeMap<NodeNumber, (BootTime, u32)>;
@@ -82,6 +103,10 @@ pub struct Parts {
 pub struct Task {
     parts: Parts,
     netlink: rtnetlink::Handle,
+    changes: Changes,
+    sandboxes: Sandboxes,
+    /// Where pods were found, by name.
+    host_ends: BTreeMap<String, u32>,
     node: String,
     cluster_cidrs: Vec<IpNet>,
     uplinks: Vec<String>,
@@ -109,6 +134,9 @@ impl Task {
     pub fn new(config: &Config, parts: Parts) -> Result<Self, DatapathError> {
         let (connection, netlink, _messages) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
+        // A socket of its own: a flood of changes that it has no room for must not disturb requests.
+        let (connection, _handle, changes) = rtnetlink::new_multicast_connection(&WATCHED)?;
+        tokio::spawn(connection);
         let settings = parts.datapath.maps().config();
         for (setting, value) in [
             (Setting::PolicyMode, config.policy_mode as u64),
@@ -122,6 +150,9 @@ impl Task {
         Ok(Self {
             parts,
             netlink,
+            changes,
+            sandboxes: Sandboxes::default(),
+            host_ends: BTreeMap::new(),
             node: config.node_name.clone(),
             cluster_cidrs: config.encryption.cluster_cidrs.clone(),
             uplinks: config.encryption.uplinks.clone(),
@@ -140,13 +171,18 @@ impl Task {
                 _ = rescan.tick() => {}
                 Ok(()) = self.parts.cluster.changed() => {}
                 Ok(()) = self.parts.sessions.changed() => {}
+                Some(_) = self.changes.next() => {
+                    // What belongs together comes together.
+                    tokio::time::sleep(SETTLE).await;
+                    while self.changes.next().now_or_never().flatten().is_some() {}
+                }
             }
             self.reconcile().await;
         }
     }
 
     async fn reconcile(&mut self) {
-        let interfaces = match Interfaces::read(&self.netlink).await {
+        let mut interfaces = match Interfaces::read(&self.netlink).await {
             Ok(interfaces) => interfaces,
             Err(error) => {
                 tracing::error!(%error, "keeping the datapath as it is");
@@ -156,16 +192,24 @@ impl Task {
         };
         let cluster = Arc::clone(&self.parts.cluster.borrow_and_update());
         let sessions = Arc::clone(&self.parts.sessions.borrow_and_update());
+        let wanted = plan::without_route(&cluster, &self.node, &interfaces);
+        interfaces.sandboxes = self.sandboxes.find(wanted, &interfaces).await;
         let (node, cluster_cidrs) = (self.node.clone(), self.cluster_cidrs.clone());
+        let before = std::mem::take(&mut self.host_ends);
         let inputs = Inputs {
             cluster: &cluster,
             node: &node,
             interfaces: &interfaces,
             cluster_cidrs: &cluster_cidrs,
             sessions: &sessions,
+            before: &before,
         };
         let mut plan = Plan::make(&inputs);
-        let mut failures = BTreeMap::new();
+        let refused =
+            plan.pods.iter().filter_map(|pod| Some((pod.pod.clone(), pod.refused.as_ref()?.to_string())));
+        let mut failures: BTreeMap<String, String> = refused.collect();
+        let ends = plan.pods.iter().filter_map(|pod| Some((pod.pod.clone(), pod.interface.as_ref()?.0)));
+        self.host_ends = ends.collect();
         // Programs first: a pod that is not in the maps yet gets no traffic, rather than any.
         let attached = self.attach(&cluster, &plan, &interfaces, &mut failures);
         if let Err(error) = self.write(&mut plan, &inputs, &cluster) {

@@ -4,6 +4,7 @@
 //! its standard input closes. A test that returns, panics or is killed closes it; the kernel then kills
 //! every process of the lab, and with the last one go its mounts, devices and eBPF pins.
 
+pub mod cni;
 mod holder;
 pub mod namespace;
 pub mod node;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 
+use self::cni::Plugin;
 use self::holder::Holder;
 use self::namespace::Namespace;
 use self::node::{Cidr, Node};
@@ -38,7 +40,7 @@ struct Shared {
     /// The underlay's namespace, in which the bridge is.
     underlay: Namespace,
     nodes: Mutex<Vec<Node>>,
-    rp_filter: u8,
+    options: Options,
     holder: Arc<Holder>,
 }
 
@@ -47,11 +49,13 @@ struct Shared {
 pub struct Options {
     /// `rp_filter` of nodes: 0 off, 1 strict, 2 loose (what Debian sets).
     pub rp_filter: u8,
+    /// The CNI plugin that wires pods; `None` for the harness itself.
+    pub cni: Option<Plugin>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { rp_filter: 2 }
+        Self { rp_filter: 2, cni: None }
     }
 }
 
@@ -76,7 +80,7 @@ impl Lab {
         let underlay = Namespace::of_holder("underlay", &holder)?;
         wiring::underlay(&underlay).context("make the underlay")?;
         let nodes = Mutex::new(Vec::new());
-        Ok(Self { shared: Arc::new(Shared { underlay, nodes, rp_filter: options.rp_filter, holder }) })
+        Ok(Self { shared: Arc::new(Shared { underlay, nodes, options, holder }) })
     }
 
     /// The unique name, which every process of the lab has as `AUTHD_LAB` in its environment.
@@ -92,10 +96,15 @@ impl Lab {
     pub fn node(&self, name: &str, addresses: &[IpAddr], pod_cidrs: &[Cidr]) -> Result<Node> {
         let mut nodes = self.shared.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let number = u8::try_from(nodes.len() + 1).context("more than 255 nodes")?;
-        let node = Node::new(&self.shared.underlay, name, number, addresses, pod_cidrs)
+        let cni = self.shared.options.cni;
+        let node = Node::new(&self.shared.underlay, name, (number, cni), addresses, pod_cidrs)
             .with_context(|| format!("add node {name}"))?;
-        node.sysctl(&wiring::node_settings(self.shared.rp_filter))?;
+        node.sysctl(&wiring::node_settings(self.shared.options.rp_filter))?;
         wiring::uplink(&self.shared.underlay, &node)?;
+        if cni.is_some() {
+            // Where neighbours are not static, a router asks for them under its link-local address.
+            node.sysctl(&[("ipv6/conf/default/addr_gen_mode", "0")])?;
+        }
         for other in nodes.iter() {
             wiring::routes(&node, other)?;
             wiring::routes(other, &node)?;

@@ -31,6 +31,18 @@ pub fn spire_available(test: &str) -> bool {
     skipped(test, "needs spire-server and spire-agent, which scripts/peers builds where Go is")
 }
 
+/// Whether pods can be wired by real CNI plugins; otherwise says which test is skipped and why.
+///
+/// # Panics
+/// With `CI=true`, where nothing may be skipped.
+#[must_use]
+pub fn cni_available(test: &str) -> bool {
+    if binaries::peer("cni/bridge").is_err() {
+        return skipped(test, "needs CNI plugins, which scripts/peers builds where Go is");
+    }
+    lab_available(test)
+}
+
 fn skipped(test: &str, why: &str) -> bool {
     assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "{test} {why}");
     // Past the capture of the test runner: `scripts/test` counts these lines.

@@ -62,7 +62,27 @@ impl StarWars {
     /// When something does not start.
     pub fn new(name: &str) -> Result<Self> {
         // Strict filtering of reverse paths, the harder case.
-        let lab = Lab::with_options(name, Options { rp_filter: 1 })?;
+        Self::with_options(name, Options { rp_filter: 1, cni: None })
+    }
+
+    /// As [`StarWars::new`], with tunnels and daemons, in a lab of this kind.
+    ///
+    /// # Errors
+    /// As [`StarWars::settled`].
+    pub fn settled_with(name: &str, options: Options) -> Result<Self> {
+        let mut scene = Self::with_options(name, options)?;
+        scene.start_tunnels()?;
+        scene.start_agents(&[])?;
+        scene.settle()?;
+        Ok(scene)
+    }
+
+    /// As [`StarWars::new`], in a lab of this kind.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_options(name: &str, options: Options) -> Result<Self> {
+        let lab = Lab::with_options(name, options)?;
         copy(Path::new(MANIFESTS), &lab.outside("cluster"))?;
         allocate(&lab)?;
         let manifests = Manifests::read(&lab.outside("cluster"))?;

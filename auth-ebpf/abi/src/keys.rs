@@ -160,8 +160,18 @@ plain! {
         pub ifindex: u32,
         /// Epoch of this assignment of the address.
         pub epoch: u32,
-        /// Reserved, 0.
-        pub pad: u32,
+        /// Index of the bridge that the host end is a port of, 0 for none.
+        pub bridge: u32,
+    }
+}
+
+impl EndpointEntry {
+    /// Whether a packet that came into this host by `ingress` can be this pod's: by its own interface, or,
+    /// after a bridge has handed it to the host, by that bridge, all of whose ports are guarded.
+    #[must_use]
+    #[inline(always)]
+    pub const fn sends_by(&self, ingress: u32) -> bool {
+        ingress == self.ifindex || (self.bridge != 0 && ingress == self.bridge)
     }
 }
 

@@ -26,7 +26,7 @@ const ADDRESS: Address = Address([0xff; 16]);
 #[test]
 fn bytes_lie_where_the_fields_are() {
     fields!(AddressEntry { identity = u32::MAX, node = u16::MAX, flags = u16::MAX });
-    fields!(EndpointEntry { identity = u32::MAX, ifindex = u32::MAX, epoch = u32::MAX, pad = u32::MAX });
+    fields!(EndpointEntry { identity = u32::MAX, ifindex = u32::MAX, epoch = u32::MAX, bridge = u32::MAX });
     fields!(AuthKey { local = u32::MAX, remote = u32::MAX, node = u16::MAX, auth_type = 255, pad = 255 });
     fields!(AuthEntry { expires = u64::MAX, epoch = u32::MAX, flags = u32::MAX });
     fields!(NodeEntry { expires = u64::MAX, epoch = u32::MAX, acknowledged = u32::MAX });

@@ -75,7 +75,7 @@ fn fill(datapath: &Datapath) {
         maps.config().set(setting, Mode::Enforce as u64).unwrap();
     }
     let ifindex = nix::net::if_::if_nametoindex("pod").unwrap();
-    let endpoint = EndpointEntry { identity: HERE_ID, ifindex, epoch: 1, pad: 0 };
+    let endpoint = EndpointEntry { identity: HERE_ID, ifindex, epoch: 1, bridge: 0 };
     maps.endpoints().insert(&HERE, &endpoint).unwrap();
     for (address, identity) in [(HERE, HERE_ID), (HOST, identity::HOST)] {
         let entry = AddressEntry { identity, ..AddressEntry::default() };

@@ -35,9 +35,10 @@ impl Task {
         }
         let device = interfaces.index_of(&self.wireguard);
         let hold = interfaces.index_of(hold::INTERFACE).filter(|_| self.hold);
-        let pods = plan.pods.iter().filter_map(|pod| pod.interface.as_ref().map(|(_, name)| name.clone()));
+        let (pods, others) = pod_interfaces(plan, interfaces);
         let wanted: Vec<(Hook, String)> = uplinks
-            .into_iter()
+            .union(&others)
+            .cloned()
             .flat_map(|name| [(Hook::FromUplink, name.clone()), (Hook::ToUplink, name)])
             .chain(device.iter().flat_map(|_| {
                 [(Hook::FromWireguard, self.wireguard.clone()), (Hook::ToWireguard, self.wireguard.clone())]
@@ -45,7 +46,7 @@ impl Task {
             .chain(hold.iter().flat_map(|_| {
                 [(Hook::ToHold, hold::INTERFACE.to_owned()), (Hook::FromHold, hold::INTERFACE.to_owned())]
             }))
-            .chain(pods.flat_map(|name| [(Hook::ToPod, name.clone()), (Hook::FromPod, name)]))
+            .chain(pods.into_iter().flat_map(|name| [(Hook::ToPod, name.clone()), (Hook::FromPod, name)]))
             .collect();
         let mut attached = BTreeSet::new();
         for (hook, interface) in &wanted {
@@ -112,4 +113,19 @@ impl Task {
             tracing::warn!(error = chain(&error), "stale links stay pinned");
         }
     }
+}
+
+/// Interfaces with the programs of pods: those of the pods, and the other pairs that are ports of their
+/// bridges, since what comes in by one could name any source. Then the ports of those bridges that lead
+/// elsewhere, which are guarded as uplinks.
+fn pod_interfaces(plan: &Plan, interfaces: &Interfaces) -> (BTreeSet<String>, BTreeSet<String>) {
+    let own = plan.pods.iter().filter_map(|pod| pod.interface.clone());
+    let bridges: BTreeSet<u32> = own.clone().filter_map(|(index, _)| interfaces.bridge_of(index)).collect();
+    let mut pods: BTreeSet<String> = own.map(|(_, name)| name).collect();
+    let mut others = BTreeSet::new();
+    for (index, name) in bridges.into_iter().flat_map(|bridge| interfaces.ports(bridge)) {
+        let is_veth = interfaces.links.get(&index).is_some_and(|link| link.kind == "veth");
+        if is_veth { &mut pods } else { &mut others }.insert(name.clone());
+    }
+    (pods, others)
 }

@@ -1,4 +1,5 @@
 //! What the kernel says of this node's interfaces, read by netlink in the daemon's network namespace.
+#![expect(clippy::wildcard_enum_match_arm, reason = "netlink's enumerations grow; we read a few of each")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,21 +11,50 @@ use rtnetlink::{
     Handle, RouteMessageBuilder,
     packet_route::{
         address::AddressAttribute,
-        link::LinkAttribute,
+        link::{LinkAttribute, LinkInfo},
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage},
     },
 };
+
+/// What a device is, as far as it matters here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Its kind: `veth`, `bridge`, `macvlan`, …; empty for hardware.
+    pub kind: String,
+    /// The other end of a pair, or what it is stacked upon, maybe in another network namespace.
+    pub peer: Option<u32>,
+    /// What it is a port of.
+    pub master: Option<u32>,
+}
 
 /// Interfaces, addresses and host routes at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interfaces {
     /// Name by index.
     pub names: BTreeMap<u32, String>,
+    /// What each is, by index.
+    pub links: BTreeMap<u32, Link>,
     /// This node's own addresses, with the index of the interface that carries each.
     pub addresses: BTreeMap<IpAddr, u32>,
     /// Routes of the main table to one address, with the index of the interface that they lead to: with
     /// routed CNIs, the host end of the pod's veth pair.
     pub host_routes: BTreeMap<IpAddr, u32>,
+    /// Interfaces in other network namespaces by the addresses that they carry, as far as pods here are not
+    /// found by a host route.
+    pub sandboxes: BTreeMap<IpAddr, Vec<PodLink>>,
+}
+
+/// An interface in another network namespace of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodLink {
+    /// The network namespace, by its inode.
+    pub namespace: u64,
+    /// Its name there.
+    pub name: String,
+    /// Its index there.
+    pub ifindex: u32,
+    /// What it is.
+    pub link: Link,
 }
 
 /// Why the kernel's state could not be read.
@@ -55,6 +85,19 @@ impl Interfaces {
         self.names.iter().find_map(|(index, known)| (known == name).then_some(*index))
     }
 
+    /// The bridge that an interface is a port of.
+    #[must_use]
+    pub fn bridge_of(&self, index: u32) -> Option<u32> {
+        let master = self.links.get(&index)?.master?;
+        (self.links.get(&master)?.kind == "bridge").then_some(master)
+    }
+
+    /// The ports of a bridge, with their names.
+    pub fn ports(&self, bridge: u32) -> impl Iterator<Item = (u32, &String)> {
+        let ports = self.links.iter().filter(move |(_, link)| link.master == Some(bridge));
+        ports.filter_map(|(index, _)| Some((*index, self.names.get(index)?)))
+    }
+
     /// Names of the interfaces that carry one of `addresses`.
     #[must_use]
     pub fn carrying(&self, addresses: &BTreeSet<IpAddr>) -> BTreeSet<String> {
@@ -62,19 +105,28 @@ impl Interfaces {
         indices.filter_map(|(_, index)| self.names.get(index).cloned()).collect()
     }
 
-    async fn read_links(&mut self, handle: &Handle) -> Result<(), rtnetlink::Error> {
+    pub(super) async fn read_links(&mut self, handle: &Handle) -> Result<(), rtnetlink::Error> {
         let mut links = handle.link().get().execute();
-        while let Some(link) = links.try_next().await? {
-            for attribute in link.attributes {
-                if let LinkAttribute::IfName(name) = attribute {
-                    self.names.insert(link.header.index, name);
+        while let Some(message) = links.try_next().await? {
+            let index = message.header.index;
+            let mut link = Link::default();
+            for attribute in message.attributes {
+                match attribute {
+                    LinkAttribute::IfName(name) => {
+                        self.names.insert(index, name);
+                    }
+                    LinkAttribute::Link(peer) => link.peer = Some(peer),
+                    LinkAttribute::Controller(master) => link.master = Some(master),
+                    LinkAttribute::LinkInfo(infos) => link.kind = kind(&infos),
+                    _ => {}
                 }
             }
+            self.links.insert(index, link);
         }
         Ok(())
     }
 
-    async fn read_addresses(&mut self, handle: &Handle) -> Result<(), rtnetlink::Error> {
+    pub(super) async fn read_addresses(&mut self, handle: &Handle) -> Result<(), rtnetlink::Error> {
         let mut addresses = handle.address().get().execute();
         while let Some(message) = addresses.try_next().await? {
             // IFA_LOCAL is this end; where there is a peer, IFA_ADDRESS is the other.
@@ -106,6 +158,14 @@ impl Interfaces {
         }
         Ok(())
     }
+}
+
+fn kind(infos: &[LinkInfo]) -> String {
+    let kind = infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind.to_string()),
+        _ => None,
+    });
+    kind.unwrap_or_default()
 }
 
 /// The address and interface of a route of the main table to one address.

@@ -12,7 +12,10 @@ use ipnet::IpNet;
 
 use policy::prefix_key;
 
-use super::interfaces::Interfaces;
+use super::{
+    host_end::{Refusal, host_end},
+    interfaces::Interfaces,
+};
 use crate::{
     clock::BootTime,
     cluster::{Cluster, Pod},
@@ -31,6 +34,8 @@ pub struct Inputs<'a> {
     pub cluster_cidrs: &'a [IpNet],
     /// Until when each node's session counts, tunnels' grace included, and its epoch.
     pub sessions: &'a BTreeMap<NodeNumber, (BootTime, u32)>,
+    /// Index of the host end where each pod was found before, by its name.
+    pub before: &'a BTreeMap<String, u32>,
 }
 
 impl<'a> Inputs<'a> {
@@ -52,6 +57,8 @@ pub struct Endpoint {
     pub identity: IdentityNumber,
     /// Index and name of the host end of its interface.
     pub interface: Option<(u32, String)>,
+    /// Why it has none, if that is known and will not change by itself.
+    pub refused: Option<Refusal>,
 }
 
 /// What the maps shall hold.
@@ -103,16 +110,20 @@ impl Plan {
 
     fn pod(&mut self, inputs: &Inputs<'_>, pod: &Pod) {
         let local = pod.node.as_deref() == Some(inputs.node);
-        let interface = pod.addresses.iter().find_map(|address| {
-            let index = inputs.interfaces.host_routes.get(address)?;
-            Some((*index, inputs.interfaces.names.get(index)?.clone()))
-        });
+        let name = format!("{}/{}", pod.namespace, pod.name);
+        let found = if local { host_end(inputs, pod, inputs.before.get(&name).copied()) } else { Ok(None) };
+        let (index, refused) = match found {
+            Ok(index) => (index, None),
+            Err(refusal) => (None, Some(refusal)),
+        };
+        let interface = index.and_then(|index| Some((index, inputs.interfaces.names.get(&index)?.clone())));
         if local {
             self.pods.push(Endpoint {
-                pod: format!("{}/{}", pod.namespace, pod.name),
+                pod: name,
                 addresses: pod.addresses.clone(),
                 identity: pod.identity.unwrap_or(identity::UNKNOWN),
                 interface: interface.clone(),
+                refused,
             });
         }
         // Without an identity a pod gets no traffic: its addresses stay unknown in the cluster's ranges.
@@ -121,7 +132,8 @@ impl Plan {
         for address in pod.addresses.iter().map(|address| Address::from(*address)) {
             self.addresses.insert(address, AddressEntry { identity: number, node, flags: 0 });
             if let (true, Some((ifindex, _))) = (local, &interface) {
-                let endpoint = EndpointEntry { identity: number, ifindex: *ifindex, epoch: 1, pad: 0 };
+                let bridge = inputs.interfaces.bridge_of(*ifindex).unwrap_or_default();
+                let endpoint = EndpointEntry { identity: number, ifindex: *ifindex, epoch: 1, bridge };
                 self.endpoints.insert(address, endpoint);
             }
         }
@@ -151,6 +163,16 @@ impl Plan {
     pub fn local_identities(&self) -> BTreeSet<IdentityNumber> {
         self.pods.iter().map(|pod| pod.identity).filter(|number| !identity::is_reserved(*number)).collect()
     }
+}
+
+/// Addresses of pods here to which no host route leads by a veth pair.
+pub(super) fn without_route(cluster: &Cluster, node: &str, interfaces: &Interfaces) -> BTreeSet<IpAddr> {
+    let routed = |pod: &Pod| {
+        let routes = pod.addresses.iter().filter_map(|address| interfaces.host_routes.get(address));
+        routes.filter_map(|index| interfaces.links.get(index)).any(|link| link.kind == "veth")
+    };
+    let here = cluster.pods.iter().filter(|pod| !pod.host_network && pod.node.as_deref() == Some(node));
+    here.filter(|pod| !routed(pod)).flat_map(|pod| pod.addresses.iter().copied()).collect()
 }
 
 /// The number of the pod's node in the maps: 0 for this one, `None` while the node has none.

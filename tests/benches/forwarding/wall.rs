@@ -185,7 +185,8 @@ fn fill(datapath: &Datapath, site: &Site, rules: usize) -> Result<()> {
         let address = Address::from(pod.address(Family::V4)?);
         maps.addresses().insert(&address, &AddressEntry { identity: number, node: 0, flags: 0 })?;
         let ifindex = ifindex(site, pod)?;
-        maps.endpoints().insert(&address, &EndpointEntry { identity: number, ifindex, epoch: 1, pad: 0 })?;
+        maps.endpoints()
+            .insert(&address, &EndpointEntry { identity: number, ifindex, epoch: 1, bridge: 0 })?;
     }
     let forever = u64::MAX;
     for (local, remote) in [(CLIENT, SERVER), (SERVER, CLIENT)] {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, Result};
 
+use super::cni::{self, Plugin};
 use super::{Namespace, wiring};
 
 /// A range of addresses.
@@ -46,6 +47,7 @@ struct Shared {
     namespace: Namespace,
     underlay: Namespace,
     number: u8,
+    cni: Option<Plugin>,
     addresses: Vec<IpAddr>,
     pod_cidrs: Vec<Cidr>,
     pods: AtomicU8,
@@ -55,7 +57,7 @@ impl Node {
     pub(super) fn new(
         underlay: &Namespace,
         name: &str,
-        number: u8,
+        (number, cni): (u8, Option<Plugin>),
         addresses: &[IpAddr],
         pod_cidrs: &[Cidr],
     ) -> Result<Self> {
@@ -64,6 +66,7 @@ impl Node {
                 namespace: underlay.new_node(name)?,
                 underlay: underlay.clone(),
                 number,
+                cni,
                 addresses: addresses.to_owned(),
                 pod_cidrs: pod_cidrs.to_owned(),
                 pods: AtomicU8::new(0),
@@ -77,13 +80,28 @@ impl Node {
     /// When the name or an address is taken.
     pub fn pod(&self, name: &str, addresses: &[IpAddr]) -> Result<Pod> {
         let number = self.shared.pods.fetch_add(1, Ordering::Relaxed) + 1;
-        let pod = Pod {
+        let mut pod = Pod {
             namespace: self.shared.underlay.new_pod(name)?,
             interface: wiring::host_interface(name),
             addresses: addresses.into(),
         };
-        wiring::pod(self, &pod, number).with_context(|| format!("add pod {name}"))?;
+        let wired = match self.shared.cni {
+            None => wiring::pod(self, &pod, number),
+            Some(plugin) => wiring::quiet(&pod)
+                .and_then(|()| cni::add(plugin, self, &pod))
+                .map(|interface| pod.interface = interface),
+        };
+        wired.with_context(|| format!("add pod {name}"))?;
         Ok(pod)
+    }
+
+    /// Takes a pod away by the CNI plugin that has wired it.
+    ///
+    /// # Errors
+    /// When the plugin fails.
+    pub fn remove_pod(&self, pod: &Pod) -> Result<()> {
+        let plugin = self.shared.cni.context("no CNI plugin has wired it")?;
+        cni::delete(plugin, self, pod)
     }
 
     /// The addresses of its uplink.

@@ -88,11 +88,16 @@ pub(super) fn routes(node: &Node, other: &Node) -> Result<()> {
     node.ip(&batch)
 }
 
+/// Tells a pod's kernel to say nothing by itself.
+pub(super) fn quiet(pod: &Pod) -> Result<()> {
+    pod.sysctl(QUIET)
+}
+
 /// Wires a pod: gateways nobody owns inside, host routes outside.
 pub(super) fn pod(node: &Node, pod: &Pod, number: u8) -> Result<()> {
     let interface = pod.interface();
     let mac = format!("02:00:00:01:{:02x}:{number:02x}", node.number());
-    pod.sysctl(QUIET)?;
+    quiet(pod)?;
     let mut outside = format!(
         "link add {interface} address {HOST_END} type veth peer name eth0 address {mac} netns {}\n\
          link set {interface} up\n",

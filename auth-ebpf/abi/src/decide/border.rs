@@ -37,7 +37,7 @@ impl<S: State> Judge<'_, S> {
         self.event.encrypted = 1;
         if let Some(endpoint) = self.state.endpoint(&packet.source) {
             self.event.local = endpoint.identity;
-            return if endpoint.ifindex == ingress { Ok(()) } else { self.refuse(DropReason::Spoofed) };
+            return if endpoint.sends_by(ingress) { Ok(()) } else { self.refuse(DropReason::Spoofed) };
         }
         if !self.is_host(&packet.source) {
             return self.refuse(DropReason::Spoofed);

@@ -79,7 +79,7 @@ impl<S: State> Judge<'_, S> {
         let mut remote = Remote { address: *source, entry: AddressEntry::default(), is_this_host: false };
         if let Some(sender) = self.state.endpoint(source) {
             remote.entry.identity = sender.identity;
-            if sender.ifindex != ingress {
+            if !sender.sends_by(ingress) {
                 self.refuse(DropReason::Spoofed)?;
             }
             return Ok(remote);
@@ -134,7 +134,7 @@ impl<S: State> Judge<'_, S> {
             return true;
         }
         match self.state.endpoint(source) {
-            Some(sender) => sender.ifindex == self.context.ingress_ifindex,
+            Some(sender) => sender.sends_by(self.context.ingress_ifindex),
             None => self.context.ingress_ifindex == 0 && self.is_host(source),
         }
     }

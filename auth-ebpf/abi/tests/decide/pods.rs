@@ -55,6 +55,25 @@ fn an_address_of_the_cluster_that_nobody_has_is_undecidable() {
 }
 
 #[test]
+fn what_a_bridge_hands_to_the_host_is_its_ports() {
+    const BRIDGE: u32 = 40;
+    let mut tables = cluster();
+    let frame = udp((NEIGHBOUR, 1), (HERE, 2)).ethernet();
+    assert_eq!(receives(&tables, BRIDGE, &frame), drops(DropReason::Spoofed));
+    tables.endpoints.get_mut(&NEIGHBOUR).unwrap().bridge = BRIDGE;
+    for (ingress, expected) in [
+        (BRIDGE, PASSES),
+        (NEIGHBOUR_IFINDEX, PASSES),
+        (HERE_IFINDEX, drops(DropReason::Spoofed)),
+        (0, drops(DropReason::Spoofed)),
+    ] {
+        assert_eq!(receives(&tables, ingress, &frame), expected, "{ingress}");
+        let away = udp((NEIGHBOUR, 1), (THERE, 2)).ip();
+        assert_eq!(run(&tables, context(Hook::ToWireguard, ingress), &away), expected, "{ingress}");
+    }
+}
+
+#[test]
 fn pods_do_not_talk_to_the_ports_of_nodes() {
     let tables = cluster();
     for node in [HOST, OTHER_NODE] {

@@ -76,7 +76,7 @@ pub(crate) fn cluster() -> Tables {
         (HERE_V6, HERE_ID, HERE_IFINDEX),
         (NEIGHBOUR, NEIGHBOUR_ID, NEIGHBOUR_IFINDEX),
     ] {
-        tables.endpoints.insert(address, EndpointEntry { identity, ifindex, epoch: 1, pad: 0 });
+        tables.endpoints.insert(address, EndpointEntry { identity, ifindex, epoch: 1, bridge: 0 });
     }
     tables.nodes.insert(NODE, NodeEntry { expires: NOW + (1 << 49), epoch: 7, acknowledged: 0 });
     for direction in [Direction::Ingress, Direction::Egress] {

@@ -1,3 +1,4 @@
+use super::super::interfaces::{Link, PodLink};
 use super::*;
 use crate::cluster::Node;
 
@@ -36,17 +37,31 @@ fn pod(name: &str, node: &str, addresses: &[&str], identity: Option<u32>) -> Pod
     }
 }
 
+fn veth(peer: u32) -> Link {
+    Link { kind: "veth".into(), peer: Some(peer), master: None }
+}
+
 fn interfaces() -> Interfaces {
     Interfaces {
         names: BTreeMap::from([(2, "eth0".into()), (7, "lxc-here".into())]),
         addresses: BTreeMap::from([("10.0.0.1".parse().unwrap(), 2), ("fe80::1".parse().unwrap(), 2)]),
         host_routes: BTreeMap::from([("10.244.1.10".parse().unwrap(), 7)]),
+        links: BTreeMap::from([(7, veth(3))]),
+        ..Interfaces::default()
     }
 }
 
 fn plan(cluster: &Cluster, sessions: &BTreeMap<NodeNumber, (BootTime, u32)>) -> Plan {
     let interfaces = interfaces();
-    Plan::make(&Inputs { cluster, node: "n1", interfaces: &interfaces, cluster_cidrs: &[], sessions })
+    let before = BTreeMap::new();
+    Plan::make(&Inputs {
+        cluster,
+        node: "n1",
+        interfaces: &interfaces,
+        cluster_cidrs: &[],
+        sessions,
+        before: &before,
+    })
 }
 
 fn entry(plan: &Plan, address: &str) -> Option<AddressEntry> {
@@ -76,12 +91,14 @@ fn a_pod_without_identity_stays_unknown() {
 #[test]
 fn prefixes_of_policies_never_take_the_clusters_own() {
     let (cluster, sessions, interfaces) = (cluster(), BTreeMap::new(), interfaces());
+    let before = BTreeMap::new();
     let inputs = Inputs {
         cluster: &cluster,
         node: "n1",
         interfaces: &interfaces,
         cluster_cidrs: &[],
         sessions: &sessions,
+        before: &before,
     };
     let mut plan = Plan::make(&inputs);
     let before = plan.prefixes.clone();
@@ -122,4 +139,65 @@ fn ranges_of_both_families_are_keyed_in_ipv6_bits() {
 fn sessions_become_nodes() {
     let plan = plan(&cluster(), &BTreeMap::from([(2, (BootTime(77), 3))]));
     assert_eq!(plan.nodes[&2], NodeEntry { expires: 77, epoch: 3, acknowledged: 0 });
+}
+
+/// A node whose pod `here` is a port of a bridge.
+fn bridged(claims: Vec<PodLink>) -> Interfaces {
+    let mut interfaces = interfaces();
+    interfaces.host_routes.clear();
+    interfaces.names.extend([(9, "cni0".into()), (8, "veth-other".into())]);
+    interfaces.links.insert(7, Link { master: Some(9), ..veth(3) });
+    interfaces.links.insert(8, Link { master: Some(9), ..veth(4) });
+    interfaces.links.insert(9, Link { kind: "bridge".into(), ..Link::default() });
+    interfaces.sandboxes.insert("10.244.1.10".parse().unwrap(), claims);
+    interfaces
+}
+
+fn claim(namespace: u64, ifindex: u32, link: Link) -> PodLink {
+    PodLink { namespace, name: "eth0".into(), ifindex, link }
+}
+
+fn find(interfaces: &Interfaces, before: Option<u32>) -> (Option<u32>, Option<String>, u32) {
+    let (cluster, sessions) = (cluster(), BTreeMap::new());
+    let before = before.map(|index| ("default/here".to_owned(), index)).into_iter().collect();
+    let plan = Plan::make(&Inputs {
+        cluster: &cluster,
+        node: "n1",
+        interfaces,
+        cluster_cidrs: &[],
+        sessions: &sessions,
+        before: &before,
+    });
+    let bridge = plan.endpoints.values().map(|endpoint| endpoint.bridge).max().unwrap_or_default();
+    let pod = &plan.pods[0];
+    (pod.interface.as_ref().map(|it| it.0), pod.refused.as_ref().map(ToString::to_string), bridge)
+}
+
+#[test]
+fn a_pod_on_a_bridge_is_found_by_its_own_end() {
+    assert_eq!(find(&bridged(vec![claim(1, 3, veth(7))]), None), (Some(7), None, 9));
+    assert_eq!(find(&bridged(vec![]), None), (None, None, 0));
+    let lie = claim(1, 5, veth(7));
+    assert_eq!(find(&bridged(vec![lie]), None).0, None, "the host end names another peer");
+}
+
+#[test]
+fn a_second_claim_to_an_address_changes_nothing() {
+    let (own, thief) = (claim(1, 3, veth(7)), claim(2, 4, veth(8)));
+    let both = bridged(vec![thief.clone(), own]);
+    assert_eq!(find(&both, Some(7)), (Some(7), None, 9));
+    let (interface, refused, _) = find(&both, None);
+    assert_eq!(interface, None);
+    assert!(refused.unwrap().starts_with("2 network namespaces have its address"));
+    assert_eq!(find(&bridged(vec![thief]), Some(7)).0, Some(8), "the pod has moved");
+}
+
+#[test]
+fn devices_that_go_round_the_host_are_refused_in_words() {
+    for (kind, said) in [("macvlan", "macvlan"), ("netkit", "netkit"), ("", "SR-IOV")] {
+        let link = Link { kind: kind.into(), peer: Some(2), master: None };
+        let (interface, refused, _) = find(&bridged(vec![claim(1, 3, link)]), None);
+        assert_eq!(interface, None);
+        assert!(refused.unwrap().contains(said));
+    }
 }

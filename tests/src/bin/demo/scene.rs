@@ -42,7 +42,7 @@ pub(crate) struct Scene {
 impl Scene {
     /// Builds nodes and pods and starts the server. Nothing of authd runs yet.
     pub(crate) fn new(manifests: &Path, rp_filter: u8) -> Result<Self> {
-        let lab = Lab::with_options("demo", Options { rp_filter })?;
+        let lab = Lab::with_options("demo", Options { rp_filter, ..Options::default() })?;
         let cluster = lab.outside("cluster");
         fs::create_dir(&cluster)?;
         for file in fs::read_dir(manifests).with_context(|| format!("read {}", manifests.display()))? {

@@ -1,0 +1,161 @@
+//! Pods that the CNI project's own plugins have wired: on bridges, by pairs with host routes, and past the
+//! host, which is refused.
+
+#[path = "cni/frames.rs"]
+mod frames;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use authd_tests::lab::Options;
+use authd_tests::lab::cni::Plugin;
+use authd_tests::lab::node::Family;
+use authd_tests::star_wars::{NODES, PATIENCE};
+use authd_tests::{StarWars, skip, wait};
+
+use self::frames::{Mac, datagram, mac, poison};
+
+/// How often a frame is sent: each time it must drop.
+const TIMES: usize = 5;
+
+fn settled(name: &str, plugin: Plugin) -> Result<StarWars> {
+    StarWars::settled_with(name, Options { rp_filter: 1, cni: Some(plugin) })
+}
+
+/// Whoever may land lands, from the server's own node and from the other; whoever may not does not.
+fn lands_as_policy_says(scene: &StarWars) -> Result<()> {
+    for family in Family::ALL {
+        for pod in ["stormtrooper", "tiefighter"] {
+            drop(scene.land(pod, family, PATIENCE).with_context(|| format!("{pod} by {family}"))?);
+        }
+        ensure!(scene.is_refused("xwing", family), "xwing lands by {family}");
+    }
+    for pod in ["stormtrooper", "tiefighter"] {
+        let entries = scene.authenticated("node2", "deathstar", pod)?;
+        ensure!(entries.len() == 1, "{pod}: {entries:?}");
+    }
+    Ok(())
+}
+
+/// The pod goes as the runtime takes it away, and comes back under the same name and addresses.
+fn pod_goes_and_comes(scene: &mut StarWars) -> Result<()> {
+    let old = scene.pod("stormtrooper")?.clone();
+    let addresses = old.addresses().to_owned();
+    let node = scene.node("node2")?.clone();
+    node.remove_pod(&old)?;
+    scene.world.pods.remove("stormtrooper");
+    scene.lab.exec(["ip", "netns", "delete", "stormtrooper"])?;
+    drop(old);
+    let attached = |scene: &mut StarWars| {
+        let metrics = scene.agent("node2").ok()?.metrics().ok()?;
+        Some(metrics.sum("authd_endpoints", &[]))
+    };
+    wait::until(PATIENCE, || (attached(scene)? < 2.0).then_some(())).context("it stays attached")?;
+    let pod = node.pod("stormtrooper", &addresses)?;
+    scene.world.pods.insert("stormtrooper".to_owned(), pod);
+    wait::until(PATIENCE, || (attached(scene)? >= 2.0).then_some(())).context("it is not found")?;
+    Ok(())
+}
+
+fn v4(scene: &StarWars, pod: &str) -> Result<Ipv4Addr> {
+    match scene.pod(pod)?.address(Family::V4)? {
+        IpAddr::V4(address) => Ok(address),
+        IpAddr::V6(address) => anyhow::bail!("{address} is none of IPv4"),
+    }
+}
+
+fn mac_of(scene: &StarWars, pod: &str) -> Result<Mac> {
+    scene.pod(pod)?.run(mac)?
+}
+
+/// Lets a pod send frames, and waits until as many have dropped for a reason.
+fn drops(scene: &mut StarWars, pod: &str, reason: &str, send: impl Fn() -> Result<()> + Sync) -> Result<()> {
+    let before = scene.counted("node1", "DROPPED", reason)?;
+    let from = scene.pod(pod)?.clone();
+    from.run(|| (0..TIMES).try_for_each(|_| send()))??;
+    let wanted = before + f64::from(u32::try_from(TIMES)?);
+    let counted = || scene.counted("node1", "DROPPED", reason).is_ok_and(|it| it >= wanted).then_some(());
+    wait::until(PATIENCE, counted).with_context(|| format!("{reason} is not counted"))?;
+    Ok(())
+}
+
+#[test]
+fn pods_on_a_bridge_talk_as_policy_says() {
+    if !skip::cni_available("pods_on_a_bridge_talk_as_policy_says") {
+        return;
+    }
+    let mut scene = settled("bridge", Plugin::Bridge).unwrap();
+    lands_as_policy_says(&scene).unwrap();
+    pod_goes_and_comes(&mut scene).unwrap();
+    lands_as_policy_says(&scene).unwrap();
+}
+
+#[test]
+fn pods_with_host_routes_talk_as_policy_says() {
+    if !skip::cni_available("pods_with_host_routes_talk_as_policy_says") {
+        return;
+    }
+    let mut scene = settled("ptp", Plugin::Ptp).unwrap();
+    lands_as_policy_says(&scene).unwrap();
+    pod_goes_and_comes(&mut scene).unwrap();
+    lands_as_policy_says(&scene).unwrap();
+}
+
+#[test]
+fn nobody_speaks_for_a_neighbour_on_the_bridge() {
+    if !skip::cni_available("nobody_speaks_for_a_neighbour_on_the_bridge") {
+        return;
+    }
+    let mut scene = settled("impostor", Plugin::Bridge).unwrap();
+    drop(scene.land("tiefighter", Family::V4, PATIENCE).unwrap());
+    let (victim, own, target) =
+        (v4(&scene, "tiefighter").unwrap(), v4(&scene, "xwing").unwrap(), v4(&scene, "interceptor").unwrap());
+    let [victim_mac, own_mac, target_mac] =
+        ["tiefighter", "xwing", "interceptor"].map(|pod| mac_of(&scene, pod).unwrap());
+    let hears = scene.pod("interceptor").unwrap().udp_bind("0.0.0.0:80".parse().unwrap()).unwrap();
+    hears.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+
+    for named in [own_mac, victim_mac] {
+        let from = (named, victim);
+        drops(&mut scene, "xwing", "SPOOFED", || datagram(from, (target_mac, target))).unwrap();
+        drops(&mut scene, "xwing", "SPOOFED", || poison(named, victim)).unwrap();
+    }
+    assert!(hears.recv(&mut [0; 64]).is_err());
+    let known = scene.pod("interceptor").unwrap().exec(["ip", "neighbour", "show"]).unwrap();
+    let poisoned = known.lines().any(|line| line.contains(&victim.to_string()) && !line.contains("FAILED"));
+    assert!(!poisoned, "{known}");
+
+    // Under its own address it may name any link-layer address, so the bridge may look for the victim in
+    // the wrong place. What goes there drops, and the victim is found again as soon as it speaks.
+    let from = scene.pod("xwing").unwrap().clone();
+    from.run(|| (0..TIMES).try_for_each(|_| datagram((victim_mac, own), (target_mac, target))))
+        .unwrap()
+        .unwrap();
+    assert!(hears.recv(&mut [0; 64]).is_err(), "policy denies it");
+    for family in Family::ALL {
+        drop(scene.land("tiefighter", family, PATIENCE).unwrap());
+    }
+
+    // Another's address on its own interface changes nothing about who has it.
+    scene.pod("xwing").unwrap().ip(&format!("address add {victim}/32 dev eth0\n")).unwrap();
+    scene.node("node1").unwrap().ip("link add stir type veth peer name stir-p\n").unwrap();
+    wait::pause(Duration::from_secs(2));
+    drop(scene.land("tiefighter", Family::V4, PATIENCE).unwrap());
+    let to = SocketAddr::new(scene.pod("deathstar").unwrap().address(Family::V4).unwrap(), 80);
+    assert!(from.tcp_connect(to, Duration::from_millis(1500)).is_err());
+}
+
+#[test]
+fn a_plugin_that_goes_round_the_host_is_refused_in_words() {
+    if !skip::cni_available("a_plugin_that_goes_round_the_host_is_refused_in_words") {
+        return;
+    }
+    let mut scene =
+        StarWars::with_options("macvlan", Options { rp_filter: 1, cni: Some(Plugin::Macvlan) }).unwrap();
+    scene.start_agents(&[]).unwrap();
+    for (node, pod) in NODES.into_iter().zip(["default/tiefighter", "default/deathstar"]) {
+        scene.wait_condition(node, &["DATAPATH_INCOMPLETE", pod, "macvlan", "round the host"]).unwrap();
+        assert!(!scene.agent(node).unwrap().is_ready());
+    }
+}
