@@ -35,6 +35,8 @@ impl PolicyWriter {
     ///
     /// Addresses change their identity only where both have the same verdicts: a prefix outside the cluster
     /// gets its entries before its addresses, and loses them after those; an identity's addresses go first.
+    /// That holds without room for all entries too, since what is held back is as strict towards new
+    /// identities as what should have been written.
     pub(super) fn write(
         &mut self,
         maps: &Maps,

@@ -1,7 +1,10 @@
 //! A cluster as there are many: namespaces of a hundred identities with ten policies each.
 
+use std::collections::BTreeSet;
+
 use policy::{
-    Identity, IdentityNumber, IdentitySet, Input, NamedPort, Pod, Policy, PolicySet, Surroundings, protocol,
+    Identity, IdentityNumber, IdentitySet, Input, NamedPort, Pod, Policy, PolicySet, Source, Surroundings,
+    protocol,
 };
 use serde_json::{Value, json};
 
@@ -17,8 +20,9 @@ pub(crate) struct Cluster {
     identities: IdentitySet,
     pub(crate) surroundings: Surroundings,
     pub(crate) locals: Vec<IdentityNumber>,
-    /// Identities that have no pods on the node.
-    pub(crate) elsewhere: Vec<IdentityNumber>,
+    /// Identities that have no pods on the node: some for which the same rules are as for pods that it has,
+    /// and some of other namespaces or tiers.
+    pub(crate) elsewhere: [Vec<IdentityNumber>; 2],
     /// Identities that the cluster doesn't have yet: some that their own namespace's rules select, and some
     /// that every namespace's do.
     pub(crate) newcomers: [Vec<Identity>; 2],
@@ -41,8 +45,16 @@ impl Cluster {
         // An odd step meets every namespace and every application.
         let numbers = |from: usize| known.iter().skip(from).step_by(step | 1).map(Identity::number);
         let locals: Vec<IdentityNumber> = numbers(0).chain(numbers(1)).take(LOCALS.min(identities)).collect();
-        let elsewhere =
-            known.iter().map(Identity::number).filter(|number| !locals.contains(number)).take(40).collect();
+        let kind = |one: &Identity| {
+            let tier = one.labels().get(Source::K8s, "tier").map(str::to_owned);
+            (one.namespace().to_owned(), tier)
+        };
+        let here: BTreeSet<_> = known.iter().filter(|one| locals.contains(&one.number())).map(kind).collect();
+        let elsewhere = [true, false].map(|is_of_a_kind_here| {
+            let others = known.iter().filter(|one| !locals.contains(&one.number()));
+            let others = others.filter(|one| here.contains(&kind(one)) == is_of_a_kind_here);
+            others.map(Identity::number).take(40).collect()
+        });
         // One that is `back`, for which its namespace has a rule about `front`.
         let back = known.iter().enumerate().find(|(at, one)| at % 3 == 1 && locals.contains(&one.number()));
         let namespace = back.unwrap().1.namespace().to_owned();

@@ -56,6 +56,12 @@ fn edges(maps: &[&PolicyMap]) -> BTreeSet<(u8, u16)> {
     edges
 }
 
+/// Every remote identity in the maps, those of prefixes too, and some that are in none.
+fn remotes(maps: &[&PolicyMap]) -> BTreeSet<IdentityNumber> {
+    let known = maps.iter().flat_map(|map| map.keys()).map(|(key, _)| key.remote);
+    known.chain(1..=10).chain(PODS).chain([STRANGER]).filter(|remote| *remote != 0).collect()
+}
+
 fn is_under((key, bits): &MapKey, (protocol, port): (u8, u16)) -> bool {
     let value = |protocol: u8, port: [u8; 2]| u32::from_be_bytes([0, protocol, port[0], port[1]]);
     let shift = 96 - *bits;
@@ -82,8 +88,7 @@ fn walk(
     check: impl Fn(Said, Said, Said) -> bool,
 ) -> PolicyMap {
     let packets = edges(&[old, new]);
-    let mut remotes: BTreeSet<IdentityNumber> = (1..=10).chain(PODS).chain([STRANGER]).collect();
-    remotes.extend(old.keys().chain(new.keys()).map(|(key, _)| key.remote).filter(|remote| *remote != 0));
+    let remotes = remotes(&[old, new]);
     let mut now = old.clone();
     let mut peak = now.len();
     for (at, step) in plan.steps.iter().enumerate() {
@@ -198,8 +203,9 @@ proptest! {
                 let end = walk(&old, &new, &overflow.instead, |before, now, after| {
                     is_at_least(now.needs, before.needs) || is_at_least(now.needs, after.needs)
                 });
+                let remotes = remotes(&[&old, &new]);
                 for (protocol, port) in edges(&[&old, &new]) {
-                    for (local, remote) in PODS.flat_map(|local| PODS.chain([1, 2, 9, STRANGER]).map(move |remote| (local, remote))) {
+                    for (local, remote) in PODS.flat_map(|local| remotes.iter().map(move |remote| (local, *remote))) {
                         for direction in [Direction::Ingress, Direction::Egress] {
                             let packet = (local, remote, direction, protocol, port);
                             let [before, at_end, after] = [&old, &end, &new].map(|map| said(map, packet).needs);
