@@ -399,4 +399,6 @@ fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, Mistake> {
 }
 
 #[cfg(test)]
+mod damaged;
+#[cfg(test)]
 mod tests;
