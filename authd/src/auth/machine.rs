@@ -10,7 +10,7 @@ use auth_ebpf_abi::{AuthEntry, AuthKey, AuthType, IdentityNumber, NodeNumber, id
 use super::event::{Accepted, Action, Desired, Event, Failure, Refused, Success};
 use super::losses::{Loss, Losses};
 use super::pair::{Attempt, Held, Pair, canonical, written};
-use super::queue::{Lane, Place, Queue};
+use super::queue::{Lane, Place, Queue, Running};
 use super::record::{Record, Why};
 use crate::clock::BootTime;
 
@@ -471,45 +471,6 @@ impl Machine {
             let start = if key.node == 0 { Action::VerifyLocal(key) } else { Action::StartHandshake(key) };
             self.actions.push_back(start);
         }
-    }
-}
-
-/// Handshakes that run.
-#[derive(Debug, Default)]
-struct Running {
-    by_kind: BTreeMap<Why, usize>,
-    by_node: BTreeMap<NodeNumber, usize>,
-}
-
-impl Running {
-    fn total(&self) -> usize {
-        self.by_kind.values().sum()
-    }
-
-    /// No kind takes the room of the others, and no node that of all.
-    fn has_room(&self, lane: &Lane, config: &Config) -> bool {
-        let share = match lane.why {
-            Why::Ahead => config.max_running.div_ceil(4),
-            Why::Requested | Why::Renewed | Why::Accepted | Why::Adopted => {
-                config.max_running - config.max_running / 8
-            }
-        };
-        let of_kind = self.by_kind.get(&lane.why).copied().unwrap_or(0);
-        let with_node = self.by_node.get(&lane.node).copied().unwrap_or(0);
-        self.total() < config.max_running && of_kind < share && with_node < config.max_per_node
-    }
-
-    fn begin(&mut self, node: NodeNumber, why: Why) {
-        *self.by_kind.entry(why).or_default() += 1;
-        *self.by_node.entry(node).or_default() += 1;
-    }
-
-    fn end(&mut self, node: NodeNumber, why: Why) {
-        let kind = self.by_kind.get_mut(&why);
-        for count in kind.into_iter().chain(self.by_node.get_mut(&node)) {
-            *count = count.saturating_sub(1);
-        }
-        self.by_node.retain(|_, count| *count > 0);
     }
 }
 

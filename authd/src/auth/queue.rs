@@ -1,4 +1,4 @@
-//! Pairs that are due, in turns: one lane for each other node, identity here and kind of attempt, so that one
+//! Pairs that are due, and the room for those that run, in turns: one lane for each other node, identity here and kind of attempt, so that one
 //! noisy pod, or one node that never answers, keeps only itself waiting. Within a lane the longest waiting is
 //! next.
 
@@ -7,6 +7,7 @@ use std::ops::Bound;
 
 use auth_ebpf_abi::{AuthKey, IdentityNumber, NodeNumber};
 
+use super::machine::Config;
 use super::record::Why;
 use crate::clock::BootTime;
 
@@ -67,6 +68,45 @@ impl Queue {
         self.served = Some(lane);
         self.remove(Place { lane, since }, key);
         Some(key)
+    }
+}
+
+/// Handshakes that run.
+#[derive(Debug, Default)]
+pub(super) struct Running {
+    by_kind: BTreeMap<Why, usize>,
+    by_node: BTreeMap<NodeNumber, usize>,
+}
+
+impl Running {
+    pub(super) fn total(&self) -> usize {
+        self.by_kind.values().sum()
+    }
+
+    /// No kind takes the room of the others, and no node that of all.
+    pub(super) fn has_room(&self, lane: &Lane, config: &Config) -> bool {
+        let share = match lane.why {
+            Why::Ahead => config.max_running.div_ceil(4),
+            Why::Requested | Why::Renewed | Why::Accepted | Why::Adopted => {
+                config.max_running - config.max_running / 8
+            }
+        };
+        let of_kind = self.by_kind.get(&lane.why).copied().unwrap_or(0);
+        let with_node = self.by_node.get(&lane.node).copied().unwrap_or(0);
+        self.total() < config.max_running && of_kind < share && with_node < config.max_per_node
+    }
+
+    pub(super) fn begin(&mut self, node: NodeNumber, why: Why) {
+        *self.by_kind.entry(why).or_default() += 1;
+        *self.by_node.entry(node).or_default() += 1;
+    }
+
+    pub(super) fn end(&mut self, node: NodeNumber, why: Why) {
+        let kind = self.by_kind.get_mut(&why);
+        for count in kind.into_iter().chain(self.by_node.get_mut(&node)) {
+            *count = count.saturating_sub(1);
+        }
+        self.by_node.retain(|_, count| *count > 0);
     }
 }
 

@@ -95,7 +95,11 @@ impl DaemonSource {
             tls_group: live.map(|session| session.group.to_owned()).unwrap_or_default(),
             since: live.map(|session| to_timestamp(session.since)),
             expires: session.map(|session| to_timestamp(session.expires)),
-            problem: problem(node, session),
+            problem: if self.cluster.borrow().revoked.nodes.contains(&node.name) {
+                "it is revoked; nothing of it counts here".to_owned()
+            } else {
+                problem(node, session)
+            },
         }
     }
 }
