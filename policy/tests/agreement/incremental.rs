@@ -331,3 +331,26 @@ fn held_prefixes_say_what_their_addresses_had() {
         assert_eq!(verdict(&mut engine), at_end);
     }
 }
+
+#[test]
+fn what_does_not_fit_is_named_and_tried_again() {
+    let rule = json!({"fromEndpoints": [{}], "toPorts": [{"ports": [{"port": "1", "endPort": 1022}]}]});
+    let mut engine = engine(&[json!({"endpointSelector": {}, "ingress": [rule]})], &Surroundings::default());
+    let overflow = engine.plan(10).unwrap_err();
+    assert_eq!((overflow.capacity, overflow.present, overflow.held.len()), (10, 0, 1));
+    let text = overflow.to_string();
+    for part in ["room for 10 entries", "CiliumClusterwideNetworkPolicy p0 (+", "select fewer identities"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    engine.applied(&overflow.instead);
+    assert!(engine.len() <= 10);
+    let needed = overflow.needed;
+    assert!(engine.plan(needed - 1).is_err());
+    let plan = engine.plan(needed).unwrap();
+    assert_eq!(plan.after, engine.compiled().map.len());
+    engine.applied(&plan);
+    engine.add_local(257);
+    engine.insert_identity(identity(257)).unwrap();
+    assert!(engine.plan(needed).is_err());
+    assert_eq!(engine.len(), plan.after, "what is in force stays");
+}
