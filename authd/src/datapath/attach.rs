@@ -21,12 +21,7 @@ impl Task {
         interfaces: &Interfaces,
         failures: &mut BTreeMap<String, String>,
     ) -> BTreeSet<String> {
-        let uplinks: BTreeSet<String> = if self.uplinks.is_empty() {
-            let own = cluster.nodes.get(&self.node).map(|node| node.addresses.iter().copied().collect());
-            interfaces.carrying(&own.unwrap_or_default())
-        } else {
-            self.uplinks.iter().cloned().collect()
-        };
+        let uplinks = self.uplinks(cluster, interfaces);
         if uplinks.is_empty() {
             failures.insert(
                 "uplinks".to_owned(),
@@ -68,6 +63,15 @@ impl Task {
         // Both of its programs are there, or nothing is sent to it.
         self.know_device(Setting::HoldIfindex, hold, hold::INTERFACE, &attached, failures);
         attached
+    }
+
+    /// Interfaces that lead to other nodes: those configured, or those that carry this node's addresses.
+    fn uplinks(&self, cluster: &Cluster, interfaces: &Interfaces) -> BTreeSet<String> {
+        if !self.uplinks.is_empty() {
+            return self.uplinks.iter().cloned().collect();
+        }
+        let own = cluster.nodes.get(&self.node).map(|node| node.addresses.iter().copied().collect());
+        interfaces.carrying(&own.unwrap_or_default())
     }
 
     /// Tells the programs which device is WireGuard's, or for holding, once it is guarded itself.
