@@ -1,5 +1,5 @@
 //! Registration entries, kept as somebody wants them: which of those that the server has are created, updated
-//! in place or deleted. Pure; [`converge`] does what is planned here.
+//! in place or deleted. Pure; [`converge()`] does what is planned here.
 //!
 //! An entry is ours if its ID begins with [`ID_PREFIX`]. The rest of the ID is a hash of parent and SPIFFE ID, so
 //! two writers make the same entry, not two, and an entry that does not fit its ID has been tampered with.
