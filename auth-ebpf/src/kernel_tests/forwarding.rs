@@ -51,7 +51,18 @@ impl Wire {
         let wire = Self { pod: inside.join().unwrap(), node: UdpSocket::bind(NODE).unwrap() };
         wire.pod.set_read_timeout(Some(LIMIT)).unwrap();
         wire.node.set_read_timeout(Some(LIMIT)).unwrap();
+        wire.settle();
         wire
+    }
+
+    /// Waits until the kernel has taken both ends into use and resolved them, which it may put off.
+    fn settle(&self) {
+        let both = || self.to_node() && self.to_pod();
+        assert!((0..20).any(|_| both()), "without programs everything passes");
+        // What came too late for an earlier attempt.
+        for socket in [&self.pod, &self.node] {
+            while socket.recv(&mut [0; 8]).is_ok() {}
+        }
     }
 
     fn to_node(&self) -> bool {
@@ -111,7 +122,6 @@ fn attach(pin_dir: &Path, mechanism: Mechanism) -> Datapath {
 fn packets_pass_and_drop_between_namespaces() {
     with_each_mechanism("packets_pass_and_drop_between_namespaces", |pin_dir, mechanism| {
         let wire = Wire::new();
-        assert!(wire.to_node() && wire.to_pod(), "without programs everything passes");
         let datapath = attach(&pin_dir, mechanism);
         assert!(!wire.to_node(), "nobody knows the pod");
         fill(&datapath);

@@ -69,7 +69,7 @@ pub(crate) fn stormtrooper(scene: &Scene, report: &mut Report) -> Result<()> {
         report.time(&name, Some(connection.connect_time), limit);
     }
     let again = syns_sent_again(pod)? - before;
-    report.figure("  SYNs that were sent again", again == 0, again, "");
+    report.figure("  SYNs that were sent again on the same node", again == 0, again, "");
     Ok(())
 }
 
