@@ -35,8 +35,9 @@ test: setup peers ## Format check, lints, documentation and all tests, with coun
 
 .PHONY: bench-auth
 bench-auth: setup ## How long the first connection of a pair takes; figures to target/bench/auth.json (root, minutes)
-	$(CARGO) build --locked --quiet --bins
-	@$(CARGO) bench --locked --quiet --package authd-tests --bench auth --profile dev
+	$(CARGO) build --locked --quiet --release --bins
+	@AUTHD_BIN_DIR="$$(realpath "$${CARGO_TARGET_DIR:-target}")/release" \
+		$(CARGO) bench --locked --quiet --package authd-tests --bench auth --profile dev
 
 .PHONY: bench-datapath
 bench-datapath: setup ## What a packet costs in the kernel; figures to target/bench/datapath.json (root)
