@@ -17,10 +17,6 @@ pub mod driver;
 pub mod stats;
 
 #[cfg(test)]
-mod model;
-#[cfg(test)]
-mod search;
-#[cfg(test)]
 mod tests;
 
 pub use driver::{Driver, Handle, Settings};

@@ -1,5 +1,8 @@
 //! The machine's rules one by one. `model` holds the properties.
 
+mod model;
+mod search;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,7 +7,6 @@ use std::time::Duration;
 use auth_ebpf_abi::{AuthEntry, AuthKey};
 use proptest::prelude::*;
 
-use super::tests::{jitter, key, spiffe};
 use super::*;
 use crate::clock::BootTime;
 
@@ -195,7 +194,7 @@ impl World {
         for key in pair::written(key) {
             self.proven.push(Proven { key, began, ended, ours, expires, epoch });
         }
-        Some(tests::success(key, expires, epoch))
+        Some(success(key, expires, epoch))
     }
 
     fn step(&mut self, machine: &mut Machine, step: Step) {
@@ -207,7 +206,7 @@ impl World {
             }
             Step::Succeed { which, life } if !self.running.is_empty() => {
                 let (key, losses) = self.running.remove(which % self.running.len());
-                let result = self.prove(key, losses, true, life).ok_or(tests::FAILURE);
+                let result = self.prove(key, losses, true, life).ok_or(FAILURE);
                 self.handle(machine, Event::Finished(key, result));
             }
             Step::Fail { which, retryable } if !self.running.is_empty() => {
@@ -263,14 +262,14 @@ impl World {
                 let standing: Vec<AuthKey> = self.map.keys().copied().collect();
                 self.lose(Reach::Began, |key| {
                     running.contains(&pair::canonical(*key))
-                        && tests::rests_on(key, identity)
+                        && rests_on(key, identity)
                         && !standing.contains(key)
                 });
                 self.handle(machine, Event::SvidMissing(identity));
             }
             OwnStep::Withdraw(identity) => {
                 self.svids.remove(&identity);
-                self.lose(Reach::Began, |key| tests::rests_on(key, identity));
+                self.lose(Reach::Began, |key| rests_on(key, identity));
                 self.handle(machine, Event::SvidWithdrawn(identity));
             }
         }

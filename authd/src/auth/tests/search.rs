@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use auth_ebpf_abi::{AuthEntry, AuthKey};
 
-use super::tests::{FAILURE, jitter, key, success};
 use super::*;
 use crate::clock::BootTime;
 
