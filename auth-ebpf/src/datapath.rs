@@ -63,6 +63,8 @@ impl Datapath {
         let ebpf = load(&pin_dir)?;
         let maps = Maps::open_unversioned(&pin_dir)?;
         maps.config().set(Setting::Schema, SCHEMA_VERSION)?;
+        // A process before this one may have ended between a change and the word of it.
+        maps.reopen_connections()?;
         Ok(Self { pin_dir, ebpf, mechanism, attached: BTreeSet::new(), maps })
     }
 

@@ -29,6 +29,7 @@ mod scene;
 mod tables;
 
 mod attaching;
+mod connections;
 mod fill;
 mod forwarding;
 mod opening;

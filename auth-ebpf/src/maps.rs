@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, EndpointEntry, NodeEntry,
-    NodeNumber, PolicyEntry, PolicyKey, SCHEMA_VERSION, Setting, map,
+    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, EndpointEntry, FragmentEntry,
+    FragmentKey, NodeEntry, NodeNumber, PolicyEntry, PolicyKey, QuotaEntry, SCHEMA_VERSION, Setting,
+    generation_slot, map,
 };
 use aya::maps::{MapData, MapError};
 
@@ -13,13 +14,18 @@ use crate::error::Error;
 use crate::object::SHAPES;
 
 mod config;
+mod generations;
 mod hold;
 mod metrics;
+mod policy;
+mod sweep;
 mod table;
 
 pub use config::Config;
+use generations::{Generations, Touch};
 pub use hold::HoldMaps;
 pub use metrics::Metrics;
+pub use sweep::Swept;
 pub use table::{Changes, Table, TableKey, TableValue};
 
 /// Every map of a datapath. Cheap to clone; all clones are the same maps.
@@ -30,7 +36,8 @@ pub struct Maps {
 
 #[derive(Debug)]
 struct Inner {
-    config: Config,
+    config: Arc<Config>,
+    generations: Arc<Generations>,
     addresses: Table<Address, AddressEntry>,
     prefixes: Table<(Address, u32), AddressEntry>,
     endpoints: Table<Address, EndpointEntry>,
@@ -38,6 +45,9 @@ struct Inner {
     nodes: Table<NodeNumber, NodeEntry>,
     auth: Table<AuthKey, AuthEntry>,
     connections: Table<ConnectionKey, ConnectionEntry>,
+    half_open: Table<ConnectionKey, ConnectionEntry>,
+    quotas: Table<u32, QuotaEntry>,
+    fragments: Table<FragmentKey, FragmentEntry>,
     hold: HoldMaps,
     metrics: metrics::Counters,
 }
@@ -56,17 +66,26 @@ impl Maps {
     }
 
     pub(crate) fn open_unversioned(pin_dir: &Path) -> Result<Self, Error> {
+        let config = Arc::new(Config::open(pin_dir)?);
+        let generations = Arc::new(Generations::open(pin_dir, Arc::clone(&config))?);
+        let g = &generations;
         let inner = Inner {
-            config: Config::open(pin_dir)?,
-            addresses: Table::open(pin_dir, map::ADDRESSES)?,
-            prefixes: Table::open(pin_dir, map::PREFIXES)?,
-            endpoints: Table::open(pin_dir, map::ENDPOINTS)?,
-            policy: Table::open(pin_dir, map::POLICY)?,
-            nodes: Table::open(pin_dir, map::NODES)?,
-            auth: Table::open(pin_dir, map::AUTH)?,
+            addresses: Table::open(pin_dir, map::ADDRESSES)?.touching(g, unless_added),
+            prefixes: Table::open(pin_dir, map::PREFIXES)?.touching(g, |_, _| Touch::Everything),
+            endpoints: Table::open(pin_dir, map::ENDPOINTS)?.touching(g, unless_added),
+            policy: Table::open(pin_dir, map::POLICY)?
+                .touching(g, |(key, _), _| Touch::Slot(generation_slot(key.local, key.remote))),
+            nodes: Table::open(pin_dir, map::NODES)?.touching(g, unless_added),
+            auth: Table::open(pin_dir, map::AUTH)?
+                .touching(g, |key, _| Touch::Slot(generation_slot(key.local, key.remote))),
             connections: Table::open(pin_dir, map::CONNECTIONS)?,
+            half_open: Table::open(pin_dir, map::HALF_OPEN)?,
+            quotas: Table::open(pin_dir, map::QUOTAS)?,
+            fragments: Table::open(pin_dir, map::FRAGMENTS)?,
             hold: HoldMaps::open(pin_dir)?,
             metrics: metrics::Counters::open(pin_dir)?,
+            config,
+            generations,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -95,7 +114,7 @@ impl Maps {
         &self.inner.endpoints
     }
 
-    /// Compiled policy. [`Table::get`] finds the longest match.
+    /// Compiled policy. [`Table::get`] finds an entry of just this prefix.
     #[must_use]
     pub fn policy(&self) -> &Table<(PolicyKey, u32), PolicyEntry> {
         &self.inner.policy
@@ -113,7 +132,7 @@ impl Maps {
         &self.inner.auth
     }
 
-    /// Connections of the pods on this node.
+    /// Connections of the pods on this node that have been answered.
     #[must_use]
     pub fn connections(&self) -> &Table<ConnectionKey, ConnectionEntry> {
         &self.inner.connections
@@ -125,6 +144,32 @@ impl Maps {
         &self.inner.hold
     }
 
+    /// Connections of the pods on this node that have not been answered, or are beyond the quota.
+    #[must_use]
+    pub fn half_open(&self) -> &Table<ConnectionKey, ConnectionEntry> {
+        &self.inner.half_open
+    }
+
+    /// How many connections each interface has.
+    #[must_use]
+    pub fn quotas(&self) -> &Table<u32, QuotaEntry> {
+        &self.inner.quotas
+    }
+
+    /// Datagrams whose first fragment has passed.
+    #[must_use]
+    pub fn fragments(&self) -> &Table<FragmentKey, FragmentEntry> {
+        &self.inner.fragments
+    }
+
+    /// Has every connection decided anew with its next packet.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn reopen_connections(&self) -> Result<(), Error> {
+        self.inner.generations.raise_everything()
+    }
+
     /// What all CPUs have counted since the maps were made.
     ///
     /// # Errors
@@ -132,6 +177,11 @@ impl Maps {
     pub fn metrics(&self) -> Result<Metrics, Error> {
         self.inner.metrics.read()
     }
+}
+
+/// What was not there before, no connection rests on.
+const fn unless_added<K>(_: &K, added: bool) -> Touch {
+    if added { Touch::Nothing } else { Touch::Everything }
 }
 
 /// Opens the map pinned as `name`, and checks that it has the sizes which this crate works with.

@@ -1,8 +1,8 @@
 //! The embedded object, and what the kernel must hold once it is loaded.
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Held,
-    Hook, NodeEntry, PolicyEntry, PolicyKey, capacity, map,
+    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry,
+    FragmentEntry, FragmentKey, Held, Hook, NodeEntry, PolicyEntry, PolicySlot, QuotaEntry, capacity, map,
 };
 use aya::programs::TcAttachType;
 
@@ -21,15 +21,19 @@ pub(crate) struct Shape {
 const PREFIX_LEN: usize = size_of::<u32>();
 
 /// Every pinned map.
-pub(crate) const SHAPES: [Shape; 12] = [
+pub(crate) const SHAPES: [Shape; 16] = [
     shape(map::CONFIG, size_of::<u32>(), size_of::<u64>(), capacity::CONFIG),
     shape(map::ADDRESSES, size_of::<Address>(), size_of::<AddressEntry>(), capacity::ADDRESSES),
     shape(map::PREFIXES, PREFIX_LEN + size_of::<Address>(), size_of::<AddressEntry>(), capacity::PREFIXES),
     shape(map::ENDPOINTS, size_of::<Address>(), size_of::<EndpointEntry>(), capacity::ENDPOINTS),
-    shape(map::POLICY, PREFIX_LEN + size_of::<PolicyKey>(), size_of::<PolicyEntry>(), capacity::POLICY),
+    shape(map::POLICY, size_of::<PolicySlot>(), size_of::<PolicyEntry>(), capacity::POLICY),
     shape(map::NODES, size_of::<u32>(), size_of::<NodeEntry>(), capacity::NODES),
     shape(map::AUTH, size_of::<AuthKey>(), size_of::<AuthEntry>(), capacity::AUTH),
     shape(map::CONNECTIONS, size_of::<ConnectionKey>(), size_of::<ConnectionEntry>(), capacity::CONNECTIONS),
+    shape(map::HALF_OPEN, size_of::<ConnectionKey>(), size_of::<ConnectionEntry>(), capacity::HALF_OPEN),
+    shape(map::QUOTAS, size_of::<u32>(), size_of::<QuotaEntry>(), capacity::QUOTAS),
+    shape(map::FRAGMENTS, size_of::<FragmentKey>(), size_of::<FragmentEntry>(), capacity::FRAGMENTS),
+    shape(map::GENERATIONS, size_of::<u32>(), size_of::<u32>(), capacity::GENERATIONS),
     shape(map::EVENTS, 0, 0, capacity::EVENTS),
     shape(map::METRICS, size_of::<u32>(), size_of::<Counter>(), capacity::METRICS),
     shape(map::HELD, size_of::<u32>(), size_of::<Held>(), capacity::HELD),

@@ -26,7 +26,7 @@ use crate::{
     clock::{BootClock, Clock},
     cluster::{self, Cluster},
     config::Config,
-    datapath::{self, View, events},
+    datapath::{self, View, events, sweep},
     encryption::{self, Found},
     flows::{Flows, Names},
     hold::HoldingAuth,
@@ -305,6 +305,8 @@ impl Daemon {
     fn start_datapath(&mut self, peers: &Peers, auth: &Handle) -> anyhow::Result<Arc<Flows>> {
         let mut datapath = self.datapath.take().context("the datapath is started twice")?;
         let events = datapath.events()?;
+        let sweep = sweep::keep(datapath.maps().clone(), self.stop.clone());
+        self.spawn("sweep", sweep.map(|ended| ended.context("the sweep of connections")));
         let sessions = self.start_node_sessions(peers);
         let parts = datapath::Parts {
             datapath,

@@ -11,6 +11,7 @@ pub mod interfaces;
 pub mod plan;
 mod policy_writer;
 mod sandboxes;
+pub mod sweep;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -230,6 +231,9 @@ impl Task {
     ) -> Result<(), auth_ebpf::Error> {
         let maps = self.parts.datapath.maps().clone();
         self.policy.write(&maps, cluster, plan, inputs)?;
+        for endpoint in plan.endpoints.values_mut() {
+            endpoint.classes = self.policy.classes(endpoint.identity);
+        }
         plan.add_prefixes(self.policy.prefixes(), inputs);
         // A node whose session this process has not seen yet keeps what an earlier one wrote for it.
         for (number, entry) in maps.nodes().entries()? {

@@ -4,42 +4,33 @@
 //! modes: it ends the decision where they enforce, and notes the reason where they only observe. All is
 //! inlined, since the verifier follows one program much better than calls with pointers to the stack.
 
-use core::cell::Cell;
+use core::ops::DerefMut;
 
 use crate::packet::{Bytes, Frame, Packet, ethertype, parse_ethernet, parse_ip};
 use crate::{
-    Address, AddressEntry, AddressFlags, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Direction,
-    DropReason, EndpointEntry, Event, EventKind, Held, Hook, Mode, NodeEntry, NodeNumber, PolicyEntry,
-    PolicyKey, Setting, Verdict, identity,
+    Address, AddressEntry, AddressFlags, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, DropReason,
+    EndpointEntry, Event, EventKind, FragmentEntry, FragmentKey, Held, Hook, Mode, NodeEntry, NodeNumber,
+    PolicyEntry, PolicyKey, Setting, Verdict, identity,
 };
 
 mod border;
 mod exchange;
+mod fragment;
 mod hold;
 mod pod;
+mod related;
+mod rules;
+mod standing;
 
 pub use hold::{come_back, hook_of};
 
-/// How long a TCP connection is remembered after the last packet in its opening direction.
-pub const TCP_TIMEOUT: u64 = 6 * 3600 * 1_000_000_000;
-/// The same for every other protocol.
-pub const CONNECTION_TIMEOUT: u64 = 120 * 1_000_000_000;
-
-/// What became of a packet's connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tracked {
-    /// It is new.
-    New,
-    /// It was known, and has been refreshed.
-    Known,
-    /// It was not known, and this packet may not open it.
-    Absent,
-    /// The map has no room for it.
-    Full,
-}
-
 /// The maps and the clock.
 pub trait State {
+    /// An entry in its map.
+    type Entry<'a>: DerefMut<Target = ConnectionEntry>
+    where
+        Self: 'a;
+
     /// A slot of the `config` map; 0 if unset.
     fn setting(&self, setting: Setting) -> u64;
     /// Exact match in `addresses`.
@@ -48,21 +39,28 @@ pub trait State {
     fn prefix(&self, address: &Address) -> Option<AddressEntry>;
     /// The endpoint with this address.
     fn endpoint(&self, address: &Address) -> Option<EndpointEntry>;
-    /// Longest match in `policy`.
-    fn policy(&self, key: &PolicyKey) -> Option<PolicyEntry>;
+    /// Exact match in `policy`, of a key and the length of its prefix.
+    fn policy(&self, key: &PolicyKey, prefix_len: u32) -> Option<PolicyEntry>;
     /// What is known of a node.
     fn node(&self, node: NodeNumber) -> Option<NodeEntry>;
     /// An authentication, expired ones included.
     fn auth(&self, key: &AuthKey) -> Option<AuthEntry>;
-    /// A connection, expired ones included.
-    fn connection(&self, key: &ConnectionKey) -> Option<ConnectionEntry>;
-    /// Boot time in nanoseconds.
+    /// A counter of `generations`.
+    fn generation(&self, slot: u32) -> u32;
+    /// An entry of `connections`, expired ones included.
+    fn established(&self, key: &ConnectionKey) -> Option<Self::Entry<'_>>;
+    /// The same of `half_open`.
+    fn half_open(&self, key: &ConnectionKey) -> Option<Self::Entry<'_>>;
+    /// Puts a connection into `half_open`; whether there was room.
+    fn open(&self, key: &ConnectionKey, entry: &ConnectionEntry) -> bool;
+    /// Moves a connection from `half_open` to `connections`, as far as its interface's quota goes.
+    fn establish(&self, key: &ConnectionKey, entry: &ConnectionEntry);
+    /// What the first fragment of a datagram has told, expired ones included.
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentEntry>;
+    /// Remembers a first fragment.
+    fn lead(&self, key: &FragmentKey, entry: &FragmentEntry);
+    /// Boot time in nanoseconds, at most a tick of the kernel old.
     fn now(&self) -> u64;
-    /// Adds a packet in the opening direction to its connection, whose other fields become those of
-    /// `entry`; makes the connection if `create`.
-    fn track(&self, key: &ConnectionKey, entry: &ConnectionEntry, create: bool) -> Tracked;
-    /// Counts a reply of a connection.
-    fn replied(&self, key: &ConnectionKey);
     /// Hands an event to user space.
     fn report(&self, event: &Event);
     /// Counts a packet at a [`metric`](crate::metric) index.
@@ -105,6 +103,64 @@ pub struct Workspace {
     pub event: Event,
     /// What of it is held: with [`Verdict::Held`], its token.
     pub token: u16,
+    /// Its place among connections and fragments.
+    pub place: Place,
+    notes: Notes,
+}
+
+/// Keys and entries under which a packet is looked for and remembered.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place {
+    /// Its connection.
+    pub connection: ConnectionKey,
+    /// What is remembered of it.
+    pub entry: ConnectionEntry,
+    /// Its datagram, if it is a fragment.
+    pub datagram: FragmentKey,
+    /// What is remembered of that.
+    pub first: FragmentEntry,
+    /// Its other end.
+    remote: pod::Remote,
+}
+
+/// What a decision in the making has come to.
+///
+/// In the maps' memory and read through [`Judge::notes`], so that the verifier takes it for unknown: what it
+/// knows, it follows in every combination, and there are too many.
+#[derive(Clone, Copy, Debug)]
+struct Notes {
+    /// Until when what the decision rests on holds.
+    valid_until: u64,
+    /// First reason that would have dropped the packet if it were enforced; 0 for none.
+    audit: u8,
+    /// Policy would have dropped the packet if it were enforced.
+    policy_audited: bool,
+    /// The policy entry that decides is only tried.
+    entry_audited: bool,
+    auth_wanted: bool,
+    /// The packet opens a connection.
+    opening: bool,
+    /// The packet only lacks the authentication of `hold_key`, and may wait for it.
+    may_wait: bool,
+    hold_key: AuthKey,
+    /// [`Context::held_since`].
+    held_since: u64,
+}
+
+impl Default for Notes {
+    fn default() -> Self {
+        Self {
+            valid_until: u64::MAX,
+            audit: 0,
+            policy_audited: false,
+            entry_audited: false,
+            auth_wanted: false,
+            opening: false,
+            may_wait: false,
+            hold_key: AuthKey { local: 0, remote: 0, node: 0, auth_type: 0, pad: 0 },
+            held_since: 0,
+        }
+    }
 }
 
 /// Decides what happens to a packet; counts and reports it. Whatever is in `workspace` is overwritten.
@@ -115,10 +171,11 @@ pub fn decide<S: State, B: Bytes + ?Sized>(
     context: &Context,
     workspace: &mut Workspace,
 ) -> Verdict {
-    let Workspace { packet, event, token } = workspace;
+    let Workspace { packet, event, token, place, notes } = workspace;
     *packet = Packet::default();
-    let mut judge = Judge::new(state, context, event, token);
-    let outcome = judge.inspect(bytes, packet);
+    *notes = Notes { held_since: context.held_since, ..Notes::default() };
+    let mut judge = Judge { state, context: *context, event, token, notes, now: state.now() };
+    let outcome = judge.inspect(bytes, packet, place);
     judge.conclude(outcome)
 }
 
@@ -128,87 +185,85 @@ type Outcome = Result<(), DropReason>;
 /// One decision in the making.
 struct Judge<'a, S> {
     state: &'a S,
-    context: &'a Context,
+    /// By value: each program knows its hook, and the compiler leaves out what belongs to others.
+    context: Context,
     event: &'a mut Event,
     token: &'a mut u16,
-    /// First reason that would have dropped the packet if it were enforced.
-    audit: Option<DropReason>,
-    /// Policy would have dropped the packet if it were enforced.
-    policy_audited: bool,
-    /// The policy entry that decides is only tried.
-    entry_audited: bool,
-    auth_wanted: bool,
-    /// The packet only lacks the authentication of `hold_key`, and may wait for it.
-    may_wait: bool,
-    hold_key: AuthKey,
-    /// The packet opens a connection.
-    opening: bool,
-    now: Cell<u64>,
+    notes: &'a mut Notes,
+    now: u64,
 }
 
-impl<'a, S: State> Judge<'a, S> {
+impl<S: State> Judge<'_, S> {
     #[inline(always)]
-    fn new(state: &'a S, context: &'a Context, event: &'a mut Event, token: &'a mut u16) -> Self {
-        let direction = match context.hook {
-            Hook::FromPod | Hook::ToWireguard | Hook::ToUplink | Hook::ToHold => Direction::Egress,
-            Hook::ToPod | Hook::FromWireguard | Hook::FromUplink | Hook::FromHold => Direction::Ingress,
-        };
-        *event = Event {
-            hook: context.hook as u8,
-            ifindex: context.ifindex,
-            length: context.length,
-            direction: direction as u8,
-            ..Event::default()
-        };
-        Self {
-            state,
-            context,
-            event,
-            token,
-            audit: None,
-            policy_audited: false,
-            entry_audited: false,
-            auth_wanted: false,
-            may_wait: false,
-            hold_key: AuthKey { local: 0, remote: 0, node: 0, auth_type: 0, pad: 0 },
-            opening: false,
-            now: Cell::new(0),
-        }
+    fn notes(&mut self) -> &mut Notes {
+        core::hint::black_box(&mut *self.notes)
     }
 
     #[inline(always)]
-    fn inspect<B: Bytes + ?Sized>(&mut self, bytes: &B, packet: &mut Packet) -> Outcome {
+    const fn now(&self) -> u64 {
+        self.now
+    }
+
+    #[inline(always)]
+    fn inspect<B: Bytes + ?Sized>(&mut self, bytes: &B, packet: &mut Packet, place: &mut Place) -> Outcome {
         let frame = match self.context.hook {
             Hook::FromPod | Hook::ToPod => parse_ethernet(bytes, false, packet),
             Hook::FromUplink | Hook::ToUplink => parse_ethernet(bytes, !self.context.tagged, packet),
-            Hook::FromWireguard | Hook::ToWireguard => parse_ip(bytes, 0, packet),
-            Hook::ToHold => return self.enter_hold(),
-            Hook::FromHold => return self.leave_hold(),
+            Hook::FromWireguard | Hook::ToWireguard => parse_ip(bytes, packet),
+            Hook::FromHold | Hook::ToHold => {
+                self.describe(packet);
+                return if matches!(self.context.hook, Hook::ToHold) {
+                    self.enter_hold()
+                } else {
+                    self.leave_hold()
+                };
+            }
         };
+        if let Some(Frame::Ip) = frame {
+            return self.ip(packet, place);
+        }
+        // What could be read of it may say as little as it likes.
+        *packet = Packet { source: packet.source, ..Packet::default() };
+        self.describe(packet);
         match frame {
-            None => self.refuse(DropReason::InvalidPacket),
-            Some(Frame::Ip) => self.ip(packet),
             Some(Frame::Arp) => self.arp(&packet.source),
             Some(Frame::Other(kind)) => self.other(kind),
+            Some(Frame::Ip) | None => self.refuse(DropReason::InvalidPacket),
         }
     }
 
     #[inline(always)]
-    fn ip(&mut self, packet: &Packet) -> Outcome {
-        self.event.source = packet.source;
-        self.event.destination = packet.destination;
-        self.event.source_port = packet.source_port;
-        self.event.destination_port = packet.destination_port;
-        self.event.protocol = packet.protocol;
+    fn ip(&mut self, packet: &mut Packet, place: &mut Place) -> Outcome {
+        if matches!(self.context.hook, Hook::FromPod | Hook::ToPod) {
+            return self.at_pod(packet, place);
+        }
+        self.describe(packet);
         match self.context.hook {
-            Hook::FromPod => self.pod_sends(packet),
-            Hook::ToPod => self.pod_receives(packet),
             Hook::FromWireguard => self.wireguard_receives(packet),
             Hook::ToWireguard => self.wireguard_sends(packet),
             Hook::FromUplink => self.uplink_receives(packet),
             Hook::ToUplink => self.uplink_sends(packet),
+            Hook::FromPod | Hook::ToPod => Ok(()),
             Hook::FromHold | Hook::ToHold => Err(DropReason::NotHeld),
         }
+    }
+
+    /// Begins the event of a packet. Put off until it is clear that there may be one: most packets pass
+    /// without.
+    #[inline(always)]
+    fn describe(&mut self, packet: &Packet) {
+        *self.event = Event {
+            hook: self.context.hook as u8,
+            ifindex: self.context.ifindex,
+            length: self.context.length,
+            direction: self.context.hook.direction() as u8,
+            source: packet.source,
+            destination: packet.destination,
+            source_port: packet.source_port,
+            destination_port: packet.destination_port,
+            protocol: packet.protocol,
+            ..Event::default()
+        };
     }
 
     /// A pod speaks ARP under its own addresses only; elsewhere ARP carries nobody's traffic.
@@ -274,15 +329,16 @@ impl<'a, S: State> Judge<'a, S> {
         let enforced = if encryption {
             self.enforces(Setting::EncryptionMode, Setting::EncryptionOffUntil)
         } else {
-            !self.entry_audited && self.enforces(Setting::PolicyMode, Setting::PolicyOffUntil)
+            !self.notes().entry_audited && self.enforces(Setting::PolicyMode, Setting::PolicyOffUntil)
         };
         if enforced {
             return Err(reason);
         }
+        let notes = self.notes();
         // What an audited entry lets pass, the policies in force allow: its connection is as good as any.
-        self.policy_audited |= !encryption && !self.entry_audited;
-        if self.audit.is_none() {
-            self.audit = Some(reason);
+        notes.policy_audited |= !encryption && !notes.entry_audited;
+        if notes.audit == 0 {
+            notes.audit = reason as u8;
         }
         Ok(())
     }
@@ -296,32 +352,24 @@ impl<'a, S: State> Judge<'a, S> {
         off_until == 0 || off_until <= self.now()
     }
 
-    /// Boot time, read at most once for a packet, and only if something depends on it.
-    #[inline(always)]
-    fn now(&self) -> u64 {
-        if self.now.get() == 0 {
-            self.now.set(self.state.now());
-        }
-        self.now.get()
-    }
-
     #[inline(always)]
     fn conclude(&mut self, outcome: Outcome) -> Verdict {
-        let (verdict, reason) = match (outcome, self.audit) {
-            (Err(DropReason::AuthRequired), _) if self.may_wait => match self.take_hold() {
-                Ok(()) => (Verdict::Held, None),
-                Err(reason) => (Verdict::Dropped, Some(reason)),
+        let notes = *self.notes();
+        let (verdict, reason) = match outcome {
+            Err(DropReason::AuthRequired) if notes.may_wait => match self.take_hold(notes.hold_key) {
+                Ok(()) => (Verdict::Held, 0),
+                Err(reason) => (Verdict::Dropped, reason as u8),
             },
-            (Err(reason), _) => (Verdict::Dropped, Some(reason)),
-            (Ok(()), Some(reason)) => (Verdict::Audit, Some(reason)),
-            (Ok(()), None) => (Verdict::Forwarded, None),
+            Err(reason) => (Verdict::Dropped, reason as u8),
+            Ok(()) if notes.audit != 0 => (Verdict::Audit, notes.audit),
+            Ok(()) => (Verdict::Forwarded, 0),
         };
-        let index = crate::metric::index(self.context.hook, verdict, reason);
+        let index = crate::metric::place(self.context.hook, verdict, reason);
         self.state.count(index, self.context.length);
         // What only waits behind others has lost nothing and asks for nothing.
         let silent = match verdict {
-            Verdict::Forwarded => !self.opening,
-            Verdict::Held => !self.auth_wanted,
+            Verdict::Forwarded => !notes.opening,
+            Verdict::Held => !notes.auth_wanted,
             Verdict::Dropped | Verdict::Audit => false,
         };
         if silent {
@@ -329,8 +377,8 @@ impl<'a, S: State> Judge<'a, S> {
         }
         self.event.time = self.now();
         self.event.verdict = verdict as u8;
-        self.event.reason = reason.map_or(0, |reason| reason as u8);
-        if self.auth_wanted {
+        self.event.reason = reason;
+        if notes.auth_wanted {
             self.event.kind = EventKind::AuthWanted as u8;
             self.state.report(self.event);
         }

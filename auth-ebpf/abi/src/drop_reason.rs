@@ -64,7 +64,7 @@ drop_reasons! {
     InvalidPacket = 134, "INVALID_PACKET";
     /// Neither IPv4, IPv6, ARP nor neighbour discovery.
     UnsupportedL3 = 139, "UNSUPPORTED_L3";
-    /// Fragments are not supported yet.
+    /// A fragment whose first one has not passed, or that hides or would write over what was judged.
     Fragment = 157, "FRAGMENT";
     /// A rule denies it.
     PolicyDeny = 181, "POLICY_DENY";

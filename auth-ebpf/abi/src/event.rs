@@ -1,5 +1,6 @@
 //! What the programs tell user space through the ring buffer.
 
+use crate::Direction;
 use crate::layout::plain;
 
 /// What an event reports.
@@ -113,6 +114,16 @@ impl Hook {
         }
     }
 
+    /// The direction of what is met here, seen from the endpoint.
+    #[must_use]
+    #[inline(always)]
+    pub const fn direction(self) -> Direction {
+        match self {
+            Self::FromPod | Self::ToWireguard | Self::ToUplink | Self::ToHold => Direction::Egress,
+            Self::ToPod | Self::FromWireguard | Self::FromUplink | Self::FromHold => Direction::Ingress,
+        }
+    }
+
     /// The hook with this number.
     #[must_use]
     pub const fn from_number(number: u8) -> Option<Self> {
@@ -164,7 +175,7 @@ plain! {
         pub reason: u8,
         /// [`Hook`].
         pub hook: u8,
-        /// [`Direction`](crate::Direction), seen from the endpoint.
+        /// [`Direction`], seen from the endpoint.
         pub direction: u8,
         /// [`AuthType`](crate::AuthType) that policy wants.
         pub auth_type: u8,

@@ -2,6 +2,7 @@
 
 use core::net::{IpAddr, Ipv6Addr};
 
+use crate::PolicyClasses;
 use crate::layout::plain;
 
 /// Number of a security identity, the same in the whole cluster. Reserved ones are in [`identity`].
@@ -97,6 +98,26 @@ impl Address {
         matches!(self.0, [0xfe, 0x80..=0xbf, ..])
     }
 
+    /// Whether this is a loopback address: no packet on a wire has it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        let [a, b, c, d] = self.words();
+        (self.is_v4() && d >> 24 == 127) || (a | b | c == 0 && d == 1)
+    }
+
+    /// Whether this can't be one host's address: multicast, broadcast, unspecified, loopback.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_nobodys(&self) -> bool {
+        let [_, _, _, d] = self.words();
+        let first = d >> 24;
+        if self.is_v4() {
+            return first == 0 || first == 127 || first >= 224;
+        }
+        self.is_multicast() || self.is_unspecified() || self.is_loopback()
+    }
+
     /// Whether this is an IPv6 multicast address.
     #[must_use]
     #[inline(always)]
@@ -153,7 +174,7 @@ plain! {
 
 plain! {
     /// An address of a pod on this node.
-    pub struct EndpointEntry [16] {
+    pub struct EndpointEntry [32] {
         /// The pod's identity.
         pub identity: u32,
         /// Index of the host end of its veth pair.
@@ -162,6 +183,9 @@ plain! {
         pub epoch: u32,
         /// Index of the bridge that the host end is a port of, 0 for none.
         pub bridge: u32,
+        /// Which [`PolicyClasses`] the identity's policy has, so that no other is looked for. Written by
+        /// whoever writes the policy.
+        pub classes: PolicyClasses,
     }
 }
 
@@ -221,55 +245,4 @@ plain! {
         /// Highest of this node's address epochs that the other has acknowledged.
         pub acknowledged: u32,
     }
-}
-
-plain! {
-    /// A connection of one local endpoint, the same key for both directions of its packets.
-    pub struct ConnectionKey [40] {
-        /// The endpoint's address.
-        pub local: Address,
-        /// The address at the other end.
-        pub remote: Address,
-        /// The endpoint's port, network order; for ICMP echo the identifier.
-        pub local_port: [u8; 2],
-        /// The port at the other end, network order; for ICMP echo the identifier.
-        pub remote_port: [u8; 2],
-        /// IP protocol number.
-        pub protocol: u8,
-        /// The [`Direction`](crate::Direction) in which it was opened.
-        pub direction: u8,
-        /// Reserved, 0.
-        pub pad: u16,
-    }
-}
-
-plain! {
-    /// State of a connection. Written only when a packet in its opening direction has passed everything.
-    pub struct ConnectionEntry [48] {
-        /// When a packet last passed.
-        pub last_seen: u64,
-        /// Packets in the opening direction.
-        pub packets: u64,
-        /// Bytes in the opening direction.
-        pub bytes: u64,
-        /// Packets of replies.
-        pub reply_packets: u64,
-        /// Identity of the endpoint.
-        pub local_identity: u32,
-        /// Identity at the other end.
-        pub remote_identity: u32,
-        /// Node of the other end.
-        pub node: u16,
-        /// [`AuthType`](crate::AuthType) that it rests on.
-        pub auth_type: u8,
-        /// [`ConnectionEntry::AUDITED`] or 0.
-        pub flags: u8,
-        /// Reserved, 0.
-        pub pad: u32,
-    }
-}
-
-impl ConnectionEntry {
-    /// Policy would have refused it, so it counts for nothing once policy is enforced.
-    pub const AUDITED: u8 = 1;
 }

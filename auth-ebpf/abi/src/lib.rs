@@ -7,9 +7,11 @@
 
 #![no_std]
 
+mod connection;
 mod decide;
 mod drop_reason;
 mod event;
+mod generation;
 mod hold;
 mod keys;
 mod layout;
@@ -18,21 +20,24 @@ pub mod packet;
 mod policy;
 mod settings;
 
-pub use decide::{
-    CONNECTION_TIMEOUT, Context, State, TCP_TIMEOUT, Tracked, Workspace, come_back, decide, hook_of,
+pub use connection::{
+    CONNECTION_QUOTA, CONNECTION_TIMEOUT, ConnectionEntry, ConnectionKey, FRAGMENT_TIMEOUT, FragmentEntry,
+    FragmentKey, QuotaEntry, TCP_CLOSED_TIMEOUT, TCP_OPENING_TIMEOUT, TCP_TIMEOUT,
 };
+pub use decide::{Context, Place, State, Workspace, come_back, decide, hook_of};
 pub use drop_reason::DropReason;
 pub use event::{Event, EventKind, Hook, Verdict};
+pub use generation::{GENERATIONS, generation_slot};
 pub use hold::{
     Credits, ENDPOINT_UNITS, HOLD_LIMIT, HOLD_UNITS, Held, HoldStage, TOKEN_LIMIT, has_room, units,
 };
 pub use keys::{
-    Address, AddressEntry, AddressFlags, AuthEntry, AuthFlags, AuthKey, ConnectionEntry, ConnectionKey,
-    EndpointEntry, IdentityNumber, NodeEntry, NodeNumber, identity,
+    Address, AddressEntry, AddressFlags, AuthEntry, AuthFlags, AuthKey, EndpointEntry, IdentityNumber,
+    NodeEntry, NodeNumber, identity,
 };
 pub use layout::Layout;
 pub use metrics::{Counter, metric};
-pub use policy::{AuthType, Choice, Direction, PolicyEntry, PolicyKey, choose};
+pub use policy::{AuthType, Choice, Direction, PolicyClasses, PolicyEntry, PolicyKey, PolicySlot, choose};
 pub use settings::{Mode, SCHEMA_VERSION, Setting};
 
 /// How many entries each map holds.
@@ -49,8 +54,16 @@ pub mod capacity {
     pub const NODES: usize = 16_384;
     /// Of [`map::AUTH`](crate::map::AUTH).
     pub const AUTH: usize = 131_072;
-    /// Of [`map::CONNECTIONS`](crate::map::CONNECTIONS), whose least recently used entry makes room.
-    pub const CONNECTIONS: usize = 65_536;
+    /// Of [`map::CONNECTIONS`](crate::map::CONNECTIONS).
+    pub const CONNECTIONS: usize = 262_144;
+    /// Of [`map::HALF_OPEN`](crate::map::HALF_OPEN), whose least recently used entry makes room.
+    pub const HALF_OPEN: usize = 65_536;
+    /// Of [`map::QUOTAS`](crate::map::QUOTAS).
+    pub const QUOTAS: usize = ENDPOINTS;
+    /// Of [`map::FRAGMENTS`](crate::map::FRAGMENTS), whose least recently used entry makes room.
+    pub const FRAGMENTS: usize = 8_192;
+    /// Of [`map::GENERATIONS`](crate::map::GENERATIONS).
+    pub const GENERATIONS: usize = crate::GENERATIONS;
     /// Of [`map::EVENTS`](crate::map::EVENTS), in bytes.
     pub const EVENTS: usize = 1 << 20;
     /// Of [`map::METRICS`](crate::map::METRICS).
@@ -73,7 +86,7 @@ pub mod map {
     pub const PREFIXES: &str = "prefixes";
     /// Local [`Address`](crate::Address) → [`EndpointEntry`](crate::EndpointEntry), a hash.
     pub const ENDPOINTS: &str = "endpoints";
-    /// [`PolicyKey`](crate::PolicyKey) prefix → [`PolicyEntry`](crate::PolicyEntry), a trie.
+    /// [`PolicySlot`](crate::PolicySlot) → [`PolicyEntry`](crate::PolicyEntry), a hash.
     pub const POLICY: &str = "policy";
     /// [`NodeNumber`](crate::NodeNumber) (as `u32`) → [`NodeEntry`](crate::NodeEntry), a hash.
     pub const NODES: &str = "nodes";
@@ -81,6 +94,16 @@ pub mod map {
     pub const AUTH: &str = "auth";
     /// [`ConnectionKey`](crate::ConnectionKey) → [`ConnectionEntry`](crate::ConnectionEntry), a hash.
     pub const CONNECTIONS: &str = "connections";
+    /// The same, for connections that have not been answered, or are beyond the quota; the least recently
+    /// used make room.
+    pub const HALF_OPEN: &str = "half_open";
+    /// Interface index → [`QuotaEntry`](crate::QuotaEntry), a hash.
+    pub const QUOTAS: &str = "quotas";
+    /// [`FragmentKey`](crate::FragmentKey) → [`FragmentEntry`](crate::FragmentEntry), a hash; the least
+    /// recently used make room.
+    pub const FRAGMENTS: &str = "fragments";
+    /// [`generation_slot`](crate::generation_slot) → `u32`, an array.
+    pub const GENERATIONS: &str = "generations";
     /// [`Event`](crate::Event)s, a ring buffer.
     pub const EVENTS: &str = "events";
     /// [`metric`](crate::metric) index → [`Counter`](crate::Counter), an array per CPU.
@@ -92,7 +115,7 @@ pub mod map {
     pub const CREDITS: &str = "credits";
 
     /// Every map.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 16] = [
         CONFIG,
         ADDRESSES,
         PREFIXES,
@@ -101,6 +124,10 @@ pub mod map {
         NODES,
         AUTH,
         CONNECTIONS,
+        HALF_OPEN,
+        QUOTAS,
+        FRAGMENTS,
+        GENERATIONS,
         EVENTS,
         METRICS,
         HELD,

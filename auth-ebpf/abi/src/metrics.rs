@@ -30,14 +30,19 @@ pub mod metric {
     #[must_use]
     #[inline(always)]
     pub const fn index(hook: Hook, verdict: Verdict, reason: Option<DropReason>) -> u32 {
-        let reason = match reason {
-            Some(reason) => reason as u32,
-            None => 0,
-        };
+        match reason {
+            Some(reason) => place(hook, verdict, reason as u8),
+            None => place(hook, verdict, 0),
+        }
+    }
+
+    /// The same with the number of a reason, or 0 for none.
+    #[inline(always)]
+    pub(crate) const fn place(hook: Hook, verdict: Verdict, reason: u8) -> u32 {
         let fate = match verdict {
             Verdict::Forwarded => 0,
-            Verdict::Dropped => reason,
-            Verdict::Audit => AUDIT + reason,
+            Verdict::Dropped => reason as u32,
+            Verdict::Audit => AUDIT + reason as u32,
             Verdict::Held => HELD,
         };
         hook as u32 * PER_HOOK + fate

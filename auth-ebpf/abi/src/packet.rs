@@ -15,6 +15,16 @@ pub use parse::{parse_ethernet, parse_ip};
 pub trait Bytes {
     /// The `N` bytes at `offset`, or `None` if the packet ends before.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+
+    /// The same at a place that is known beforehand, where the kernel can read without a helper.
+    fn load_at<const OFFSET: u32, const N: usize>(&self) -> Option<[u8; N]> {
+        self.load(OFFSET)
+    }
+
+    /// The length, if it is a packet of many segments (GSO), whose own length field may be too small for it.
+    fn segments_length(&self) -> Option<u32> {
+        None
+    }
 }
 
 impl Bytes for [u8] {
@@ -34,6 +44,38 @@ pub enum Frame {
     Other(u16),
 }
 
+/// Which part of a datagram a packet is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Fragment {
+    /// All of it.
+    #[default]
+    Whole,
+    /// Its first fragment, with the transport header.
+    First,
+    /// A first fragment that is too short for the transport header, or that no other can follow.
+    Broken,
+    /// A later one. It has no ports of its own.
+    Later,
+}
+
+/// The packet that an ICMP error is about, as its first bytes tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Embedded {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// As of [`Packet`].
+    pub source_port: [u8; 2],
+    /// As of [`Packet`].
+    pub destination_port: [u8; 2],
+    /// As of [`Packet`].
+    pub protocol: u8,
+    /// There is one, and it could be read.
+    pub present: bool,
+}
+
 /// The header of an IP packet, as far as the decision looks at it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packet {
@@ -51,8 +93,18 @@ pub struct Packet {
     pub hop_limit: u8,
     /// Flags of TCP.
     pub tcp_flags: u8,
-    /// A fragment, a first one too; nothing behind its IP header was looked at.
-    pub fragment: bool,
+    /// Which part of a datagram it is.
+    pub fragment: Fragment,
+    /// Of a fragment, where it begins in the datagram, in bytes.
+    pub fragment_offset: u16,
+    /// Of a first fragment, where it ends.
+    pub fragment_end: u16,
+    /// Of a fragment, the datagram's identification.
+    pub identification: u32,
+    /// Of a neighbour solicitation or advertisement, whose link-layer address it is about.
+    pub target: Address,
+    /// Of an ICMP error, the packet that it is about.
+    pub embedded: Embedded,
 }
 
 impl Packet {
@@ -100,6 +152,20 @@ impl Packet {
         }
     }
 
+    /// Whether this is an ICMP error, about a packet that the receiver has sent.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_icmp_error(&self) -> bool {
+        let [kind, _] = self.destination_port;
+        match self.protocol {
+            protocol::ICMP => {
+                matches!(kind, icmp::UNREACHABLE | icmp::TIME_EXCEEDED | icmp::PARAMETER_PROBLEM)
+            }
+            protocol::ICMPV6 => matches!(kind, icmp::V6_ERROR_FIRST..=icmp::V6_ERROR_LAST),
+            _ => false,
+        }
+    }
+
     /// Whether this is ICMP of either family.
     #[must_use]
     #[inline(always)]
@@ -108,7 +174,8 @@ impl Packet {
     }
 
     const fn is_icmpv6(&self) -> bool {
-        self.protocol == protocol::ICMPV6 && !self.fragment && !self.source.is_v4()
+        // RFC 6980: neighbour discovery in fragments is none.
+        self.protocol == protocol::ICMPV6 && matches!(self.fragment, Fragment::Whole) && !self.source.is_v4()
     }
 
     /// Whether this is TCP's first segment of a connection.

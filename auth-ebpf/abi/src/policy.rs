@@ -79,8 +79,8 @@ impl AuthType {
 }
 
 plain! {
-    /// Whom a policy entry is for. In the trie, identities and direction are always matched whole; protocol
-    /// and port follow as a prefix ([`PolicyKey::prefix_len`]).
+    /// Whom a policy entry is for. Identities and direction are always matched whole; of protocol and port
+    /// a prefix ([`PolicyKey::prefix_len`]), the rest being 0.
     pub struct PolicyKey [12] {
         /// The endpoint's identity.
         pub local: u32,
@@ -109,6 +109,107 @@ impl PolicyKey {
             None => Self::FIXED_BITS,
             Some(bits) => Self::FIXED_BITS + 8 + bits,
         }
+    }
+
+    /// This key with what is behind the first `prefix_len` bits cleared.
+    #[must_use]
+    #[inline(always)]
+    pub const fn masked(mut self, prefix_len: u32) -> Self {
+        if prefix_len <= Self::FIXED_BITS {
+            self.protocol = 0;
+            self.port = [0, 0];
+        } else {
+            let free = Self::FULL_BITS.saturating_sub(prefix_len);
+            self.port = (((u16::from_be_bytes(self.port) as u32) >> free << free) as u16).to_be_bytes();
+        }
+        self
+    }
+}
+
+/// A [`PolicyKey`] with the length of its prefix, as it stands in the map.
+///
+/// The map is a hash: a trie's lookup grows with its entries (a bit of the key is a step), a hash's does not.
+/// So the prefix is part of the key, and a lookup tries the lengths that are in use, which are few: most
+/// rules name one port, or none. [`PolicyClasses`] says which.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicySlot {
+    /// Length of the prefix in bits.
+    pub prefix_len: u32,
+    /// The rest of the key.
+    pub key: PolicyKey,
+}
+
+plain! {
+    /// Which prefix lengths the policy of one identity has entries of, one bit each: bit 0 for any protocol,
+    /// bit 1 + n for a protocol and n bits of the port.
+    pub struct PolicyClasses [16] {
+        /// Ingress, from a certain identity.
+        pub ingress: u32,
+        /// Ingress, from any identity.
+        pub ingress_any: u32,
+        /// Egress, to a certain identity.
+        pub egress: u32,
+        /// Egress, to any identity.
+        pub egress_any: u32,
+    }
+}
+
+impl PolicyClasses {
+    /// Bit of what matches any protocol.
+    pub const ANY: u32 = 1;
+    /// Bit of what matches one protocol and any port.
+    pub const PROTOCOL: u32 = 1 << 1;
+    /// Bit of what matches one port.
+    pub const PORT: u32 = 1 << 17;
+    /// Bits of what matches ranges of ports, and types of ICMP.
+    pub const RANGES: u32 = Self::PORT - (Self::PROTOCOL << 1);
+
+    /// Adds what is needed to find the entry under `key` with this length of its prefix.
+    pub const fn add(&mut self, key: &PolicyKey, prefix_len: u32) {
+        let bit = if prefix_len <= PolicyKey::FIXED_BITS {
+            Self::ANY
+        } else {
+            Self::PROTOCOL << (prefix_len.saturating_sub(PolicyKey::prefix_len(Some(0))) % 17)
+        };
+        let ingress = key.direction == Direction::Ingress as u8;
+        match (ingress, key.remote) {
+            (true, 0) => self.ingress_any |= bit,
+            (true, _) => self.ingress |= bit,
+            (false, 0) => self.egress_any |= bit,
+            (false, _) => self.egress |= bit,
+        }
+    }
+
+    /// What either has.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self {
+            ingress: self.ingress | other.ingress,
+            ingress_any: self.ingress_any | other.ingress_any,
+            egress: self.egress | other.egress,
+            egress_any: self.egress_any | other.egress_any,
+        }
+    }
+
+    /// Those of one direction: for a certain identity, and for any.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(&self, direction: Direction) -> [u32; 2] {
+        match direction {
+            Direction::Ingress => [self.ingress, self.ingress_any],
+            Direction::Egress => [self.egress, self.egress_any],
+        }
+    }
+}
+
+impl crate::layout::Field for PolicyClasses {
+    fn put<'a>(&self, to: &'a mut [u8]) -> &'a mut [u8] {
+        crate::Layout::to_bytes(self).put(to)
+    }
+    fn take(from: &[u8]) -> Option<(Self, &[u8])> {
+        let (bytes, rest) = <[u8; 16]>::take(from)?;
+        Some((<Self as crate::Layout>::from_bytes(&bytes)?, rest))
     }
 }
 

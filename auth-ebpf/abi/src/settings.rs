@@ -27,11 +27,29 @@ pub enum Setting {
     HoldIfindex = 8,
     /// Boot time until which the daemon reads the hold device: a dead one holds nothing.
     HoldUntil = 9,
+    /// The [generation](crate::generation_slot) of everything.
+    Generation = 10,
 }
 
 impl Setting {
     /// Number of slots.
     pub const COUNT: u32 = 16;
+
+    /// Whether connections rest on it: a change has them decided anew. What is written all the time must not
+    /// be among them.
+    #[must_use]
+    pub const fn decides_on_connections(self) -> bool {
+        match self {
+            Self::PolicyMode
+            | Self::EncryptionMode
+            | Self::PolicyOffUntil
+            | Self::EncryptionOffUntil
+            | Self::WireguardIfindex
+            | Self::WireguardPort
+            | Self::HandshakePort => true,
+            Self::Schema | Self::HoldIfindex | Self::HoldUntil | Self::Generation => false,
+        }
+    }
 
     /// The name for `authctl` and logs.
     #[must_use]
@@ -47,6 +65,7 @@ impl Setting {
             Self::HandshakePort => "handshake-port",
             Self::HoldIfindex => "hold-ifindex",
             Self::HoldUntil => "hold-until",
+            Self::Generation => "generation",
         }
     }
 }

@@ -17,10 +17,16 @@ mod tables;
 
 #[path = "decide/borders.rs"]
 mod borders;
+#[path = "decide/connections.rs"]
+mod connections;
 #[path = "decide/exchange.rs"]
 mod exchange;
+#[path = "decide/fragments.rs"]
+mod fragments;
 #[path = "decide/hold.rs"]
 mod hold;
+#[path = "decide/intruders.rs"]
+mod intruders;
 #[path = "decide/model.rs"]
 mod model;
 #[path = "decide/modes.rs"]

@@ -4,7 +4,7 @@ use core::mem::offset_of;
 
 use auth_ebpf_abi::{
     Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Event,
-    Held, Layout, NodeEntry, PolicyEntry, PolicyKey,
+    FragmentEntry, FragmentKey, Held, Layout, NodeEntry, PolicyClasses, PolicyEntry, PolicyKey, QuotaEntry,
 };
 use proptest::prelude::*;
 
@@ -27,6 +27,7 @@ const ADDRESS: Address = Address([0xff; 16]);
 fn bytes_lie_where_the_fields_are() {
     fields!(AddressEntry { identity = u32::MAX, node = u16::MAX, flags = u16::MAX });
     fields!(EndpointEntry { identity = u32::MAX, ifindex = u32::MAX, epoch = u32::MAX, bridge = u32::MAX });
+    fields!(PolicyClasses { ingress = u32::MAX, ingress_any = u32::MAX, egress = u32::MAX, egress_any = u32::MAX });
     fields!(AuthKey { local = u32::MAX, remote = u32::MAX, node = u16::MAX, auth_type = 255, pad = 255 });
     fields!(AuthEntry { expires = u64::MAX, epoch = u32::MAX, flags = u32::MAX });
     fields!(NodeEntry { expires = u64::MAX, epoch = u32::MAX, acknowledged = u32::MAX });
@@ -40,9 +41,19 @@ fn bytes_lie_where_the_fields_are() {
         direction = 255, pad = u16::MAX,
     });
     fields!(ConnectionEntry {
-        last_seen = u64::MAX, packets = u64::MAX, bytes = u64::MAX, reply_packets = u64::MAX,
-        local_identity = u32::MAX, remote_identity = u32::MAX, node = u16::MAX, auth_type = 255, flags = 255,
-        pad = u32::MAX,
+        last_seen = u64::MAX, valid_until = u64::MAX, packets = u64::MAX, bytes = u64::MAX,
+        reply_packets = u64::MAX, local_identity = u32::MAX, remote_identity = u32::MAX,
+        generation = u32::MAX, ifindex = u32::MAX, peer_ifindex = u32::MAX, peer_bridge = u32::MAX,
+        node = u16::MAX, auth_type = 255, direction = 255, flags = 255, state = 255, pad = [255; 2],
+    });
+    assert_eq!(QuotaEntry { established: u64::MAX }.to_bytes(), [255; 8]);
+    fields!(FragmentKey {
+        source = ADDRESS, destination = ADDRESS, identification = u32::MAX, ifindex = u32::MAX,
+        protocol = 255, direction = 255, pad = [255; 6],
+    });
+    fields!(FragmentEntry {
+        expires = u64::MAX, source_port = [255; 2], destination_port = [255; 2], end = u16::MAX,
+        protocol = 255, pad = 255,
     });
     fields!(Held {
         since = u64::MAX, ifindex = u32::MAX, ingress_ifindex = u32::MAX, local = u32::MAX, remote = u32::MAX,

@@ -7,7 +7,7 @@
 mod frames;
 
 use auth_ebpf_abi::Address;
-use auth_ebpf_abi::packet::{Frame, Packet, icmp, parse_ethernet, parse_ip, protocol};
+use auth_ebpf_abi::packet::{Fragment, Frame, Packet, icmp, parse_ethernet, parse_ip, protocol};
 use frames::{Parts, ack, ethernet, packet, syn, tagged, udp};
 use proptest::prelude::*;
 
@@ -18,7 +18,7 @@ const D: Address = Address([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
 
 fn parse(bytes: &[u8]) -> Option<Packet> {
     let mut packet = Packet::default();
-    parse_ip(bytes, 0, &mut packet).map(|_| packet)
+    parse_ip(bytes, &mut packet).map(|_| packet)
 }
 
 #[test]
@@ -88,13 +88,61 @@ fn mapped_addresses_in_a_real_ipv6_header_are_refused() {
 }
 
 #[test]
-fn nothing_behind_a_fragments_header_is_looked_at() {
-    let first = Parts { fragment: 0x2000, ..udp((A, 5), (B, 6)) };
+fn fragments_show_what_they_have() {
+    let first = Parts {
+        fragment: 0x2000,
+        payload: [udp((A, 5), (B, 6)).payload, vec![0; 4]].concat(),
+        ..udp((A, 5), (B, 6))
+    };
     let found = parse(&first.ip()).unwrap();
-    assert!(found.fragment);
-    assert_eq!(found.destination_port, [0, 0]);
-    let v6 = Parts { extensions: vec![(44, vec![0; 7])], ..udp((C, 5), (D, 6)) };
-    assert!(parse(&v6.ip()).unwrap().fragment);
+    assert_eq!((found.fragment, found.destination_port, found.fragment_end), (Fragment::First, [0, 6], 16));
+    let later = parse(&Parts { fragment: 0x00b9, ..udp((A, 5), (B, 6)) }.ip()).unwrap();
+    assert_eq!((later.fragment, later.destination_port), (Fragment::Later, [0, 0]));
+    assert_eq!(later.fragment_offset, 0xb9 * 8);
+    for (offset, expected) in
+        [(0_u16, Fragment::Whole), (1, Fragment::First), (8, Fragment::Later), (9, Fragment::Later)]
+    {
+        let [high, low] = offset.to_be_bytes();
+        let header = (44, vec![0, high, low, 1, 2, 3, 4]);
+        let payload = [udp((C, 5), (D, 6)).payload, vec![0; 4]].concat();
+        let found = parse(
+            &Parts { extensions: vec![header.clone()], payload: payload.clone(), ..udp((C, 5), (D, 6)) }.ip(),
+        )
+        .unwrap();
+        assert_eq!((found.fragment, found.identification), (expected, 0x0102_0304));
+        assert_eq!(found.protocol, protocol::UDP);
+        assert_eq!(found.destination_port, if expected == Fragment::Later { [0, 0] } else { [0, 6] });
+        let twice = Parts { extensions: vec![header.clone(), header], payload, ..udp((C, 5), (D, 6)) };
+        assert_eq!(parse(&twice.ip()).is_some(), expected == Fragment::Whole || expected == Fragment::Later);
+    }
+}
+
+#[test]
+fn a_first_fragment_without_its_transport_header_is_broken() {
+    for (parts, length) in [(syn((A, 5), (B, 6)), 16), (udp((A, 5), (B, 6)), 0), (udp((A, 5), (B, 6)), 12)] {
+        let mut parts = Parts { fragment: 0x2000, ..parts };
+        parts.payload.resize(length, 0);
+        assert_eq!(parse(&parts.ip()).unwrap().fragment, Fragment::Broken, "{length}");
+    }
+}
+
+#[test]
+fn errors_show_what_they_are_about() {
+    for (kind, source, destination) in [(icmp::UNREACHABLE, A, B), (2, C, D)] {
+        let inner = udp((destination, 7), (source, 8)).ip();
+        let mut parts = frames::icmp(source, destination, kind, 0);
+        parts.payload.extend(&inner);
+        let embedded = parse(&parts.ip()).unwrap().embedded;
+        assert!(embedded.present);
+        assert_eq!(
+            (embedded.source, embedded.destination, embedded.protocol),
+            (destination, source, protocol::UDP)
+        );
+        assert_eq!((embedded.source_port, embedded.destination_port), ([0, 7], [0, 8]));
+        parts.payload.truncate(8 + inner.len() - 8);
+        assert!(!parse(&parts.ip()).unwrap().embedded.present, "cut short");
+    }
+    assert!(!parse(&frames::icmp(A, B, icmp::ECHO, 0).ip()).unwrap().embedded.present);
 }
 
 #[test]
@@ -152,7 +200,7 @@ proptest! {
     fn no_bytes_upset_it(bytes in prop::collection::vec(any::<u8>(), 0..200), vlan: bool) {
         let mut packet = Packet::default();
         let _ = parse_ethernet(bytes.as_slice(), vlan, &mut packet);
-        let _ = parse_ip(bytes.as_slice(), 0, &mut packet);
+        let _ = parse_ip(bytes.as_slice(), &mut packet);
     }
 
     /// The same with a beginning that gets further.

@@ -125,13 +125,31 @@ fn release(workspace: &Workspace) -> i32 {
     unsafe { bpf_redirect(ifindex, flags) as i32 }
 }
 
-/// The bytes of a socket buffer, wherever its fragments lie.
+/// The bytes of a socket buffer. Headers mostly lie in its linear part, where reading costs nothing; a
+/// helper finds the rest wherever it lies.
 struct SocketBuffer<'a>(&'a TcContext);
 
 impl Bytes for SocketBuffer<'_> {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         self.0.load(offset as usize).ok()
+    }
+
+    #[inline(always)]
+    fn load_at<const OFFSET: u32, const N: usize>(&self) -> Option<[u8; N]> {
+        let start = self.0.data();
+        if start + OFFSET as usize + N <= self.0.data_end() {
+            // SAFETY: the comparison has shown that these bytes are there; any alignment will do.
+            return Some(unsafe { ((start + OFFSET as usize) as *const [u8; N]).read_unaligned() });
+        }
+        self.load(OFFSET)
+    }
+
+    #[inline(always)]
+    fn segments_length(&self) -> Option<u32> {
+        // SAFETY: the kernel hands a valid context to the program, for as long as it runs.
+        let skb = unsafe { &*self.0.skb.skb };
+        if skb.gso_size == 0 { None } else { Some(skb.len) }
     }
 }
 

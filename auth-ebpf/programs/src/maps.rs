@@ -2,7 +2,7 @@
 
 use auth_ebpf_abi::{
     Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Event,
-    Held, NodeEntry, PolicyEntry, PolicyKey, Workspace, capacity,
+    FragmentEntry, FragmentKey, Held, NodeEntry, PolicyEntry, PolicySlot, QuotaEntry, Workspace, capacity,
 };
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
@@ -25,7 +25,7 @@ pub(crate) static PREFIXES: LpmTrie<Address, AddressEntry, { capacity::PREFIXES 
 pub(crate) static ENDPOINTS: HashMap<Address, EndpointEntry, { capacity::ENDPOINTS }> = HashMap::new();
 
 #[btf_map(name = "policy")]
-pub(crate) static POLICY: LpmTrie<PolicyKey, PolicyEntry, { capacity::POLICY }> = LpmTrie::new();
+pub(crate) static POLICY: HashMap<PolicySlot, PolicyEntry, { capacity::POLICY }, GROWING> = HashMap::new();
 
 #[btf_map(name = "nodes")]
 pub(crate) static NODES: HashMap<u32, NodeEntry, { capacity::NODES }, GROWING> = HashMap::new();
@@ -34,8 +34,22 @@ pub(crate) static NODES: HashMap<u32, NodeEntry, { capacity::NODES }, GROWING> =
 pub(crate) static AUTH: HashMap<AuthKey, AuthEntry, { capacity::AUTH }, GROWING> = HashMap::new();
 
 #[btf_map(name = "connections")]
-pub(crate) static CONNECTIONS: LruHashMap<ConnectionKey, ConnectionEntry, { capacity::CONNECTIONS }> =
+pub(crate) static CONNECTIONS: HashMap<ConnectionKey, ConnectionEntry, { capacity::CONNECTIONS }, GROWING> =
+    HashMap::new();
+
+#[btf_map(name = "half_open")]
+pub(crate) static HALF_OPEN: LruHashMap<ConnectionKey, ConnectionEntry, { capacity::HALF_OPEN }> =
     LruHashMap::new();
+
+#[btf_map(name = "quotas")]
+pub(crate) static QUOTAS: HashMap<u32, QuotaEntry, { capacity::QUOTAS }, GROWING> = HashMap::new();
+
+#[btf_map(name = "fragments")]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry, { capacity::FRAGMENTS }> =
+    LruHashMap::new();
+
+#[btf_map(name = "generations")]
+pub(crate) static GENERATIONS: Array<u32, { capacity::GENERATIONS }> = Array::new();
 
 #[btf_map(name = "events")]
 pub(crate) static EVENTS: RingBuf<Event, { capacity::EVENTS }> = RingBuf::new();
@@ -52,3 +66,14 @@ pub(crate) static CREDITS: Array<u64, { capacity::CREDITS }> = Array::new();
 /// Not pinned: it holds nothing from one packet to the next.
 #[btf_map(name = "workspace")]
 pub(crate) static WORKSPACE: PerCpuArray<Workspace, 1> = PerCpuArray::new();
+
+/// A copy of the boot time, and the tick at which it was made.
+#[repr(C)]
+pub(crate) struct Clock {
+    pub(crate) jiffies: u64,
+    pub(crate) boot_time: u64,
+}
+
+/// Each CPU's own. Not pinned either.
+#[btf_map(name = "clock")]
+pub(crate) static CLOCK: PerCpuArray<Clock, 1> = PerCpuArray::new();

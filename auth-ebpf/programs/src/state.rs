@@ -4,15 +4,17 @@
 //! at it, and a decision must not see two versions.
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, EndpointEntry, Event, Held,
-    NodeEntry, NodeNumber, PolicyEntry, PolicyKey, Setting, State, Tracked, metric,
+    Address, AddressEntry, AuthEntry, AuthKey, CONNECTION_QUOTA, ConnectionEntry, ConnectionKey,
+    EndpointEntry, Event, FragmentEntry, FragmentKey, Held, NodeEntry, NodeNumber, PolicyEntry, PolicyKey,
+    PolicySlot, QuotaEntry, Setting, State, metric,
 };
-use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 
 use crate::maps::{
-    ADDRESSES, AUTH, CONFIG, CONNECTIONS, CREDITS, ENDPOINTS, EVENTS, HELD, METRICS, NODES, POLICY, PREFIXES,
+    ADDRESSES, AUTH, CLOCK, CONFIG, CONNECTIONS, CREDITS, ENDPOINTS, EVENTS, FRAGMENTS, GENERATIONS,
+    HALF_OPEN, HELD, METRICS, NODES, POLICY, PREFIXES, QUOTAS,
 };
 
 /// The maps of this object.
@@ -22,6 +24,8 @@ pub(crate) struct Maps;
 const ADDRESS_BITS: u32 = 128;
 
 impl State for Maps {
+    type Entry<'a> = &'a mut ConnectionEntry;
+
     #[inline(always)]
     fn setting(&self, setting: Setting) -> u64 {
         CONFIG.get(setting as u32).copied().unwrap_or(0)
@@ -45,8 +49,9 @@ impl State for Maps {
     }
 
     #[inline(always)]
-    fn policy(&self, key: &PolicyKey) -> Option<PolicyEntry> {
-        POLICY.get(&Key::new(PolicyKey::FULL_BITS, *key)).copied()
+    fn policy(&self, key: &PolicyKey, prefix_len: u32) -> Option<PolicyEntry> {
+        // SAFETY: as above.
+        unsafe { POLICY.get(PolicySlot { prefix_len, key: *key }) }.copied()
     }
 
     #[inline(always)]
@@ -62,49 +67,75 @@ impl State for Maps {
     }
 
     #[inline(always)]
-    fn connection(&self, key: &ConnectionKey) -> Option<ConnectionEntry> {
-        // SAFETY: as above.
-        unsafe { CONNECTIONS.get(key) }.copied()
+    fn generation(&self, slot: u32) -> u32 {
+        GENERATIONS.get(slot).copied().unwrap_or(0)
     }
 
+    #[inline(always)]
+    fn established(&self, key: &ConnectionKey) -> Option<&mut ConnectionEntry> {
+        // SAFETY: the map's memory stays valid while the program runs. Another CPU may write the same entry;
+        // whole words make that a lost count at worst.
+        CONNECTIONS.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
+    }
+
+    #[inline(always)]
+    fn half_open(&self, key: &ConnectionKey) -> Option<&mut ConnectionEntry> {
+        // SAFETY: as above. An entry that is evicted meanwhile is written to in vain.
+        HALF_OPEN.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
+    }
+
+    #[inline(always)]
+    fn open(&self, key: &ConnectionKey, entry: &ConnectionEntry) -> bool {
+        HALF_OPEN.insert(key, entry, u64::from(BPF_ANY)).is_ok()
+    }
+
+    #[inline(always)]
+    fn establish(&self, key: &ConnectionKey, entry: &ConnectionEntry) {
+        if QUOTAS.get_ptr_mut(entry.ifindex).is_none() {
+            // Another CPU may have been faster.
+            let _there = QUOTAS.insert(entry.ifindex, QuotaEntry::default(), u64::from(BPF_NOEXIST));
+        }
+        let Some(quota) = QUOTAS.get_ptr_mut(entry.ifindex) else { return };
+        // SAFETY: as above. A count that two CPUs lose, user space finds again.
+        let quota = unsafe { &mut *quota };
+        if quota.established >= CONNECTION_QUOTA {
+            return;
+        }
+        if CONNECTIONS.insert(key, entry, u64::from(BPF_ANY)).is_ok() {
+            quota.established = quota.established.wrapping_add(1);
+            // It may have been evicted already.
+            let _gone = HALF_OPEN.remove(key);
+        }
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentEntry> {
+        // SAFETY: copied at once.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn lead(&self, key: &FragmentKey, entry: &FragmentEntry) {
+        // Without it, those that follow drop.
+        let _room = FRAGMENTS.insert(key, entry, u64::from(BPF_ANY));
+    }
+
+    /// Jiffies cost next to nothing and the clock as much as a lookup, but jiffies stop in suspend: so the
+    /// clock is read once a tick.
     #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: the helper has no preconditions.
-        unsafe { bpf_ktime_get_boot_ns() }
-    }
-
-    #[inline(always)]
-    fn track(&self, key: &ConnectionKey, entry: &ConnectionEntry, create: bool) -> Tracked {
-        if let Some(known) = CONNECTIONS.get_ptr_mut(key) {
-            // SAFETY: the map's memory stays valid while the program runs. Another CPU may write the same
-            // entry; whole words make that a lost count at worst.
-            let known = unsafe { &mut *known };
-            known.last_seen = entry.last_seen;
-            known.local_identity = entry.local_identity;
-            known.remote_identity = entry.remote_identity;
-            known.node = entry.node;
-            known.auth_type = entry.auth_type;
-            known.flags = entry.flags;
-            known.packets = known.packets.wrapping_add(entry.packets);
-            known.bytes = known.bytes.wrapping_add(entry.bytes);
-            return Tracked::Known;
+        let jiffies = unsafe { bpf_jiffies64() };
+        // An array has all its entries; without, everything would have expired.
+        let Some(clock) = CLOCK.get_ptr_mut(0) else { return u64::MAX };
+        // SAFETY: this CPU's own, and no other program of this object runs on it before this one has ended.
+        let clock = unsafe { &mut *clock };
+        if clock.jiffies != jiffies {
+            // SAFETY: as above.
+            clock.boot_time = unsafe { bpf_ktime_get_boot_ns() };
+            clock.jiffies = jiffies;
         }
-        if !create {
-            return Tracked::Absent;
-        }
-        match CONNECTIONS.insert(key, entry, u64::from(BPF_ANY)) {
-            Ok(()) => Tracked::New,
-            Err(_) => Tracked::Full,
-        }
-    }
-
-    #[inline(always)]
-    fn replied(&self, key: &ConnectionKey) {
-        if let Some(known) = CONNECTIONS.get_ptr_mut(key) {
-            // SAFETY: as in `track`.
-            let known = unsafe { &mut *known };
-            known.reply_packets = known.reply_packets.wrapping_add(1);
-        }
+        clock.boot_time
     }
 
     #[inline(always)]

@@ -41,12 +41,17 @@ pub(crate) fn fill(maps: &Maps, tables: &Tables) {
     ] {
         maps.config().set(setting, tables.setting(setting)).unwrap();
     }
+    // With the prefix lengths of their policies, as they look there.
+    let endpoints =
+        tables.endpoints.keys().filter_map(|address| Some((*address, tables.endpoint(address)?))).collect();
+    maps.policy().reconcile(&tables.policy).unwrap();
+    maps.endpoints().reconcile(&endpoints).unwrap();
     maps.addresses().reconcile(&tables.addresses).unwrap();
     maps.prefixes().reconcile(&tables.prefixes).unwrap();
-    maps.endpoints().reconcile(&tables.endpoints).unwrap();
-    maps.policy().reconcile(&tables.policy).unwrap();
     maps.nodes().reconcile(&tables.nodes).unwrap();
     maps.auth().reconcile(&tables.auth).unwrap();
     maps.connections().reconcile(&tables.connections.borrow()).unwrap();
+    maps.half_open().reconcile(&tables.half_open.borrow()).unwrap();
+    maps.fragments().reconcile(&tables.fragments.borrow()).unwrap();
     maps.hold().give_back_all().unwrap();
 }

@@ -86,7 +86,7 @@ fn fill(datapath: &Datapath) {
         maps.config().set(setting, Mode::Enforce as u64).unwrap();
     }
     let ifindex = nix::net::if_::if_nametoindex("pod").unwrap();
-    let endpoint = EndpointEntry { identity: HERE_ID, ifindex, epoch: 1, bridge: 0 };
+    let endpoint = EndpointEntry { identity: HERE_ID, ifindex, epoch: 1, ..EndpointEntry::default() };
     maps.endpoints().insert(&HERE, &endpoint).unwrap();
     for (address, identity) in [(HERE, HERE_ID), (HOST, identity::HOST)] {
         let entry = AddressEntry { identity, ..AddressEntry::default() };
@@ -107,7 +107,8 @@ fn allow(datapath: &Datapath) {
         auth_type: AuthType::Disabled as u8,
         ..PolicyEntry::default()
     };
-    datapath.maps().policy().insert(&(key, PolicyKey::prefix_len(None)), &entry).unwrap();
+    let rule = (key, PolicyKey::prefix_len(None));
+    datapath.maps().change_policy(std::iter::once((rule, Some(entry)))).unwrap();
 }
 
 fn attach(pin_dir: &Path, mechanism: Mechanism) -> Datapath {

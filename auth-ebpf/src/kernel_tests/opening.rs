@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use auth_ebpf_abi::{
-    Address, AddressEntry, EndpointEntry, Mode, PolicyEntry, PolicyKey, SCHEMA_VERSION, Setting, capacity,
-    map,
-};
+use auth_ebpf_abi::{Address, AddressEntry, EndpointEntry, Mode, SCHEMA_VERSION, Setting, capacity, map};
 use aya::maps::MapData;
 
 use super::in_namespaces;
@@ -117,25 +114,6 @@ fn tries_find_the_longest_match() {
         assert_eq!([find([10, 1, 2, 3]), find([10, 2, 2, 3]), find([11, 0, 0, 1])], [Some(2), Some(1), None]);
         assert_eq!(table.entries().unwrap().len(), 2);
         assert_eq!(table.reconcile(&BTreeMap::new()).unwrap().removed, 2);
-
-        let policy = datapath.maps().policy();
-        let key = PolicyKey { local: 1, remote: 2, direction: 0, protocol: 6, port: [0, 80] };
-        policy
-            .insert(
-                &(PolicyKey { port: [0, 0], ..key }, PolicyKey::prefix_len(Some(0))),
-                &PolicyEntry { cookie: 1, ..PolicyEntry::default() },
-            )
-            .unwrap();
-        policy
-            .insert(
-                &(key, PolicyKey::prefix_len(Some(16))),
-                &PolicyEntry { cookie: 2, ..PolicyEntry::default() },
-            )
-            .unwrap();
-        let find = |key| policy.get(&(key, PolicyKey::FULL_BITS)).unwrap().map(|entry| entry.cookie);
-        assert_eq!(find(key), Some(2));
-        assert_eq!(find(PolicyKey { port: [0, 81], ..key }), Some(1));
-        assert_eq!(find(PolicyKey { protocol: 17, ..key }), None);
     });
 }
 

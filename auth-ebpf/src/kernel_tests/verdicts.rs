@@ -5,8 +5,8 @@ use std::path::Path;
 
 use auth_ebpf_abi::packet::{icmp as types, tcp as flags};
 use auth_ebpf_abi::{
-    AuthType, Context, Credits, Direction, DropReason, Event, HoldStage, Hook, Mode, NodeEntry, Setting,
-    Verdict, capacity, metric,
+    AuthType, ConnectionEntry, ConnectionKey, Context, Credits, Direction, DropReason, Event, FragmentEntry,
+    FragmentKey, HoldStage, Hook, Mode, NodeEntry, Setting, Verdict, capacity, metric,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -17,6 +17,7 @@ use super::frames::{Parts, arp, ethernet, icmp, packet, syn, syn_ack, tagged, tc
 use super::in_namespaces;
 use super::scene::*;
 use super::tables::Tables;
+use crate::datapath::program;
 use crate::{Datapath, Options, TestPacket};
 
 fn open(pin_dir: &Path) -> Datapath {
@@ -99,12 +100,21 @@ fn compare(datapath: &mut Datapath, tables: &mut Tables, arrivals: &[Arrival]) {
     assert_eq!(after.lost_events, 0);
     let taken = tables.credits.borrow().get(&Credits::ALL).copied().unwrap_or_default();
     assert_eq!(datapath.maps().hold().taken().unwrap(), taken);
-    let timeless = |(key, entry): (_, auth_ebpf_abi::ConnectionEntry)| {
-        (key, auth_ebpf_abi::ConnectionEntry { last_seen: 0, ..entry })
+    let timeless = |(key, entry): (ConnectionKey, ConnectionEntry)| {
+        (key, ConnectionEntry { last_seen: 0, generation: 0, ..entry })
     };
-    let kernel: Vec<_> = datapath.maps().connections().entries().unwrap().into_iter().map(timeless).collect();
+    for (kernel, host) in [
+        (datapath.maps().connections(), &tables.connections),
+        (datapath.maps().half_open(), &tables.half_open),
+    ] {
+        let kernel: Vec<_> = kernel.entries().unwrap().into_iter().map(timeless).collect();
+        let host: Vec<_> = host.borrow().iter().map(|(key, entry)| timeless((*key, *entry))).collect();
+        assert_eq!(kernel, host);
+    }
+    let timeless = |(key, entry): (FragmentKey, FragmentEntry)| (key, FragmentEntry { expires: 0, ..entry });
+    let kernel: Vec<_> = datapath.maps().fragments().entries().unwrap().into_iter().map(timeless).collect();
     let host: Vec<_> =
-        tables.connections.borrow().iter().map(|(key, entry)| timeless((*key, *entry))).collect();
+        tables.fragments.borrow().iter().map(|(key, entry)| timeless((*key, *entry))).collect();
     assert_eq!(kernel, host);
 }
 
@@ -181,6 +191,7 @@ fn the_kernel_observes_as_the_host_does() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the kernel takes its time, and no runtime waits")]
 fn the_kernel_reads_deadlines_by_the_boot_clock() {
     in_namespaces("the_kernel_reads_deadlines_by_the_boot_clock", |pin_dir| {
         let mut datapath = open(&pin_dir);
@@ -190,6 +201,8 @@ fn the_kernel_reads_deadlines_by_the_boot_clock() {
             at_boot_time(&mut tables);
             tables.settings.insert(Setting::PolicyOffUntil, boot_time() + offset);
             fill(datapath.maps(), &tables);
+            // The programs' clock moves by ticks.
+            std::thread::sleep(std::time::Duration::from_millis(50));
             assert_eq!(
                 run_in_kernel(&mut datapath, Hook::FromPod, HERE_IFINDEX, &frame.ethernet()),
                 expected
@@ -216,6 +229,9 @@ fn connections_in_the_kernel_are_the_hosts() {
             out(tcp((HERE, 2), (THERE, 80), flags::ACK)),
             back(syn((THERE, 7), (HERE, 8))),
             out(syn_ack((HERE, 8), (THERE, 7))),
+            back(tcp((THERE, 7), (HERE, 8), flags::ACK)),
+            back(tcp((THERE, 7), (HERE, 8), flags::ACK | flags::FIN)),
+            out(tcp((HERE, 8), (THERE, 7), flags::RST)),
             out(udp((HERE, 5), (THERE, 53))),
             back(udp((THERE, 53), (HERE, 5))),
             out(icmp(HERE, THERE, types::ECHO, 9)),
@@ -225,7 +241,7 @@ fn connections_in_the_kernel_are_the_hosts() {
             back(udp((THERE_V6, 53), (HERE_V6, 5))),
         ];
         compare(&mut datapath, &mut tables, &arrivals);
-        assert!(tables.connections.borrow().len() >= 4);
+        assert!(tables.connections.borrow().len() >= 4, "answered");
     });
 }
 
@@ -378,5 +394,19 @@ fn events_that_find_no_room_are_counted() {
         assert_eq!(dropped, 20_000);
         assert!(metrics.lost_events > 0);
         assert_eq!(u64::try_from(taken).unwrap() + metrics.lost_events, dropped);
+    });
+}
+
+/// The kernel gives up after a million. Other kernels follow more paths than this one.
+#[test]
+fn the_verifiers_effort_is_bounded() {
+    in_namespaces("the_verifiers_effort_is_bounded", |pin_dir| {
+        let mut datapath = open(&pin_dir);
+        for hook in Hook::ALL {
+            let program = program(&mut datapath.ebpf, hook).unwrap();
+            let verified = program.info().unwrap().verified_instruction_count().unwrap();
+            println!("{}: {verified} instructions verified", hook.as_str());
+            assert!(verified < 400_000, "{}: {verified}", hook.as_str());
+        }
     });
 }

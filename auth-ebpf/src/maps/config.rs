@@ -30,13 +30,20 @@ impl Config {
         map.get(&(setting as u32), 0).map_err(|error| failed("read a setting", error))
     }
 
-    /// Writes a slot.
+    /// Writes a slot. Connections are decided anew if they rest on it and it changes.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn set(&self, setting: Setting, value: u64) -> Result<(), Error> {
+        let unchanged = self.get(setting)? == value;
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        map.set(setting as u32, value, 0).map_err(|error| failed("write a setting", error))
+        map.set(setting as u32, value, 0).map_err(|error| failed("write a setting", error))?;
+        if unchanged || !setting.decides_on_connections() {
+            return Ok(());
+        }
+        let slot = Setting::Generation as u32;
+        let generation = map.get(&slot, 0).map_err(|error| failed("read a setting", error))?;
+        map.set(slot, generation.wrapping_add(1), 0).map_err(|error| failed("write a setting", error))
     }
 }
 

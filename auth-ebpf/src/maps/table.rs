@@ -1,14 +1,15 @@
 //! A hash or trie, typed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use auth_ebpf_abi::{Address, AuthKey, ConnectionKey, Layout, NodeNumber, PolicyKey};
+use auth_ebpf_abi::{Address, AuthKey, ConnectionKey, FragmentKey, Layout, NodeNumber, PolicyKey};
 use aya::maps::{HashMap, Map, MapData, MapError};
 
 use crate::error::Error;
+use crate::maps::generations::{Generations, Touch};
 use crate::maps::{io_error, open_map};
 
 /// A type that can be the key of a [`Table`].
@@ -24,7 +25,12 @@ pub struct Table<K: TableKey, V: TableValue> {
     name: &'static str,
     capacity: u32,
     map: Mutex<HashMap<MapData, K::Bytes, V::Bytes>>,
+    /// What a change re-opens: of this key, from nothing (`added`) or from something.
+    touches: Option<(Arc<Generations>, Touches<K>)>,
 }
+
+/// What the change of an entry re-opens; whether it was not there before is told as well.
+pub(crate) type Touches<K> = fn(key: &K, added: bool) -> Touch;
 
 /// How many entries [`Table::reconcile`] has written and removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,10 +50,15 @@ impl<K: TableKey, V: TableValue> Table<K, V> {
         let capacity = data.info().map_err(error)?.max_entries();
         // Tries have the same calls as hashes, and keys of plain bytes.
         let map = HashMap::try_from(Map::HashMap(data)).map_err(error)?;
-        Ok(Self { name, capacity, map: Mutex::new(map) })
+        Ok(Self { name, capacity, map: Mutex::new(map), touches: None })
     }
 
-    /// The value under `key`; in a trie, that of its longest match.
+    /// The same table, with connections re-opened by what is written to it.
+    pub(crate) fn touching(self, generations: &Arc<Generations>, touches: Touches<K>) -> Self {
+        Self { touches: Some((Arc::clone(generations), touches)), ..self }
+    }
+
+    /// The value under `key`; in a trie ([`Maps::prefixes`](crate::Maps::prefixes)), that of its longest match.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -64,9 +75,8 @@ impl<K: TableKey, V: TableValue> Table<K, V> {
     /// # Errors
     /// [`Error::Full`] if there is no room, or if the kernel refuses.
     pub fn insert(&self, key: &K, value: &V) -> Result<(), Error> {
-        self.lock()
-            .insert(key.encode(), value.encode(), 0)
-            .map_err(|error| self.error("write an entry", error))
+        self.write(key, value)?;
+        self.raise([(*key, false)])
     }
 
     /// Removes `key`; whether it was there.
@@ -74,11 +84,11 @@ impl<K: TableKey, V: TableValue> Table<K, V> {
     /// # Errors
     /// If the kernel refuses.
     pub fn remove(&self, key: &K) -> Result<bool, Error> {
-        match self.lock().remove(&key.encode()) {
-            Ok(()) => Ok(true),
-            Err(error) if is_absent(&error) => Ok(false),
-            Err(error) => Err(self.error("remove an entry", error)),
+        let removed = self.erase(key)?;
+        if removed {
+            self.raise([(*key, false)])?;
         }
+        Ok(removed)
     }
 
     /// Everything in the map, by key. Entries that come or go meanwhile may be in it or not.
@@ -95,22 +105,91 @@ impl<K: TableKey, V: TableValue> Table<K, V> {
     /// # Errors
     /// [`Error::Full`] if there is no room, or if the kernel refuses. What has been written until then stays.
     pub fn reconcile(&self, desired: &BTreeMap<K, V>) -> Result<Changes, Error> {
+        let mut changed = Vec::new();
+        let outcome = self.replace(desired, &mut changed);
+        // After a failure as well: what has been written counts.
+        self.raise(changed)?;
+        outcome
+    }
+
+    /// Makes these changes, one after the other: a value is put, or, without one, the key removed.
+    pub(crate) fn change(&self, changes: impl Iterator<Item = (K, Option<V>)>) -> Result<(), Error> {
+        let mut changed = Vec::new();
+        let outcome = self.follow(changes, &mut changed);
+        // After a failure as well, as above.
+        self.raise(changed)?;
+        outcome
+    }
+
+    fn follow(
+        &self,
+        changes: impl Iterator<Item = (K, Option<V>)>,
+        changed: &mut Vec<(K, bool)>,
+    ) -> Result<(), Error> {
+        for (key, value) in changes {
+            match value {
+                Some(value) => self.write(&key, &value)?,
+                None => drop(self.erase(&key)?),
+            }
+            changed.push((key, false));
+        }
+        Ok(())
+    }
+
+    fn replace(&self, desired: &BTreeMap<K, V>, changed: &mut Vec<(K, bool)>) -> Result<Changes, Error> {
         let current = self.read()?;
         let mut changes = Changes::default();
         for (key, value) in desired {
-            match current.get(key) {
-                Some(old) if old == value => continue,
+            let old = current.get(key);
+            if old == Some(value) {
+                continue;
+            }
+            self.write(key, value)?;
+            changed.push((*key, old.is_none()));
+            match old {
                 Some(_) => changes.changed += 1,
                 None => changes.added += 1,
             }
-            self.insert(key, value)?;
         }
         for key in current.keys().filter(|key| !desired.contains_key(key)) {
-            if self.remove(key)? {
+            if self.erase(key)? {
+                changed.push((*key, false));
                 changes.removed += 1;
             }
         }
         Ok(changes)
+    }
+
+    fn write(&self, key: &K, value: &V) -> Result<(), Error> {
+        self.lock()
+            .insert(key.encode(), value.encode(), 0)
+            .map_err(|error| self.error("write an entry", error))
+    }
+
+    fn erase(&self, key: &K) -> Result<bool, Error> {
+        match self.lock().remove(&key.encode()) {
+            Ok(()) => Ok(true),
+            Err(error) if is_absent(&error) => Ok(false),
+            Err(error) => Err(self.error("remove an entry", error)),
+        }
+    }
+
+    /// Re-opens what the changes touch.
+    fn raise(&self, changed: impl IntoIterator<Item = (K, bool)>) -> Result<(), Error> {
+        let Some((generations, touches)) = &self.touches else { return Ok(()) };
+        let touched: BTreeSet<Touch> = changed.into_iter().map(|(key, added)| touches(&key, added)).collect();
+        generations.raise(&touched)
+    }
+
+    /// The keys in the map, in no order. Those that come or go meanwhile may be among them or not.
+    pub(crate) fn keys(&self) -> Result<Vec<K>, Error> {
+        let map = self.lock();
+        let most = usize::try_from(self.capacity).unwrap_or(usize::MAX).saturating_mul(2);
+        let mut keys = Vec::new();
+        for key in map.keys().take(most) {
+            keys.extend(K::decode(&key.map_err(|error| self.error("list its keys", error))?));
+        }
+        Ok(keys)
     }
 
     fn read(&self) -> Result<BTreeMap<K, V>, Error> {
@@ -194,7 +273,18 @@ macro_rules! plain_key {
         }
     )*};
 }
-plain_key!(AuthKey, ConnectionKey);
+plain_key!(AuthKey, ConnectionKey, FragmentKey);
+
+/// Index of an interface.
+impl sealed::Key for u32 {
+    type Bytes = [u8; 4];
+    fn encode(&self) -> [u8; 4] {
+        self.to_ne_bytes()
+    }
+    fn decode(bytes: &[u8; 4]) -> Option<Self> {
+        Some(Self::from_ne_bytes(*bytes))
+    }
+}
 
 impl sealed::Key for Address {
     type Bytes = [u8; 16];
@@ -217,7 +307,7 @@ impl sealed::Key for NodeNumber {
     }
 }
 
-/// Keys of tries: length of the prefix in bits, then the data.
+/// Keys with a prefix: its length in bits, then the data.
 macro_rules! prefix_key {
     ($($type:ty: $size:literal, $encode:expr, $decode:expr;)*) => {$(
         impl sealed::Key for ($type, u32) {

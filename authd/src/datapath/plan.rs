@@ -132,8 +132,13 @@ impl Plan {
         for address in pod.addresses.iter().map(|address| Address::from(*address)) {
             self.addresses.insert(address, AddressEntry { identity: number, node, flags: 0 });
             if let (true, Some((ifindex, _))) = (local, &interface) {
-                let bridge = inputs.interfaces.bridge_of(*ifindex).unwrap_or_default();
-                let endpoint = EndpointEntry { identity: number, ifindex: *ifindex, epoch: 1, bridge };
+                let endpoint = EndpointEntry {
+                    identity: number,
+                    ifindex: *ifindex,
+                    epoch: 1,
+                    bridge: inputs.interfaces.bridge_of(*ifindex).unwrap_or_default(),
+                    ..EndpointEntry::default()
+                };
                 self.endpoints.insert(address, endpoint);
             }
         }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use auth_ebpf::Maps;
-use auth_ebpf_abi::{IdentityNumber, capacity};
+use auth_ebpf_abi::{IdentityNumber, PolicyClasses, capacity};
 use ipnet::IpNet;
 use policy::{AuthenticationPairs, Engine, Overflow, Step};
 
@@ -24,6 +24,8 @@ pub(super) struct PolicyWriter {
     source: Option<(Arc<Cluster>, BTreeSet<IdentityNumber>)>,
     /// Whether the engine knows what the map holds.
     is_known: bool,
+    /// Which prefix lengths the map has entries of, by local identity.
+    classes: BTreeMap<IdentityNumber, PolicyClasses>,
     overflow: Option<Box<Overflow>>,
     required: Option<AuthenticationPairs>,
     rule_names: BTreeMap<u32, String>,
@@ -71,9 +73,13 @@ impl PolicyWriter {
 
     /// Makes the engine's plan.
     fn apply(&mut self, maps: &Maps) -> Result<(), auth_ebpf::Error> {
-        let table = maps.policy();
         if !self.is_known {
-            self.engine.adopt(table.entries()?);
+            let entries = maps.policy().entries()?;
+            self.classes.clear();
+            for ((key, prefix_len), _) in &entries {
+                self.classes.entry(key.local).or_default().add(key, *prefix_len);
+            }
+            self.engine.adopt(entries);
         }
         let (plan, overflow) = match self.engine.plan(capacity::POLICY) {
             Ok(plan) => (plan, None),
@@ -81,13 +87,15 @@ impl PolicyWriter {
         };
         // Until all of it is done, what the map holds is not known.
         self.is_known = false;
-        for step in &plan.steps {
-            match step {
-                Step::Put(key, entry) => table.insert(key, entry)?,
-                Step::Remove(key) => drop(table.remove(key)?),
-            }
-        }
+        maps.change_policy(plan.steps.iter().map(|step| match step {
+            Step::Put(key, entry) => (*key, Some(*entry)),
+            Step::Remove(key) => (*key, None),
+        }))?;
         self.engine.applied(&plan);
+        for local in plan.steps.iter().map(|step| step.key().0.local).collect::<BTreeSet<_>>() {
+            self.classes.insert(local, self.engine.classes(local));
+        }
+        self.classes.retain(|_, classes| *classes != PolicyClasses::default());
         self.is_known = true;
         if !plan.steps.is_empty() {
             tracing::info!(
@@ -116,6 +124,11 @@ impl PolicyWriter {
             conditions.iter().map(|condition| (object.to_string(), condition.to_string()))
         });
         self.conditions = conditions.collect();
+    }
+
+    /// Which prefix lengths the map has entries of for this identity: those that its endpoints look for.
+    pub(super) fn classes(&self, local: IdentityNumber) -> PolicyClasses {
+        self.classes.get(&local).copied().unwrap_or_default()
     }
 
     /// How many entries the map holds.

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use auth_ebpf_abi::{IdentityNumber, PolicyEntry};
+use auth_ebpf_abi::{IdentityNumber, PolicyClasses, PolicyEntry};
 
-use super::Engine;
 use super::group::Group;
+use super::{DIRECTIONS, Engine};
 use crate::plan::{Entries, MapKey, Overflow, Plan, Replacement, Side, Step, Target, fit};
 use crate::port::PortPrefix;
 
@@ -130,6 +130,21 @@ impl Engine {
         self.map.len == 0
     }
 
+    /// Which prefix lengths the map has entries of for this identity.
+    #[must_use]
+    pub fn classes(&self, local: IdentityNumber) -> PolicyClasses {
+        let mut classes = PolicyClasses::default();
+        for side in DIRECTIONS.map(|direction| Side { local, direction }) {
+            for remote in self.remotes(side) {
+                for (prefix, _) in self.held(side, remote).iter() {
+                    let (key, bits) = side.key(remote, *prefix);
+                    classes.add(&key, bits);
+                }
+            }
+        }
+        classes
+    }
+
     fn wanted(&self, side: Side, remote: IdentityNumber) -> Entries {
         self.groups.get(&side).map(|group| group.entries(remote)).unwrap_or_default()
     }
@@ -153,11 +168,18 @@ impl Engine {
         Replacement { remote, old: Entries::clone(old), new: self.wanted(side, remote) }
     }
 
-    /// All replacements of a side, with those that replace nothing.
-    fn whole(&self, side: Side) -> Vec<Replacement> {
+    /// Whom the map holds, or shall hold, entries of a side for.
+    fn remotes(&self, side: Side) -> BTreeSet<IdentityNumber> {
         let wanted = self.groups.get(&side).into_iter().flat_map(Group::all).map(|(remote, _)| remote);
         let behind = self.map.behind.get(&side).into_iter().flatten().map(|(remote, _)| *remote);
-        let remotes: BTreeSet<IdentityNumber> = wanted.chain(behind).collect();
-        remotes.into_iter().map(|remote| self.replacement(side, remote, &self.held(side, remote))).collect()
+        wanted.chain(behind).collect()
+    }
+
+    /// All replacements of a side, with those that replace nothing.
+    fn whole(&self, side: Side) -> Vec<Replacement> {
+        self.remotes(side)
+            .into_iter()
+            .map(|remote| self.replacement(side, remote, &self.held(side, remote)))
+            .collect()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use auth_ebpf_abi::PolicyClasses;
 use policy::{
     Direction, Engine, Identity, IdentityNumber, IdentitySet, Input, NamedPort, NamedPorts, ObjectRef,
     Policy, PolicyMap, PolicySet, Step, Surroundings, compile, lookup, protocol,
@@ -166,6 +167,13 @@ impl Model {
         }
         engine.applied(&plan);
         assert_eq!(engine.len(), self.map.len());
+        let mut classes: BTreeMap<IdentityNumber, PolicyClasses> = BTreeMap::new();
+        for (key, bits) in self.map.keys() {
+            classes.entry(key.local).or_default().add(key, *bits);
+        }
+        for local in PODS {
+            assert_eq!(engine.classes(local), classes.get(&local).copied().unwrap_or_default());
+        }
         if fits {
             assert_eq!(self.map, wanted);
             assert!(engine.plan(capacity).unwrap().steps.is_empty());

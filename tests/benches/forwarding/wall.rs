@@ -185,8 +185,8 @@ fn fill(datapath: &Datapath, site: &Site, rules: usize) -> Result<()> {
         let address = Address::from(pod.address(Family::V4)?);
         maps.addresses().insert(&address, &AddressEntry { identity: number, node: 0, flags: 0 })?;
         let ifindex = ifindex(site, pod)?;
-        maps.endpoints()
-            .insert(&address, &EndpointEntry { identity: number, ifindex, epoch: 1, bridge: 0 })?;
+        let endpoint = EndpointEntry { identity: number, ifindex, epoch: 1, ..EndpointEntry::default() };
+        maps.endpoints().insert(&address, &endpoint)?;
     }
     let forever = u64::MAX;
     for (local, remote) in [(CLIENT, SERVER), (SERVER, CLIENT)] {
@@ -211,7 +211,7 @@ fn fill(datapath: &Datapath, site: &Site, rules: usize) -> Result<()> {
         policy.insert((key, PolicyKey::prefix_len(Some(16))), authenticated);
     }
     debug_assert!(!identity::is_reserved(OTHERS + others));
-    maps.policy().reconcile(&policy)?;
+    maps.change_policy(policy.iter().map(|(key, entry)| (*key, Some(*entry))))?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The hooks where traffic enters and leaves the node: the WireGuard device and the uplinks.
 
 use super::{Judge, Outcome, State};
-use crate::packet::{Packet, protocol};
+use crate::packet::{Fragment, Packet, protocol};
 use crate::{AddressEntry, DropReason, Setting, identity};
 
 impl<S: State> Judge<'_, S> {
@@ -93,7 +93,8 @@ impl<S: State> Judge<'_, S> {
         };
         let port = self.state.setting(setting);
         let is = |bytes| u64::from(u16::from_be_bytes(bytes)) == port;
-        port != 0 && !packet.fragment && (is(packet.source_port) || is(packet.destination_port))
+        let whole = matches!(packet.fragment, Fragment::Whole);
+        port != 0 && whole && (is(packet.source_port) || is(packet.destination_port))
     }
 }
 

@@ -1,106 +1,87 @@
 //! What an endpoint and its other end may exchange: connection, policy, authentication, encryption.
 
 use super::pod::Remote;
-use super::{CONNECTION_TIMEOUT, Judge, Outcome, State, TCP_TIMEOUT, Tracked};
-use crate::packet::{Packet, protocol};
+use super::standing::{Known, Standing, is_tracked, may_open};
+use super::{Judge, Outcome, Place, State};
+use crate::packet::Packet;
 use crate::{
-    Address, AuthKey, AuthType, ConnectionEntry, ConnectionKey, Direction, DropReason, IdentityNumber,
-    NodeEntry, NodeNumber, PolicyKey, Setting, choose, identity,
+    AuthKey, AuthType, ConnectionEntry, Direction, DropReason, EndpointEntry, IdentityNumber, NodeEntry,
+    NodeNumber, Setting, identity,
 };
 
 impl<S: State> Judge<'_, S> {
-    /// Judges a packet between an endpoint and its other end, and remembers the connection if it passes.
+    /// Judges a packet between an endpoint and its other end that nothing settled lets pass, and remembers
+    /// what comes of it.
     #[inline(always)]
     pub(super) fn exchange(
         &mut self,
         packet: &Packet,
-        direction: Direction,
-        address: &Address,
-        local: IdentityNumber,
+        place: &mut Place,
+        standing: Standing,
+        endpoint: &EndpointEntry,
         remote: &Remote,
     ) -> Outcome {
-        let mut key = connection_key(packet, direction, address, &remote.address);
-        key.direction = direction.reverse() as u8;
-        let reply = if may_reply(packet) { self.opened(&key, local, remote) } else { None };
-        let auth_type = match reply {
-            Some(auth_type) => {
-                self.event.reply = 1;
-                auth_type
-            }
-            None if remote.is_this_host => AuthType::Disabled as u8,
-            None => self.policy(packet, direction, local, remote)?,
+        let local = endpoint.identity;
+        let generation = self.generation(local, remote.entry.identity);
+        let known = match standing {
+            // An address that has changed hands since takes no connection with it.
+            Standing::Open(known) if known.is_between(local, remote) => Some(known),
+            Standing::Open(_) | Standing::Unknown | Standing::Settled => None,
         };
+        let opened = match known {
+            Some(known) => known.opened,
+            None => self.direction(),
+        };
+        self.event.reply = u8::from(opened != self.direction());
+        let auth_type = self.wanted(packet, opened, known, endpoint, remote)?;
         let node = self.session(remote.entry.node);
-        if !remote.is_this_host {
-            self.authenticate(local, remote, auth_type, node)?;
-        }
+        self.authenticate(local, remote, auth_type, node)?;
         self.encrypt(remote, node)?;
-        if self.event.reply == 1 {
-            self.state.replied(&key);
-            return Ok(());
-        }
-        key.direction = direction as u8;
-        // What is only tried binds no reply.
-        let auth_type = if self.entry_audited { AuthType::Disabled as u8 } else { auth_type };
-        self.track(packet, &key, local, remote, auth_type)
+        let notes = *self.notes();
+        place.entry = ConnectionEntry {
+            // What was only observed settles nothing: it ends with observing.
+            valid_until: if notes.audit != 0 || notes.policy_audited { 0 } else { notes.valid_until },
+            local_identity: local,
+            remote_identity: remote.entry.identity,
+            generation,
+            ifindex: self.context.ifindex,
+            peer_ifindex: remote.ifindex,
+            peer_bridge: remote.bridge,
+            node: remote.entry.node,
+            // What is only tried binds no reply.
+            auth_type: if notes.entry_audited { AuthType::Disabled as u8 } else { auth_type },
+            direction: opened as u8,
+            flags: if notes.policy_audited { ConnectionEntry::AUDITED } else { 0 },
+            ..ConnectionEntry::default()
+        };
+        self.track(packet, place)
     }
 
-    /// The authentication type of the connection under `key`, if it is alive and between these two.
+    /// The authentication type that the packet needs. A reply needs what its connection rests on, and asks
+    /// policy only if that has changed since: about the connection, not about itself.
     #[inline(always)]
-    fn opened(&self, key: &ConnectionKey, local: IdentityNumber, remote: &Remote) -> Option<u8> {
-        let connection = self.state.connection(key)?;
-        // An address that has changed hands since takes no connection with it.
-        let same = connection.local_identity == local
-            && connection.remote_identity == remote.entry.identity
-            && connection.node == remote.entry.node;
-        let timeout = if key.protocol == protocol::TCP { TCP_TIMEOUT } else { CONNECTION_TIMEOUT };
-        if !same || connection.last_seen.wrapping_add(timeout) <= self.now() {
-            return None;
-        }
-        if connection.flags & ConnectionEntry::AUDITED != 0
-            && self.enforces(Setting::PolicyMode, Setting::PolicyOffUntil)
-        {
-            return None;
-        }
-        Some(connection.auth_type)
-    }
-
-    /// Asks policy, and returns the authentication type that it wants.
-    #[inline(always)]
-    fn policy(
+    fn wanted(
         &mut self,
         packet: &Packet,
-        direction: Direction,
-        local: IdentityNumber,
+        opened: Direction,
+        known: Option<Known>,
+        endpoint: &EndpointEntry,
         remote: &Remote,
     ) -> Result<u8, DropReason> {
-        let port = if packet.is_icmp() { [packet.destination_port[0], 0] } else { packet.destination_port };
-        let mut key = PolicyKey {
-            local,
-            remote: remote.entry.identity,
-            direction: direction as u8,
-            protocol: packet.protocol,
-            port,
-        };
-        let with_identity = self.state.policy(&key);
-        key.remote = identity::UNKNOWN;
-        let any_identity = self.state.policy(&key);
-        let Some(choice) = choose(with_identity, any_identity) else {
-            self.refuse(DropReason::PolicyDenied)?;
-            return Ok(AuthType::Disabled as u8);
-        };
-        self.event.cookie = choice.entry.cookie;
-        self.entry_audited = choice.entry.audit != 0;
-        if choice.entry.deny != 0 {
-            self.refuse(DropReason::PolicyDeny)?;
+        // What this host itself opens needs neither policy nor authentication; what bears its address and
+        // came in from elsewhere is the world's by now.
+        if matches!(opened, Direction::Ingress) && remote.entry.identity == identity::HOST {
             return Ok(AuthType::Disabled as u8);
         }
-        let off_the_mesh =
-            remote.entry.node == 0 && !remote.entry.is_of_pod() && remote.entry.identity != identity::HOST;
-        if choice.entry.encryption != 0 && off_the_mesh {
-            self.refuse(DropReason::Unencrypted)?;
+        if let Some(known) = known
+            && known.current
+            && self.event.reply == 1
+            && !(known.audited && self.enforces(Setting::PolicyMode, Setting::PolicyOffUntil))
+        {
+            self.notes().policy_audited |= known.audited;
+            return Ok(known.auth_type);
         }
-        Ok(choice.auth_type)
+        self.policy(packet, opened, endpoint, remote)
     }
 
     /// The session with a node; one that never was for this node, and for a node without any.
@@ -148,70 +129,107 @@ impl<S: State> Judge<'_, S> {
             return Ok(());
         }
         let tunnelled = || self.now() < node.expires && self.state.setting(Setting::WireguardIfindex) != 0;
-        if remote.entry.is_of_pod() && !tunnelled() {
-            return self.refuse(DropReason::NoNodeSession);
+        if remote.entry.is_of_pod() {
+            if !tunnelled() {
+                return self.refuse(DropReason::NoNodeSession);
+            }
+            let notes = self.notes();
+            notes.valid_until = notes.valid_until.min(node.expires);
         }
         self.event.encrypted = 1;
         Ok(())
     }
 
-    /// Remembers the connection, so that its replies need no policy of their own.
+    /// Remembers the connection, so that its next packets need only it.
     #[inline(always)]
-    fn track(
-        &mut self,
-        packet: &Packet,
-        key: &ConnectionKey,
-        local: IdentityNumber,
-        remote: &Remote,
-        auth_type: u8,
-    ) -> Outcome {
-        if packet.is_icmp() && !packet.is_echo_request() {
+    fn track(&mut self, packet: &Packet, place: &mut Place) -> Outcome {
+        if !is_tracked(packet) {
             return Ok(());
         }
-        let entry = ConnectionEntry {
-            last_seen: self.now(),
-            packets: 1,
-            bytes: u64::from(self.context.length),
-            local_identity: local,
-            remote_identity: remote.entry.identity,
-            node: remote.entry.node,
-            auth_type,
-            flags: if self.policy_audited { ConnectionEntry::AUDITED } else { 0 },
-            ..ConnectionEntry::default()
-        };
-        // Who opened a TCP connection is clear from its first segment alone: a later one that nobody knows
-        // must not turn its direction round, and with it the rules that apply.
-        let create = packet.protocol != protocol::TCP || packet.is_syn();
-        match self.state.track(key, &entry, create) {
-            Tracked::New => self.opening = true,
-            Tracked::Known | Tracked::Absent => {}
-            Tracked::Full => self.refuse(DropReason::MapError)?,
+        let Place { connection: key, entry, .. } = place;
+        let opens = may_open(packet);
+        if let Some(mut known) = self.state.established(key) {
+            self.renew(packet, entry, &mut known);
+            return Ok(());
         }
-        Ok(())
+        if let Some(mut known) = self.state.half_open(key) {
+            self.renew(packet, entry, &mut known);
+            return Ok(());
+        }
+        if !opens {
+            return Ok(());
+        }
+        entry.record(packet, false, self.context.length, self.now());
+        if self.state.open(key, entry) {
+            self.notes().opening = true;
+            return Ok(());
+        }
+        self.refuse(DropReason::MapError)
     }
 }
 
-/// The key, from the endpoint's view, of the connection that this packet belongs to.
-#[inline(always)]
-fn connection_key(packet: &Packet, direction: Direction, local: &Address, remote: &Address) -> ConnectionKey {
-    let (local_port, remote_port) = match direction {
-        _ if packet.is_icmp() => (packet.source_port, packet.source_port),
-        Direction::Egress => (packet.source_port, packet.destination_port),
-        Direction::Ingress => (packet.destination_port, packet.source_port),
-    };
-    ConnectionKey {
-        local: *local,
-        remote: *remote,
-        local_port,
-        remote_port,
-        protocol: packet.protocol,
-        direction: direction as u8,
-        pad: 0,
+impl<S: State> Judge<'_, S> {
+    #[inline(always)]
+    fn renew(&mut self, packet: &Packet, decided: &ConnectionEntry, known: &mut ConnectionEntry) {
+        let renewal = known.renew(decided, packet, may_open(packet), self.now());
+        if matches!(renewal, Renewal::Refused) {
+            return;
+        }
+        let reply = decided.direction != self.direction() as u8;
+        known.record(packet, reply, self.context.length, self.now());
+        self.notes().opening = matches!(renewal, Renewal::New);
     }
 }
 
-/// Whether a packet can be the reply of a connection at all.
-#[inline(always)]
-const fn may_reply(packet: &Packet) -> bool {
-    if packet.is_icmp() { packet.is_echo_reply() } else { !packet.is_syn() }
+impl Known {
+    /// Whether it is a connection of these two.
+    #[inline(always)]
+    const fn is_between(&self, local: IdentityNumber, remote: &Remote) -> bool {
+        self.local == local && self.remote == remote.entry.identity && self.node == remote.entry.node
+    }
+}
+
+/// What has become of an entry that was there.
+#[derive(Clone, Copy)]
+enum Renewal {
+    /// It goes on.
+    Same,
+    /// Another connection has taken its place.
+    New,
+    /// It stays as it is: the packet belongs to no connection.
+    Refused,
+}
+
+impl ConnectionEntry {
+    /// Makes this the entry that was decided on now. Counters and state go on if it is the same connection.
+    #[inline(always)]
+    fn renew(&mut self, decided: &Self, packet: &Packet, opens: bool, now: u64) -> Renewal {
+        let same = self.is_alive(packet.protocol, now)
+            && self.local_identity == decided.local_identity
+            && self.remote_identity == decided.remote_identity
+            && self.node == decided.node
+            && self.direction == decided.direction
+            && !(opens && self.is_closed());
+        if !same && !opens {
+            return Renewal::Refused;
+        }
+        if !same {
+            self.packets = 0;
+            self.bytes = 0;
+            self.reply_packets = 0;
+            self.state = 0;
+        }
+        self.local_identity = decided.local_identity;
+        self.remote_identity = decided.remote_identity;
+        self.ifindex = decided.ifindex;
+        self.peer_ifindex = decided.peer_ifindex;
+        self.peer_bridge = decided.peer_bridge;
+        self.node = decided.node;
+        self.auth_type = decided.auth_type;
+        self.direction = decided.direction;
+        self.flags = decided.flags;
+        self.valid_until = decided.valid_until;
+        self.generation = decided.generation;
+        if same { Renewal::Same } else { Renewal::New }
+    }
 }

@@ -73,23 +73,33 @@ impl<S: State> Judge<'_, S> {
     /// The pair has not authenticated: the packet asks for it, and waits if it may.
     #[inline(always)]
     pub(super) fn lack_authentication(&mut self, key: AuthKey) -> Outcome {
-        let since = self.context.held_since;
+        let since = self.notes().held_since;
         if since != 0 && Held::is_late(since, self.now()) {
             return self.refuse(DropReason::HoldTimeout);
         }
         // What has waited in vain neither asks nor waits again.
-        self.auth_wanted = since == 0;
-        self.may_wait = since == 0 && self.can_hold();
-        self.hold_key = key;
+        let may_wait = since == 0 && self.can_hold();
+        let notes = self.notes();
+        notes.auth_wanted = since == 0;
+        notes.may_wait = may_wait;
+        notes.hold_key = key;
         self.refuse(DropReason::AuthRequired)
     }
 
     /// The pair has authenticated, but packets that came before may still be held: then this one waits
     /// behind them, as long as there is room. Order is all that is at stake, so without room it passes.
+    ///
+    /// Until they have gone, the connection lets no packet pass without asking here.
     #[inline(always)]
     pub(super) fn queue_behind(&mut self, auth: AuthEntry, key: AuthKey) -> Outcome {
-        let draining = auth.flags & AuthFlags::DRAINING != 0 && self.context.held_since == 0;
-        if !draining || !self.can_hold() {
+        if auth.flags & AuthFlags::DRAINING == 0 {
+            let notes = self.notes();
+            notes.valid_until = notes.valid_until.min(auth.expires);
+            return Ok(());
+        }
+        let notes = self.notes();
+        notes.valid_until = 0;
+        if notes.held_since != 0 || !self.can_hold() {
             return Ok(());
         }
         let places = Credits::of(self.context.hook, self.context.ifindex, &key);
@@ -99,8 +109,9 @@ impl<S: State> Judge<'_, S> {
         if pair == 0 || !may_take(pair, endpoint, all) {
             return Ok(());
         }
-        self.may_wait = true;
-        self.hold_key = key;
+        let notes = self.notes();
+        notes.may_wait = true;
+        notes.hold_key = key;
         Err(DropReason::AuthRequired)
     }
 
@@ -115,8 +126,7 @@ impl<S: State> Judge<'_, S> {
 
     /// Takes a token and the credits for it.
     #[inline(always)]
-    pub(super) fn take_hold(&mut self) -> Outcome {
-        let key = self.hold_key;
+    pub(super) fn take_hold(&mut self, key: AuthKey) -> Outcome {
         let held = Held {
             since: self.now(),
             ifindex: self.context.ifindex,
@@ -164,7 +174,7 @@ impl<S: State> Judge<'_, S> {
     /// has come in by no interface, so nobody can send something under the token of another.
     #[inline(always)]
     pub(super) fn enter_hold(&mut self) -> Outcome {
-        match tagged(self.state, self.context) {
+        match tagged(self.state, &self.context) {
             Some(held)
                 if held.stage == HoldStage::TAKEN
                     && held.ingress_ifindex == self.context.ingress_ifindex
@@ -180,7 +190,7 @@ impl<S: State> Judge<'_, S> {
     /// Out of the hold device, back to the hook: only what is held, and only once.
     #[inline(always)]
     pub(super) fn leave_hold(&mut self) -> Outcome {
-        match tagged(self.state, self.context) {
+        match tagged(self.state, &self.context) {
             Some(held) if held.stage == HoldStage::HELD && !held.is_free(self.now()) => {
                 self.state.hold(self.context.tag, &Held { stage: HoldStage::RELEASED, ..held });
                 *self.token = self.context.tag;

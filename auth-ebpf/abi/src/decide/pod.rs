@@ -1,58 +1,129 @@
 //! The hooks at a pod's interface.
 
-use super::{Judge, Outcome, State};
-use crate::packet::{Packet, protocol};
-use crate::{Address, AddressEntry, Direction, DropReason, Setting, identity};
+use core::hint::black_box;
+
+use super::standing::{Standing, connection_key};
+use super::{Judge, Outcome, Place, State};
+use crate::packet::{Fragment, Packet, icmp, protocol};
+use crate::{
+    Address, AddressEntry, ConnectionEntry, Direction, DropReason, EndpointEntry, Setting, identity,
+};
 
 /// The other end of a packet at a pod.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Remote {
-    pub(super) address: Address,
     pub(super) entry: AddressEntry,
-    /// It is this very host, which reaches its pods without policy and authentication.
-    pub(super) is_this_host: bool,
+    /// Index of the interface by which its packets come in; [`ConnectionEntry::ANY`].
+    pub(super) ifindex: u32,
+    /// Another one, as [`ConnectionEntry::peer_bridge`].
+    pub(super) bridge: u32,
+}
+
+impl Remote {
+    /// Whoever has this address, wherever its packets come in.
+    #[inline(always)]
+    const fn anywhere(entry: AddressEntry) -> Self {
+        Self { entry, ifindex: ConnectionEntry::ANY, bridge: 0 }
+    }
+
+    /// It is this pod here.
+    #[inline(always)]
+    const fn comes_by(&mut self, endpoint: &EndpointEntry) {
+        self.ifindex = endpoint.ifindex;
+        self.bridge = endpoint.bridge;
+    }
 }
 
 impl<S: State> Judge<'_, S> {
+    /// A packet at a pod's interface: most belong to a connection that lets them pass.
+    #[inline(always)]
+    pub(super) fn at_pod(&mut self, packet: &mut Packet, place: &mut Place) -> Outcome {
+        if self.context.tagged || !matches!(packet.fragment, Fragment::Whole) {
+            self.describe(packet);
+            if self.context.tagged {
+                return self.refuse(DropReason::UnsupportedL3);
+            }
+            if let Err(reason) = self.follow(packet, place) {
+                return self.refuse(reason);
+            }
+        }
+        place.connection = connection_key(packet, self.direction());
+        let standing = self.standing(packet, place);
+        if !matches!(standing, Standing::Settled) {
+            self.describe(packet);
+            match self.direction() {
+                Direction::Egress => self.pod_sends(packet, place, standing)?,
+                Direction::Ingress => self.pod_receives(packet, place, standing)?,
+            }
+        }
+        self.lead(packet, place);
+        Ok(())
+    }
+
     /// A pod sends: the address is its own, the destination is known, and then the exchange.
     #[inline(always)]
-    pub(super) fn pod_sends(&mut self, packet: &Packet) -> Outcome {
-        if self.context.tagged {
-            return self.refuse(DropReason::UnsupportedL3);
-        }
-        if self.is_link_signalling(packet, &packet.destination) && self.may_signal(packet) {
-            return Ok(());
+    fn pod_sends(&mut self, packet: &Packet, place: &mut Place, standing: Standing) -> Outcome {
+        if packet.is_neighbour_discovery() || packet.is_multicast_listener() {
+            if !self.may_signal(packet) {
+                return self.refuse(DropReason::Spoofed);
+            }
+            if self.is_on_link(&packet.destination) {
+                return Ok(());
+            }
         }
         let Some(endpoint) = self.own_endpoint(&packet.source) else {
             return self.refuse(DropReason::Spoofed);
         };
         self.event.local = endpoint.identity;
-        let entry = self.resolve(&packet.destination);
-        self.event.remote = entry.identity;
-        self.event.node = entry.node;
-        if packet.fragment {
-            return self.refuse(DropReason::Fragment);
+        if packet.destination.is_loopback() {
+            // With route_localnet (kube-proxy sets it) the host would take it for its own.
+            return self.refuse(DropReason::InvalidPacket);
         }
-        if entry.is_cluster_range() {
+        place.remote = self.recipient(&packet.destination)?;
+        let remote = *black_box(&mut place.remote);
+        self.event.remote = remote.entry.identity;
+        self.event.node = remote.entry.node;
+        if remote.entry.is_cluster_range() {
             return self.refuse(DropReason::UnknownDestination);
         }
-        if entry.is_of_node() && self.is_reserved_port(packet) {
+        let heard_here = remote.entry.is_of_node() || packet.destination.is_nobodys();
+        if heard_here && self.is_reserved_port(packet) {
             self.refuse(DropReason::ReservedPort)?;
         }
-        // Without a program at its interface, nothing would judge the packet on its way in.
-        if entry.is_of_pod() && entry.node == 0 && self.state.endpoint(&packet.destination).is_none() {
-            self.refuse(DropReason::NoEndpoint)?;
+        if self.is_related(packet, place, &remote.entry) {
+            self.event.reply = 1;
+            return Ok(());
         }
-        let remote = Remote { address: packet.destination, entry, is_this_host: false };
-        self.exchange(packet, Direction::Egress, &packet.source, endpoint.identity, &remote)
+        self.exchange(packet, place, standing, &endpoint, &remote)
+    }
+
+    /// Whom a pod's packet goes to.
+    #[inline(always)]
+    fn recipient(&mut self, destination: &Address) -> Result<Remote, DropReason> {
+        let mut remote = Remote::anywhere(self.resolve(destination));
+        // A link has nobody but the pod and this host, or pods to which no program lets it pass.
+        if destination.is_link_local() {
+            remote.entry = AddressEntry { identity: identity::HOST, node: 0, flags: 0 };
+        }
+        if remote.entry.identity == identity::HOST {
+            remote.ifindex = 0;
+        }
+        if remote.entry.node != 0 {
+            remote.ifindex = self.tunnel();
+        }
+        if remote.entry.is_of_pod() && remote.entry.node == 0 {
+            match self.state.endpoint(destination) {
+                Some(endpoint) => remote.comes_by(&endpoint),
+                // Without a program at its interface, nothing would judge the packet on its way in.
+                None => self.refuse(DropReason::NoEndpoint)?,
+            }
+        }
+        Ok(remote)
     }
 
     /// A pod receives: it is here, the packet came the way its source must come, and then the exchange.
     #[inline(always)]
-    pub(super) fn pod_receives(&mut self, packet: &Packet) -> Outcome {
-        if self.context.tagged {
-            return self.refuse(DropReason::UnsupportedL3);
-        }
+    fn pod_receives(&mut self, packet: &Packet, place: &mut Place, standing: Standing) -> Outcome {
         if self.is_link_signalling_from_host(packet) {
             return Ok(());
         }
@@ -60,25 +131,31 @@ impl<S: State> Judge<'_, S> {
             return self.refuse(DropReason::NoEndpoint);
         };
         self.event.local = endpoint.identity;
-        let remote = self.provenance(&packet.source)?;
+        if packet.source.is_nobodys() {
+            return self.refuse(DropReason::Spoofed);
+        }
+        place.remote = self.provenance(&packet.source)?;
+        let remote = *black_box(&mut place.remote);
         self.event.remote = remote.entry.identity;
         self.event.node = remote.entry.node;
-        if packet.fragment {
-            return self.refuse(DropReason::Fragment);
-        }
         if remote.entry.is_cluster_range() {
             return self.refuse(DropReason::UnknownSource);
         }
-        self.exchange(packet, Direction::Ingress, &packet.destination, endpoint.identity, &remote)
+        if self.is_related(packet, place, &remote.entry) {
+            self.event.reply = 1;
+            return Ok(());
+        }
+        self.exchange(packet, place, standing, &endpoint, &remote)
     }
 
     /// Who sent this, judged by where the kernel says that it came in.
     #[inline(always)]
     fn provenance(&mut self, source: &Address) -> Result<Remote, DropReason> {
         let ingress = self.context.ingress_ifindex;
-        let mut remote = Remote { address: *source, entry: AddressEntry::default(), is_this_host: false };
+        let mut remote = Remote::anywhere(AddressEntry::default());
         if let Some(sender) = self.state.endpoint(source) {
             remote.entry.identity = sender.identity;
+            remote.comes_by(&sender);
             if !sender.sends_by(ingress) {
                 self.refuse(DropReason::Spoofed)?;
             }
@@ -86,6 +163,7 @@ impl<S: State> Judge<'_, S> {
         }
         remote.entry = self.resolve(source);
         if remote.entry.node != 0 {
+            remote.ifindex = self.tunnel();
             if !self.is_wireguard(ingress) {
                 self.refuse(DropReason::Unencrypted)?;
                 // Only the tunnel proves that a node sent it.
@@ -94,7 +172,7 @@ impl<S: State> Judge<'_, S> {
                 }
             }
         } else if remote.entry.identity == identity::HOST {
-            remote.is_this_host = ingress == 0;
+            remote.ifindex = ingress;
             if ingress != 0 {
                 remote.entry.identity = identity::WORLD;
             }
@@ -104,30 +182,61 @@ impl<S: State> Judge<'_, S> {
         Ok(remote)
     }
 
+    /// Index of the WireGuard device. While there is none, no packet comes in by it.
+    #[inline(always)]
+    fn tunnel(&mut self) -> u32 {
+        match self.state.setting(Setting::WireguardIfindex) as u32 {
+            // Index 0 would stand for this host.
+            0 => {
+                self.notes().valid_until = 0;
+                ConnectionEntry::ANY
+            }
+            index => index,
+        }
+    }
+
     /// Whether `ifindex` is the WireGuard device.
     #[inline(always)]
     pub(super) fn is_wireguard(&self, ifindex: u32) -> bool {
         ifindex != 0 && u64::from(ifindex) == self.state.setting(Setting::WireguardIfindex)
     }
 
-    /// Neighbour discovery or multicast listener discovery whose `target` is on the link.
+    /// Whether what is sent to `destination` stays on the link.
     #[inline(always)]
-    fn is_link_signalling(&self, packet: &Packet, target: &Address) -> bool {
-        (packet.is_neighbour_discovery() || packet.is_multicast_listener())
-            && (target.is_multicast() || target.is_link_local() || self.is_host(target))
+    fn is_on_link(&self, destination: &Address) -> bool {
+        destination.is_multicast() || destination.is_link_local() || self.is_host(destination)
     }
 
+    /// Whether a pod may say this: under its own address, about its own address, and not as a router. An
+    /// advertisement about another's address, or the probe that is taken for one (RFC 4862), would bring
+    /// that one's traffic here, or cut it off, where pods share a bridge.
     #[inline(always)]
     fn may_signal(&self, packet: &Packet) -> bool {
+        let [kind, _] = packet.destination_port;
         let source = &packet.source;
-        source.is_unspecified() || source.is_link_local() || self.own_endpoint(source).is_some()
+        let own = |address: &Address| address.is_link_local() || self.own_endpoint(address).is_some();
+        if packet.is_multicast_listener() {
+            return source.is_unspecified() || own(source);
+        }
+        match kind {
+            icmp::V6_ROUTER_ADVERTISEMENT | icmp::V6_NEIGHBOUR_LAST => false,
+            icmp::V6_NEIGHBOUR_ADVERTISEMENT => own(source) && own(&packet.target),
+            icmp::V6_NEIGHBOUR_SOLICITATION if source.is_unspecified() => own(&packet.target),
+            _ => source.is_unspecified() || own(source),
+        }
     }
 
-    /// The host, or on a bridge another pod, discovers a pod.
+    /// The host, or on a bridge another pod, discovers a pod. Only the host is a router to it.
     #[inline(always)]
     fn is_link_signalling_from_host(&self, packet: &Packet) -> bool {
         let source = &packet.source;
         if !packet.is_neighbour_discovery() && !packet.is_multicast_listener() {
+            return false;
+        }
+        let from_host = self.context.ingress_ifindex == 0;
+        let router =
+            matches!(packet.destination_port[0], icmp::V6_ROUTER_ADVERTISEMENT | icmp::V6_NEIGHBOUR_LAST);
+        if packet.is_neighbour_discovery() && router && !from_host {
             return false;
         }
         if source.is_unspecified() || source.is_link_local() {
@@ -135,7 +244,7 @@ impl<S: State> Judge<'_, S> {
         }
         match self.state.endpoint(source) {
             Some(sender) => sender.sends_by(self.context.ingress_ifindex),
-            None => self.context.ingress_ifindex == 0 && self.is_host(source),
+            None => from_host && self.is_host(source),
         }
     }
 

@@ -71,8 +71,18 @@ pub mod protocol {
 pub mod icmp {
     /// Echo reply.
     pub const ECHO_REPLY: u8 = 0;
+    /// Destination unreachable, with "fragmentation needed".
+    pub const UNREACHABLE: u8 = 3;
     /// Echo request.
     pub const ECHO: u8 = 8;
+    /// Time exceeded.
+    pub const TIME_EXCEEDED: u8 = 11;
+    /// Parameter problem.
+    pub const PARAMETER_PROBLEM: u8 = 12;
+    /// Destination unreachable, the first error; "packet too big" and time exceeded follow.
+    pub const V6_ERROR_FIRST: u8 = 1;
+    /// Parameter problem, the last error.
+    pub const V6_ERROR_LAST: u8 = 4;
     /// Echo request.
     pub const V6_ECHO: u8 = 128;
     /// Echo reply.
@@ -81,9 +91,15 @@ pub mod icmp {
     pub const V6_MLD_FIRST: u8 = 130;
     /// Multicast listener done.
     pub const V6_MLD_LAST: u8 = 132;
-    /// Router solicitation.
+    /// Router solicitation, the first message of neighbour discovery.
     pub const V6_NEIGHBOUR_FIRST: u8 = 133;
-    /// Redirect.
+    /// Router advertisement.
+    pub const V6_ROUTER_ADVERTISEMENT: u8 = 134;
+    /// Neighbour solicitation.
+    pub const V6_NEIGHBOUR_SOLICITATION: u8 = 135;
+    /// Neighbour advertisement.
+    pub const V6_NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+    /// Redirect, the last message of neighbour discovery.
     pub const V6_NEIGHBOUR_LAST: u8 = 137;
     /// Multicast listener report, version 2.
     pub const V6_MLD2_REPORT: u8 = 143;
@@ -91,8 +107,12 @@ pub mod icmp {
 
 /// Flags of TCP.
 pub mod tcp {
+    /// Finish.
+    pub const FIN: u8 = 0x01;
     /// Synchronise.
     pub const SYN: u8 = 0x02;
+    /// Reset.
+    pub const RST: u8 = 0x04;
     /// Acknowledge.
     pub const ACK: u8 = 0x10;
 }

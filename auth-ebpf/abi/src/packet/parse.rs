@@ -1,41 +1,77 @@
 //! The parser: Ethernet, at most one VLAN tag, IPv4 with options, IPv6 with a bounded number of extension
 //! headers, and what tells flows of the transport protocols apart.
 
-use super::{Bytes, Frame, Packet, ethertype, icmp, protocol};
+use super::{Bytes, Embedded, Fragment, Frame, Packet, ethertype, icmp, protocol};
 use crate::Address;
 
 /// IPv6 extension headers before a packet counts as unparsable.
 const MAX_EXTENSION_HEADERS: u32 = 6;
 const ETHERNET_HEADER: u32 = 14;
-const VLAN_TAG: u32 = 4;
+const TAGGED_HEADER: u32 = ETHERNET_HEADER + 4;
+const V4_HEADER: u32 = 20;
+const V6_HEADER: u32 = 40;
 
 /// Parses an Ethernet frame into `packet`; `vlan` allows one VLAN tag. `None` if it cannot be parsed.
 #[inline(always)]
 pub fn parse_ethernet<B: Bytes + ?Sized>(bytes: &B, vlan: bool, packet: &mut Packet) -> Option<Frame> {
-    let mut offset = ETHERNET_HEADER;
-    let mut ether = u16::from_be_bytes(bytes.load(offset - 2)?);
-    if vlan && matches!(ether, ethertype::VLAN | ethertype::PROVIDER_VLAN) {
-        offset += VLAN_TAG;
-        ether = u16::from_be_bytes(bytes.load(offset - 2)?);
-    }
-    match ether {
-        ethertype::IPV4 => parse_v4(bytes, offset, packet).map(|()| Frame::Ip),
-        ethertype::IPV6 => parse_v6(bytes, offset, packet).map(|()| Frame::Ip),
-        ethertype::ARP => parse_arp(bytes, offset, packet).map(|()| Frame::Arp),
-        other => Some(Frame::Other(other)),
-    }
+    let ether = u16::from_be_bytes(bytes.load_at::<{ ETHERNET_HEADER - 2 }, 2>()?);
+    let payload = match ether {
+        ethertype::VLAN | ethertype::PROVIDER_VLAN if vlan => {
+            let ether = u16::from_be_bytes(bytes.load_at::<{ TAGGED_HEADER - 2 }, 2>()?);
+            match network::<B, TAGGED_HEADER>(bytes, ether, packet)? {
+                Network::Ip(payload) => payload,
+                Network::Else(frame) => return Some(frame),
+            }
+        }
+        _ => match network::<B, ETHERNET_HEADER>(bytes, ether, packet)? {
+            Network::Ip(payload) => payload,
+            Network::Else(frame) => return Some(frame),
+        },
+    };
+    upper(bytes, payload, packet).map(|()| Frame::Ip)
 }
 
-/// Parses an IP packet that begins at `offset` into `packet`. `None` if it cannot be parsed.
+/// What an Ethernet frame holds, before its payload is looked at.
+#[derive(Clone, Copy)]
+enum Network {
+    Ip(Payload),
+    Else(Frame),
+}
+
 #[inline(always)]
-pub fn parse_ip<B: Bytes + ?Sized>(bytes: &B, offset: u32, packet: &mut Packet) -> Option<Frame> {
-    let [first] = bytes.load(offset)?;
-    match first >> 4 {
-        4 => parse_v4(bytes, offset, packet)?,
-        6 => parse_v6(bytes, offset, packet)?,
+fn network<B: Bytes + ?Sized, const OFFSET: u32>(
+    bytes: &B,
+    ether: u16,
+    packet: &mut Packet,
+) -> Option<Network> {
+    Some(match ether {
+        ethertype::IPV4 => Network::Ip(parse_v4::<B, OFFSET>(bytes, packet)?),
+        ethertype::IPV6 => Network::Ip(parse_v6::<B, OFFSET>(bytes, packet)?),
+        ethertype::ARP => {
+            parse_arp(bytes, OFFSET, packet)?;
+            Network::Else(Frame::Arp)
+        }
+        other => Network::Else(Frame::Other(other)),
+    })
+}
+
+/// Parses an IP packet into `packet`. `None` if it cannot be parsed.
+#[inline(always)]
+pub fn parse_ip<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Option<Frame> {
+    let [first, _]: [u8; 2] = bytes.load_at::<0, 2>()?;
+    let payload = match first >> 4 {
+        4 => parse_v4::<B, 0>(bytes, packet)?,
+        6 => parse_v6::<B, 0>(bytes, packet)?,
         _ => return None,
-    }
-    Some(Frame::Ip)
+    };
+    upper(bytes, payload, packet).map(|()| Frame::Ip)
+}
+
+/// What is behind the headers of IP: where it begins, and how long it says that it is.
+#[derive(Clone, Copy)]
+struct Payload {
+    offset: u32,
+    length: u32,
 }
 
 #[inline(always)]
@@ -52,45 +88,77 @@ fn parse_arp<B: Bytes + ?Sized>(bytes: &B, offset: u32, packet: &mut Packet) -> 
 }
 
 #[inline(always)]
-fn parse_v4<B: Bytes + ?Sized>(bytes: &B, offset: u32, packet: &mut Packet) -> Option<()> {
-    let header: [u8; 20] = bytes.load(offset)?;
-    let [version, _, l0, l1, _, _, f0, f1, hop_limit, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
+fn parse_v4<B: Bytes + ?Sized, const OFFSET: u32>(bytes: &B, packet: &mut Packet) -> Option<Payload> {
+    let header: [u8; 20] = bytes.load_at::<OFFSET, 20>()?;
+    let [version, _, l0, l1, i0, i1, f0, f1, hop_limit, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
         header;
     let length = u32::from(version & 0x0f) * 4;
-    let total = u32::from(u16::from_be_bytes([l0, l1]));
-    if version >> 4 != 4 || length < 20 || total < length {
+    let total = match u32::from(u16::from_be_bytes([l0, l1])) {
+        // BIG TCP: more than the field can say.
+        0 => bytes.segments_length()?.checked_sub(OFFSET)?,
+        total => total,
+    };
+    if version >> 4 != 4 || length < V4_HEADER || total < length {
         return None;
     }
-    const MORE_OR_OFFSET: u16 = 0x3fff;
+    const MORE: u16 = 0x2000;
+    const BEGIN: u16 = 0x1fff;
     packet.source = Address::from_v4([s0, s1, s2, s3]);
     packet.destination = Address::from_v4([d0, d1, d2, d3]);
     packet.protocol = protocol;
     packet.hop_limit = hop_limit;
-    packet.fragment = u16::from_be_bytes([f0, f1]) & MORE_OR_OFFSET != 0;
-    if packet.fragment { Some(()) } else { transport(bytes, offset + length, total - length, packet) }
+    packet.identification = u32::from(u16::from_be_bytes([i0, i1]));
+    let fragment = u16::from_be_bytes([f0, f1]);
+    if fragment & BEGIN != 0 {
+        packet.fragment = Fragment::Later;
+        packet.fragment_offset = (fragment & BEGIN) << 3;
+    } else if fragment & MORE != 0 {
+        first_fragment(total - length, packet);
+    }
+    Some(Payload { offset: OFFSET + length, length: total - length })
 }
 
 #[inline(always)]
-fn parse_v6<B: Bytes + ?Sized>(bytes: &B, offset: u32, packet: &mut Packet) -> Option<()> {
-    let [version, _, _, _, l0, l1, next, hop_limit]: [u8; 8] = bytes.load(offset)?;
-    packet.source = Address(bytes.load(offset + 8)?);
-    packet.destination = Address(bytes.load(offset + 24)?);
-    packet.hop_limit = hop_limit;
+fn parse_v6<B: Bytes + ?Sized, const OFFSET: u32>(bytes: &B, packet: &mut Packet) -> Option<Payload> {
+    let header: [u8; 40] = bytes.load_at::<OFFSET, 40>()?;
+    let ([version, _, _, _, l0, l1, next, hop_limit], addresses) = header.split_first_chunk()?;
+    let (source, destination) = addresses.split_first_chunk()?;
+    packet.source = Address(*source);
+    packet.destination = Address(*destination.first_chunk()?);
+    packet.hop_limit = *hop_limit;
     // A mapped address in a real IPv6 header would pass for the IPv4 address.
     if version >> 4 != 6 || packet.source.is_v4() || packet.destination.is_v4() {
         return None;
     }
-    let payload = u32::from(u16::from_be_bytes([l0, l1]));
+    let payload = u32::from(u16::from_be_bytes([*l0, *l1]));
     // The kernel's own big segments (BIG TCP) have no length here, but a jumbo option.
-    let mut left = if payload == 0 && next == protocol::HOP_BY_HOP { u32::MAX } else { payload };
-    let mut offset = offset + 40;
-    let mut next = next;
+    let mut left = if payload == 0 && *next == protocol::HOP_BY_HOP { u32::MAX } else { payload };
+    let mut offset = OFFSET + V6_HEADER;
+    let mut next = *next;
     for _ in 0..MAX_EXTENSION_HEADERS {
         packet.protocol = next;
         match next {
             protocol::FRAGMENT => {
-                packet.fragment = true;
-                return Some(());
+                let [following, _, f0, f1, id @ ..]: [u8; 8] = bytes.load(offset)?;
+                // A fragment of a fragment is nobody's datagram.
+                if !matches!(packet.fragment, Fragment::Whole) {
+                    return None;
+                }
+                left = left.checked_sub(8)?;
+                offset += 8;
+                next = following;
+                packet.identification = u32::from_be_bytes(id);
+                let fragment = u16::from_be_bytes([f0, f1]);
+                if fragment & !7 != 0 {
+                    packet.fragment = Fragment::Later;
+                    packet.fragment_offset = fragment & !7;
+                    packet.protocol = following;
+                    return Some(Payload { offset, length: left });
+                }
+                // Without a fragment to come it is a whole datagram (RFC 6946).
+                if fragment & 1 != 0 {
+                    first_fragment(left, packet);
+                }
             }
             protocol::HOP_BY_HOP
             | protocol::ROUTING
@@ -108,10 +176,38 @@ fn parse_v6<B: Bytes + ?Sized>(bytes: &B, offset: u32, packet: &mut Packet) -> O
                 offset += length;
                 next = following;
             }
-            _ => return transport(bytes, offset, left, packet),
+            _ => return Some(Payload { offset, length: left }),
         }
     }
     None
+}
+
+/// Notes a first fragment of `length` bytes behind the headers that every fragment repeats.
+#[inline(always)]
+const fn first_fragment(length: u32, packet: &mut Packet) {
+    // The next one begins at a multiple of eight.
+    packet.fragment = if length != 0 && length.is_multiple_of(8) && length <= 0xffff {
+        Fragment::First
+    } else {
+        Fragment::Broken
+    };
+    packet.fragment_end = length as u16;
+}
+
+/// The transport header. A first fragment without all of it leaves the judgement to what nobody looks at
+/// (RFC 1858, RFC 7112).
+#[inline(always)]
+fn upper<B: Bytes + ?Sized>(bytes: &B, payload: Payload, packet: &mut Packet) -> Option<()> {
+    if matches!(packet.fragment, Fragment::Later) {
+        return Some(());
+    }
+    match transport(bytes, payload.offset, payload.length, packet) {
+        None if matches!(packet.fragment, Fragment::First | Fragment::Broken) => {
+            packet.fragment = Fragment::Broken;
+            Some(())
+        }
+        outcome => outcome,
+    }
 }
 
 /// Reads the ports, or what stands for them; `left` bytes of the IP packet begin at `offset`.
@@ -127,19 +223,102 @@ fn transport<B: Bytes + ?Sized>(bytes: &B, offset: u32, left: u32, packet: &mut 
     if left < shortest {
         return None;
     }
-    let [a, b, c, d]: [u8; 4] = bytes.load(offset)?;
+    if packet.protocol == protocol::TCP {
+        let [a, b, c, d, _, _, _, _, _, _, _, _, _, flags]: [u8; 14] = load_near(bytes, offset)?;
+        packet.source_port = [a, b];
+        packet.destination_port = [c, d];
+        packet.tcp_flags = flags;
+        return Some(());
+    }
+    let [a, b, c, d]: [u8; 4] = load_near(bytes, offset)?;
     if packet.is_icmp() {
         packet.destination_port = [a, b];
-        if matches!(a, icmp::ECHO | icmp::ECHO_REPLY | icmp::V6_ECHO | icmp::V6_ECHO_REPLY) && left >= 8 {
-            packet.source_port = bytes.load(offset + 4)?;
-        }
-        return Some(());
+        return icmp_body(bytes, offset, left, packet);
     }
     packet.source_port = [a, b];
     packet.destination_port = [c, d];
-    if packet.protocol == protocol::TCP {
-        let [flags] = bytes.load(offset + 13)?;
-        packet.tcp_flags = flags;
+    Some(())
+}
+
+/// Bytes at a place where most packets have their transport header.
+#[inline(always)]
+fn load_near<B: Bytes + ?Sized, const N: usize>(bytes: &B, offset: u32) -> Option<[u8; N]> {
+    const AFTER_V4: u32 = ETHERNET_HEADER + V4_HEADER;
+    const AFTER_V6: u32 = ETHERNET_HEADER + V6_HEADER;
+    match offset {
+        AFTER_V4 => bytes.load_at::<AFTER_V4, N>(),
+        AFTER_V6 => bytes.load_at::<AFTER_V6, N>(),
+        _ => bytes.load(offset),
     }
+}
+
+/// What ICMP has behind type and code: an echo's identifier, a neighbour, a packet that met an error.
+#[inline(always)]
+fn icmp_body<B: Bytes + ?Sized>(bytes: &B, offset: u32, left: u32, packet: &mut Packet) -> Option<()> {
+    const HEADER: u32 = 8;
+    let [kind, _] = packet.destination_port;
+    if matches!(kind, icmp::ECHO | icmp::ECHO_REPLY | icmp::V6_ECHO | icmp::V6_ECHO_REPLY) && left >= HEADER {
+        packet.source_port = bytes.load(offset + 4)?;
+    }
+    let neighbour = matches!(kind, icmp::V6_NEIGHBOUR_SOLICITATION | icmp::V6_NEIGHBOUR_ADVERTISEMENT);
+    if packet.protocol == protocol::ICMPV6 && neighbour && left >= HEADER + 16 {
+        packet.target = Address(bytes.load(offset + HEADER)?);
+    }
+    if packet.is_icmp_error() && matches!(packet.fragment, Fragment::Whole | Fragment::First) {
+        // One that can't be read is related to nothing.
+        let _unread = match packet.protocol {
+            protocol::ICMP => embedded_v4(bytes, offset + HEADER, &mut packet.embedded),
+            _ => embedded_v6(bytes, offset + HEADER, &mut packet.embedded),
+        };
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn embedded_v4<B: Bytes + ?Sized>(bytes: &B, offset: u32, embedded: &mut Embedded) -> Option<()> {
+    let header: [u8; 20] = bytes.load(offset)?;
+    let [version, _, _, _, _, _, f0, f1, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
+    let length = u32::from(version & 0x0f) * 4;
+    // A later fragment shows no ports.
+    if version >> 4 != 4 || length < 20 || u16::from_be_bytes([f0, f1]) & 0x1fff != 0 {
+        return None;
+    }
+    embedded.source = Address::from_v4([s0, s1, s2, s3]);
+    embedded.destination = Address::from_v4([d0, d1, d2, d3]);
+    embedded.protocol = protocol;
+    embedded_ports(bytes, offset + length, embedded)
+}
+
+/// Extension headers are not looked through here: such an error is left to policy.
+#[inline(always)]
+fn embedded_v6<B: Bytes + ?Sized>(bytes: &B, offset: u32, embedded: &mut Embedded) -> Option<()> {
+    let [version, _, _, _, _, _, next, _]: [u8; 8] = bytes.load(offset)?;
+    if version >> 4 != 6 {
+        return None;
+    }
+    embedded.source = Address(bytes.load(offset + 8)?);
+    embedded.destination = Address(bytes.load(offset + 24)?);
+    embedded.protocol = next;
+    if embedded.source.is_v4() || embedded.destination.is_v4() {
+        return None;
+    }
+    embedded_ports(bytes, offset + 40, embedded)
+}
+
+#[inline(always)]
+fn embedded_ports<B: Bytes + ?Sized>(bytes: &B, offset: u32, embedded: &mut Embedded) -> Option<()> {
+    let [a, b, c, d, e, f, _, _]: [u8; 8] = bytes.load(offset)?;
+    match embedded.protocol {
+        protocol::TCP | protocol::UDP | protocol::SCTP => {
+            embedded.source_port = [a, b];
+            embedded.destination_port = [c, d];
+        }
+        protocol::ICMP | protocol::ICMPV6 => {
+            embedded.source_port = [e, f];
+            embedded.destination_port = [a, b];
+        }
+        _ => {}
+    }
+    embedded.present = true;
     Some(())
 }

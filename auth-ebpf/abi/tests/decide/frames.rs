@@ -67,6 +67,25 @@ pub(crate) fn icmp(source: Address, destination: Address, kind: u8, identifier: 
     packet(source, destination, number, vec![kind, 0, 0, 0, high, low, 0, 1])
 }
 
+/// A message of neighbour discovery about `target`.
+pub(crate) fn neighbour(
+    kind: u8,
+    source: Address,
+    destination: Address,
+    target: Address,
+    hop_limit: u8,
+) -> Parts {
+    let payload = [&[kind, 0, 0, 0, 0, 0, 0, 0], target.0.as_slice()].concat();
+    Parts { hop_limit, ..packet(source, destination, protocol::ICMPV6, payload) }
+}
+
+/// An ICMP error about a packet.
+pub(crate) fn error(kind: u8, source: Address, destination: Address, about: &Parts) -> Parts {
+    let mut parts = icmp(source, destination, kind, 0);
+    parts.payload.extend(about.ip());
+    parts
+}
+
 impl Parts {
     /// The IP packet.
     pub(crate) fn ip(&self) -> Vec<u8> {

@@ -78,7 +78,7 @@ fn a_packet_that_only_lacks_authentication_is_held_and_asks_for_it() {
     assert_eq!(events[0].kind, EventKind::AuthWanted as u8);
     assert_eq!((events[0].local, events[0].remote, events[0].node), (HERE_ID, THERE_ID, NODE));
     assert_eq!((events[1].kind, events[1].verdict), (EventKind::Verdict as u8, Verdict::Held as u8));
-    assert!(tables.connections.borrow().is_empty(), "nothing has passed");
+    assert!(tables.half_open.borrow().is_empty(), "nothing has passed");
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn it_comes_back_with_its_provenance_and_passes_once_authenticated() {
         assert_eq!(context, Context { held_since: NOW, ..packet.0 });
         assert_eq!(fate, PASSES);
         assert_eq!(credits(&tables), 0);
-        assert_eq!(tables.connections.borrow().len(), 1);
+        assert_eq!(tables.half_open.borrow().len(), 1);
     }
 }
 
@@ -223,6 +223,59 @@ fn a_new_packet_waits_behind_those_that_are_held() {
     hold(&mut tables);
     while run(&tables, out().0, &out().1) == HELD {}
     assert_eq!(run(&tables, out().0, &out().1), PASSES, "it has authenticated: beyond the bound it passes");
+}
+
+/// An established connection whose authentication has run out: what it sends until there is a new one stays
+/// ahead of what it sends afterwards.
+#[test]
+fn an_established_connection_overtakes_nothing_that_is_held() {
+    let datagram = || (out().0, udp((HERE, 1), (THERE, 2)).ethernet());
+    let arrives = |tables: &Tables| run(tables, datagram().0, &datagram().1);
+    let set_flags = |tables: &mut Tables, flags| {
+        for entry in tables.auth.values_mut() {
+            entry.flags = flags;
+        }
+        reopen_all(tables);
+    };
+    let mut tables = waiting();
+    authenticate(&mut tables, THERE_ID, NODE, 7, NOW + 1);
+    assert_eq!(arrives(&tables), PASSES);
+    let answer = udp((THERE, 2), (HERE, 1)).ethernet();
+    assert_eq!(run(&tables, into().0, &answer), PASSES);
+    assert_eq!(tables.connections.borrow().len(), 1);
+    tables.now.set(NOW + 1);
+    let first = held(&tables, &datagram());
+    authenticate(&mut tables, THERE_ID, NODE, 7, NOW + 100);
+    set_flags(&mut tables, AuthFlags::DRAINING);
+    let second = held(&tables, &datagram());
+    // The answer, and the first to come back, are decided, and settle nothing for those behind.
+    assert_eq!(run(&tables, into().0, &answer), PASSES);
+    released(&tables, first).unwrap();
+    assert_eq!(back(&tables, &datagram(), first).unwrap().1, PASSES);
+    let third = held(&tables, &datagram());
+    for token in [second, third] {
+        released(&tables, token).unwrap();
+        assert_eq!(back(&tables, &datagram(), token).unwrap().1, PASSES);
+    }
+    assert_eq!(arrives(&tables), PASSES, "nothing is left to wait for");
+    let settled = |tables: &Tables| tables.connections.borrow().values().all(|entry| entry.valid_until != 0);
+    assert!(!settled(&tables), "others may still come");
+    set_flags(&mut tables, 0);
+    assert_eq!(arrives(&tables), PASSES);
+    assert!(settled(&tables));
+}
+
+/// It was held for want of what its connection rests on; that this is there again is looked up.
+#[test]
+fn what_comes_back_is_decided_as_a_whole() {
+    let mut tables = waiting();
+    authenticate(&mut tables, THERE_ID, NODE, 7, NOW + 1);
+    let datagram = (out().0, udp((HERE, 1), (THERE, 2)).ethernet());
+    assert_eq!(run(&tables, datagram.0, &datagram.1), PASSES);
+    tables.policy.clear();
+    assert_eq!(run(&tables, datagram.0, &datagram.1), PASSES, "settled, and nobody has said that it changed");
+    let returned = Context { held_since: NOW, ..datagram.0 };
+    assert_eq!(run(&tables, returned, &datagram.1), drops(DropReason::PolicyDenied));
 }
 
 #[test]

@@ -103,7 +103,7 @@ fn off_lasts_until_its_deadline() {
 fn a_connection_that_policy_only_observed_ends_with_observing() {
     let mut tables = observe(locked(), Setting::PolicyMode);
     assert_eq!(sends(&tables, &syn((HERE, 1), (THERE, 80)).ethernet()), audits(DropReason::PolicyDenied));
-    let flags: Vec<u8> = tables.connections.borrow().values().map(|connection| connection.flags).collect();
+    let flags: Vec<u8> = connections(&tables).iter().map(|(_, connection)| connection.flags).collect();
     assert_eq!(flags, [ConnectionEntry::AUDITED]);
     // Its replies are no findings of their own.
     let reply = ack((THERE, 80), (HERE, 1)).ethernet();

@@ -1,10 +1,12 @@
 //! A small cluster: this node with two pods, another node with one, the world.
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AddressFlags, AuthEntry, AuthKey, AuthType, Context, Direction, DropReason,
-    EndpointEntry, Hook, Mode, NodeEntry, PolicyEntry, PolicyKey, Setting, Verdict, Workspace, decide,
-    identity,
+    Address, AddressEntry, AddressFlags, AuthEntry, AuthKey, AuthType, ConnectionEntry, ConnectionKey,
+    Context, Direction, DropReason, EndpointEntry, Hook, Mode, NodeEntry, PolicyEntry, PolicyKey, Setting,
+    Verdict, Workspace, decide, generation_slot, identity,
 };
+
+use auth_ebpf_abi::packet::Fragment;
 
 use super::tables::Tables;
 
@@ -76,7 +78,9 @@ pub(crate) fn cluster() -> Tables {
         (HERE_V6, HERE_ID, HERE_IFINDEX),
         (NEIGHBOUR, NEIGHBOUR_ID, NEIGHBOUR_IFINDEX),
     ] {
-        tables.endpoints.insert(address, EndpointEntry { identity, ifindex, epoch: 1, bridge: 0 });
+        tables
+            .endpoints
+            .insert(address, EndpointEntry { identity, ifindex, epoch: 1, ..EndpointEntry::default() });
     }
     tables.nodes.insert(NODE, NodeEntry { expires: NOW + (1 << 49), epoch: 7, acknowledged: 0 });
     for direction in [Direction::Ingress, Direction::Egress] {
@@ -135,7 +139,7 @@ pub(crate) fn run(tables: &Tables, context: Context, bytes: &[u8]) -> (Verdict, 
     let before = tables.counters.borrow().clone();
     // Whatever the packet before has left there must not matter.
     let mut workspace = Workspace::default();
-    workspace.packet.fragment = true;
+    workspace.packet.fragment = Fragment::Later;
     workspace.event.reply = 1;
     let verdict = decide(tables, bytes, &context, &mut workspace);
     let counters = tables.counters.borrow();
@@ -160,4 +164,21 @@ pub(crate) const fn drops(reason: DropReason) -> (Verdict, Option<DropReason>) {
 
 pub(crate) const fn audits(reason: DropReason) -> (Verdict, Option<DropReason>) {
     (Verdict::Audit, Some(reason))
+}
+
+/// Every connection, wherever it stands.
+pub(crate) fn connections(tables: &Tables) -> Vec<(ConnectionKey, ConnectionEntry)> {
+    let half_open = tables.half_open.borrow();
+    let established = tables.connections.borrow();
+    established.iter().chain(half_open.iter()).map(|(key, entry)| (*key, *entry)).collect()
+}
+
+/// What user space does after a change that can touch connections of this pair.
+pub(crate) fn reopen(tables: &mut Tables, local: u32, remote: u32) {
+    *tables.generations.entry(generation_slot(local, remote)).or_default() += 1;
+}
+
+/// The same after a change that can touch any.
+pub(crate) fn reopen_all(tables: &mut Tables) {
+    *tables.settings.entry(Setting::Generation).or_default() += 1;
 }

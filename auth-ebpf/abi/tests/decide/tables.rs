@@ -1,12 +1,12 @@
 //! Maps in memory: the same as the kernel's, slow and obvious.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::BTreeMap;
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, Credits,
-    EndpointEntry, Event, Held, Layout, NodeEntry, NodeNumber, PolicyEntry, PolicyKey, Setting, State,
-    Tracked, capacity,
+    Address, AddressEntry, AuthEntry, AuthKey, CONNECTION_QUOTA, ConnectionEntry, ConnectionKey, Counter,
+    Credits, EndpointEntry, Event, FragmentEntry, FragmentKey, Held, NodeEntry, NodeNumber, PolicyClasses,
+    PolicyEntry, PolicyKey, Setting, State, capacity,
 };
 
 #[derive(Clone, Debug, Default)]
@@ -19,6 +19,10 @@ pub(crate) struct Tables {
     pub(crate) nodes: BTreeMap<NodeNumber, NodeEntry>,
     pub(crate) auth: BTreeMap<AuthKey, AuthEntry>,
     pub(crate) connections: RefCell<BTreeMap<ConnectionKey, ConnectionEntry>>,
+    pub(crate) half_open: RefCell<BTreeMap<ConnectionKey, ConnectionEntry>>,
+    pub(crate) quotas: RefCell<BTreeMap<u32, u64>>,
+    pub(crate) fragments: RefCell<BTreeMap<FragmentKey, FragmentEntry>>,
+    pub(crate) generations: BTreeMap<u32, u32>,
     pub(crate) counters: RefCell<BTreeMap<u32, Counter>>,
     pub(crate) events: RefCell<Vec<Event>>,
     pub(crate) now: Cell<u64>,
@@ -31,6 +35,8 @@ pub(crate) struct Tables {
 }
 
 impl State for Tables {
+    type Entry<'a> = RefMut<'a, ConnectionEntry>;
+
     fn setting(&self, setting: Setting) -> u64 {
         self.settings.get(&setting).copied().unwrap_or(0)
     }
@@ -47,13 +53,16 @@ impl State for Tables {
     }
 
     fn endpoint(&self, address: &Address) -> Option<EndpointEntry> {
-        self.endpoints.get(address).copied()
+        let endpoint = self.endpoints.get(address).copied()?;
+        let mut classes = PolicyClasses::default();
+        for (key, bits) in self.policy.keys().filter(|(key, _)| key.local == endpoint.identity) {
+            classes.add(key, *bits);
+        }
+        Some(EndpointEntry { classes, ..endpoint })
     }
 
-    fn policy(&self, key: &PolicyKey) -> Option<PolicyEntry> {
-        let prefixes: Vec<_> =
-            self.policy.iter().map(|((key, bits), entry)| (key.to_bytes(), *bits, *entry)).collect();
-        longest(prefixes.iter().map(|(key, bits, entry)| (key.as_slice(), *bits, *entry)), &key.to_bytes())
+    fn policy(&self, key: &PolicyKey, prefix_len: u32) -> Option<PolicyEntry> {
+        self.policy.get(&(*key, prefix_len)).copied()
     }
 
     fn node(&self, node: NodeNumber) -> Option<NodeEntry> {
@@ -64,40 +73,46 @@ impl State for Tables {
         self.auth.get(key).copied()
     }
 
-    fn connection(&self, key: &ConnectionKey) -> Option<ConnectionEntry> {
-        self.connections.borrow().get(key).copied()
+    fn generation(&self, slot: u32) -> u32 {
+        self.generations.get(&slot).copied().unwrap_or(0)
+    }
+
+    fn established(&self, key: &ConnectionKey) -> Option<RefMut<'_, ConnectionEntry>> {
+        RefMut::filter_map(self.connections.borrow_mut(), |entries| entries.get_mut(key)).ok()
+    }
+
+    fn half_open(&self, key: &ConnectionKey) -> Option<RefMut<'_, ConnectionEntry>> {
+        RefMut::filter_map(self.half_open.borrow_mut(), |entries| entries.get_mut(key)).ok()
+    }
+
+    fn open(&self, key: &ConnectionKey, entry: &ConnectionEntry) -> bool {
+        if !self.full {
+            self.half_open.borrow_mut().insert(*key, *entry);
+        }
+        !self.full
+    }
+
+    fn establish(&self, key: &ConnectionKey, entry: &ConnectionEntry) {
+        let mut quotas = self.quotas.borrow_mut();
+        let established = quotas.entry(entry.ifindex).or_default();
+        if *established < CONNECTION_QUOTA {
+            *established += 1;
+            self.connections.borrow_mut().insert(*key, *entry);
+            self.half_open.borrow_mut().remove(key);
+        }
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentEntry> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn lead(&self, key: &FragmentKey, entry: &FragmentEntry) {
+        self.fragments.borrow_mut().insert(*key, *entry);
     }
 
     fn now(&self) -> u64 {
         self.clock_reads.set(self.clock_reads.get() + 1);
         self.now.get()
-    }
-
-    fn track(&self, key: &ConnectionKey, entry: &ConnectionEntry, create: bool) -> Tracked {
-        let mut connections = self.connections.borrow_mut();
-        if let Some(known) = connections.get_mut(key) {
-            *known = ConnectionEntry {
-                packets: known.packets + entry.packets,
-                bytes: known.bytes + entry.bytes,
-                reply_packets: known.reply_packets,
-                ..*entry
-            };
-            return Tracked::Known;
-        }
-        if !create {
-            return Tracked::Absent;
-        }
-        if self.full {
-            return Tracked::Full;
-        }
-        connections.insert(*key, *entry);
-        Tracked::New
-    }
-
-    fn replied(&self, key: &ConnectionKey) {
-        if let Some(known) = self.connections.borrow_mut().get_mut(key) {
-            known.reply_packets += 1;
-        }
     }
 
     fn report(&self, event: &Event) {

@@ -1,0 +1,227 @@
+//! Connections and fragments: keys, entries, and how a connection ages.
+
+use crate::layout::plain;
+use crate::packet::{Packet, protocol, tcp};
+use crate::{Address, Direction};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// How long a TCP connection is remembered after its last packet, once it has been answered.
+pub const TCP_TIMEOUT: u64 = 6 * 3600 * SECOND;
+/// The same while its first segment has not been answered.
+pub const TCP_OPENING_TIMEOUT: u64 = 60 * SECOND;
+/// The same once both ends have finished, or one has reset it: time for what is still on its way.
+pub const TCP_CLOSED_TIMEOUT: u64 = 10 * SECOND;
+/// The same for every other protocol.
+pub const CONNECTION_TIMEOUT: u64 = 120 * SECOND;
+/// How long fragments may follow their first, as long as Linux waits for them itself.
+pub const FRAGMENT_TIMEOUT: u64 = 30 * SECOND;
+/// Connections in `connections` that one interface may have; those beyond stay in `half_open`, where they
+/// work as well but can be evicted.
+pub const CONNECTION_QUOTA: u64 = 16_384;
+
+plain! {
+    /// A connection of one local endpoint: the same key for all its packets, so one lookup finds it whoever
+    /// has opened it. The two ends of a connection between pods of one node are two connections.
+    pub struct ConnectionKey [40] {
+        /// The endpoint's address.
+        pub local: Address,
+        /// The address at the other end.
+        pub remote: Address,
+        /// The endpoint's port, network order; for ICMP echo the identifier.
+        pub local_port: [u8; 2],
+        /// The port at the other end, network order; for ICMP echo the identifier.
+        pub remote_port: [u8; 2],
+        /// IP protocol number.
+        pub protocol: u8,
+        /// For ICMP echo the [`Direction`] of its requests, since both ends may ask under one identifier;
+        /// else 0.
+        pub direction: u8,
+        /// Reserved, 0.
+        pub pad: u16,
+    }
+}
+
+plain! {
+    /// State of a connection, with all that the next packet needs to pass without another lookup. Written
+    /// only when a packet has passed everything.
+    pub struct ConnectionEntry [72] {
+        /// When a packet last passed.
+        pub last_seen: u64,
+        /// Until when packets pass on the strength of this entry: the end of the authentication and of the
+        /// node's session that it rests on, `u64::MAX` if on none, 0 if each packet must be decided anew.
+        pub valid_until: u64,
+        /// Packets in the opening direction.
+        pub packets: u64,
+        /// Bytes in the opening direction.
+        pub bytes: u64,
+        /// Packets of replies.
+        pub reply_packets: u64,
+        /// Identity of the endpoint.
+        pub local_identity: u32,
+        /// Identity at the other end.
+        pub remote_identity: u32,
+        /// [Generation](crate::generation_slot) of these two when it was decided.
+        pub generation: u32,
+        /// Index of the endpoint's interface.
+        pub ifindex: u32,
+        /// Index of the interface by which the other end's packets come in; [`ConnectionEntry::ANY`].
+        pub peer_ifindex: u32,
+        /// Another one by which they may, if the other end is a port of that bridge; else 0.
+        pub peer_bridge: u32,
+        /// Node of the other end.
+        pub node: u16,
+        /// [`AuthType`](crate::AuthType) that it rests on.
+        pub auth_type: u8,
+        /// The [`Direction`] in which it was opened.
+        pub direction: u8,
+        /// [`ConnectionEntry::AUDITED`] or 0.
+        pub flags: u8,
+        /// What TCP has come to, and whether there was an answer: bits of this module.
+        pub state: u8,
+        /// Reserved, 0.
+        pub pad: [u8; 2],
+    }
+}
+
+impl ConnectionEntry {
+    /// Policy would have refused it, so it counts for nothing once policy is enforced.
+    pub const AUDITED: u8 = 1;
+    /// As `peer_ifindex`: the other end's packets may come in anywhere.
+    pub const ANY: u32 = u32::MAX;
+
+    const ANSWERED: u8 = 1;
+    const OPENER_FINISHED: u8 = 2;
+    const REPLIER_FINISHED: u8 = 4;
+    const RESET: u8 = 8;
+    const FINISHED: u8 = Self::OPENER_FINISHED | Self::REPLIER_FINISHED;
+
+    /// Whether the other end's packets may have come into this host by `ingress`: what
+    /// [`EndpointEntry::sends_by`](crate::EndpointEntry::sends_by) lets pass, if it is a pod here.
+    #[must_use]
+    #[inline(always)]
+    pub const fn peer_sends_by(&self, ingress: u32) -> bool {
+        self.peer_ifindex == Self::ANY
+            || self.peer_ifindex == ingress
+            || (self.peer_bridge != 0 && self.peer_bridge == ingress)
+    }
+
+    /// Whether it has been answered: its place is `connections`, not `half_open`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_answered(&self) -> bool {
+        self.state & Self::ANSWERED != 0
+    }
+
+    /// Whether it is over but for what is still on its way.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_closed(&self) -> bool {
+        self.state & Self::RESET != 0 || self.state & Self::FINISHED == Self::FINISHED
+    }
+
+    /// Whether it still stands at `now`. `protocol` is that of its key.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_alive(&self, protocol: u8, now: u64) -> bool {
+        let timeout = if protocol != protocol::TCP {
+            CONNECTION_TIMEOUT
+        } else if self.is_closed() {
+            TCP_CLOSED_TIMEOUT
+        } else if self.is_answered() {
+            TCP_TIMEOUT
+        } else {
+            TCP_OPENING_TIMEOUT
+        };
+        now < self.last_seen.saturating_add(timeout)
+    }
+
+    /// Takes down a packet that has passed.
+    #[inline(always)]
+    pub const fn record(&mut self, packet: &Packet, reply: bool, length: u32, now: u64) {
+        self.last_seen = now;
+        if reply {
+            self.reply_packets = self.reply_packets.wrapping_add(1);
+            if !self.is_answered() && packet.answers() {
+                self.state |= Self::ANSWERED;
+            }
+        } else {
+            self.packets = self.packets.wrapping_add(1);
+            self.bytes = self.bytes.wrapping_add(length as u64);
+        }
+        if packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+            self.end(packet.tcp_flags, reply);
+        }
+    }
+
+    #[inline(always)]
+    const fn end(&mut self, flags: u8, reply: bool) {
+        if flags & tcp::RST != 0 {
+            self.state |= Self::RESET;
+        }
+        if flags & tcp::FIN != 0 {
+            self.state |= if reply { Self::REPLIER_FINISHED } else { Self::OPENER_FINISHED };
+        }
+    }
+}
+
+impl Packet {
+    /// Whether this, as a reply, shows that the other end has taken the connection.
+    #[must_use]
+    #[inline(always)]
+    pub const fn answers(&self) -> bool {
+        self.protocol != protocol::TCP || self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK
+    }
+}
+
+plain! {
+    /// How much of the connections one interface has.
+    pub struct QuotaEntry [8] {
+        /// Connections in `connections`; programs count up, user space counts anew.
+        pub established: u64,
+    }
+}
+
+plain! {
+    /// A datagram in fragments, as met at one hook.
+    pub struct FragmentKey [48] {
+        /// Source address.
+        pub source: Address,
+        /// Destination address.
+        pub destination: Address,
+        /// Identification, as many bytes as the family has.
+        pub identification: u32,
+        /// Index of the interface at the hook.
+        pub ifindex: u32,
+        /// IPv4: the protocol number, part of what tells datagrams apart. IPv6: 0.
+        pub protocol: u8,
+        /// The [`Direction`] of the hook.
+        pub direction: u8,
+        /// Reserved, 0.
+        pub pad: [u8; 6],
+    }
+}
+
+plain! {
+    /// What the first fragment of a datagram that has passed tells about those after it.
+    pub struct FragmentEntry [16] {
+        /// Until when others may follow.
+        pub expires: u64,
+        /// As of [`Packet`].
+        pub source_port: [u8; 2],
+        /// As of [`Packet`].
+        pub destination_port: [u8; 2],
+        /// Where the first fragment ends: what begins before would write over headers that were judged.
+        pub end: u16,
+        /// Protocol number behind all extension headers.
+        pub protocol: u8,
+        /// Reserved, 0.
+        pub pad: u8,
+    }
+}
+
+/// The direction with this number; what no version writes is egress.
+#[inline(always)]
+pub(crate) const fn opened(number: u8) -> Direction {
+    if number == Direction::Ingress as u8 { Direction::Ingress } else { Direction::Egress }
+}

@@ -1,0 +1,170 @@
+//! Where a packet's connection stands: the one lookup by which most packets pass.
+
+use super::{Judge, Place, State};
+use crate::connection::opened;
+use crate::packet::{Fragment, Packet};
+use crate::{
+    Address, ConnectionEntry, ConnectionKey, Direction, IdentityNumber, NodeNumber, Setting, generation_slot,
+};
+
+/// Where a connection stands.
+#[derive(Clone, Copy)]
+pub(super) enum Standing {
+    /// There is none, or none that counts any more.
+    Unknown,
+    /// All that it rests on still holds: the packet passes, and is taken down.
+    Settled,
+    /// It has to be looked at again.
+    Open(Known),
+}
+
+/// What a connection says of itself.
+#[derive(Clone, Copy)]
+pub(super) struct Known {
+    pub(super) local: IdentityNumber,
+    pub(super) remote: IdentityNumber,
+    pub(super) node: NodeNumber,
+    pub(super) auth_type: u8,
+    pub(super) opened: Direction,
+    /// Policy would have refused it.
+    pub(super) audited: bool,
+    /// Policy and authentication are what they were when it was decided.
+    pub(super) current: bool,
+}
+
+impl<S: State> Judge<'_, S> {
+    /// The direction in which a packet at this hook goes, seen from the endpoint.
+    #[inline(always)]
+    pub(super) const fn direction(&self) -> Direction {
+        self.context.hook.direction()
+    }
+
+    /// Where the packet's connection stands. One that opens a connection is always decided anew.
+    #[inline(always)]
+    pub(super) fn standing(&mut self, packet: &Packet, place: &mut Place) -> Standing {
+        if packet.is_syn() || !is_tracked(packet) {
+            return Standing::Unknown;
+        }
+        let Place { connection: key, entry: copy, .. } = place;
+        let state = self.state;
+        if let Some(mut entry) = state.established(key) {
+            return self.look(packet, key.protocol, &mut entry);
+        }
+        let Some(mut entry) = state.half_open(key) else { return Standing::Unknown };
+        let standing = self.look(packet, key.protocol, &mut entry);
+        if matches!(standing, Standing::Settled) && entry.is_answered() {
+            *copy = *entry;
+            drop(entry);
+            state.establish(key, copy);
+        }
+        standing
+    }
+
+    #[inline(always)]
+    fn look(&mut self, packet: &Packet, protocol: u8, entry: &mut ConnectionEntry) -> Standing {
+        let now = self.now();
+        if !entry.is_alive(protocol, now) {
+            return Standing::Unknown;
+        }
+        let direction = self.direction();
+        let current = entry.generation == self.generation(entry.local_identity, entry.remote_identity);
+        let by_its_way = match direction {
+            Direction::Egress => true,
+            Direction::Ingress => entry.peer_sends_by(self.context.ingress_ifindex),
+        };
+        // What comes back from where it was held is decided as a whole: it may be late.
+        let straight = self.notes().held_since == 0;
+        if current
+            && straight
+            && now < entry.valid_until
+            && entry.ifindex == self.context.ifindex
+            && by_its_way
+        {
+            let reply = entry.direction != direction as u8;
+            entry.record(packet, reply, self.context.length, now);
+            return Standing::Settled;
+        }
+        Standing::Open(Known {
+            local: entry.local_identity,
+            remote: entry.remote_identity,
+            node: entry.node,
+            auth_type: entry.auth_type,
+            opened: opened(entry.direction),
+            audited: entry.flags & ConnectionEntry::AUDITED != 0,
+            current,
+        })
+    }
+
+    /// The generation under which these two are decided now. Read before anything that the decision rests
+    /// on: a change that comes between makes the connection one to be decided again.
+    #[inline(always)]
+    pub(super) fn generation(&self, local: IdentityNumber, remote: IdentityNumber) -> u32 {
+        let everything = self.state.setting(Setting::Generation) as u32;
+        everything
+            .wrapping_add(self.state.generation(generation_slot(local, remote)))
+            .wrapping_add(self.state.generation(generation_slot(local, 0)))
+    }
+}
+
+/// Whether the packet can belong to a connection. Of ICMP only echoes do; and a pod that talks to itself
+/// between equal ports would have one key for both ends.
+#[inline(always)]
+pub(super) fn is_tracked(packet: &Packet) -> bool {
+    if packet.is_icmp() {
+        return packet.is_echo_request() || packet.is_echo_reply();
+    }
+    packet.source_port != packet.destination_port || packet.source != packet.destination
+}
+
+/// The key, from the endpoint's view, of the connection that this packet belongs to.
+#[inline(always)]
+pub(super) fn connection_key(packet: &Packet, direction: Direction) -> ConnectionKey {
+    let (local, remote) = ends(&packet.source, &packet.destination, direction);
+    let (local_port, remote_port) = if packet.is_icmp() {
+        (packet.source_port, packet.source_port)
+    } else {
+        match direction {
+            Direction::Egress => (packet.source_port, packet.destination_port),
+            Direction::Ingress => (packet.destination_port, packet.source_port),
+        }
+    };
+    let asked = if packet.is_echo_request() {
+        direction as u8
+    } else if packet.is_echo_reply() {
+        direction.reverse() as u8
+    } else {
+        0
+    };
+    ConnectionKey {
+        local,
+        remote,
+        local_port,
+        remote_port,
+        protocol: packet.protocol,
+        direction: asked,
+        pad: 0,
+    }
+}
+
+/// The endpoint's address and the other one of a packet that goes in `direction`.
+#[inline(always)]
+const fn ends(source: &Address, destination: &Address, direction: Direction) -> (Address, Address) {
+    match direction {
+        Direction::Egress => (*source, *destination),
+        Direction::Ingress => (*destination, *source),
+    }
+}
+
+/// Whether a packet that passes may be the first of a connection. Who opened a TCP connection is clear from
+/// its first segment alone: a later one that nobody knows must not turn its direction round, and with it
+/// the rules that apply.
+#[inline(always)]
+pub(super) fn may_open(packet: &Packet) -> bool {
+    if matches!(packet.fragment, Fragment::Later) || !is_tracked(packet) {
+        return false;
+    }
+    if packet.is_icmp() {
+        return packet.is_echo_request();
+    }
+    packet.protocol != crate::packet::protocol::TCP || packet.is_syn()
+}
