@@ -19,12 +19,16 @@ mod tables;
 mod borders;
 #[path = "decide/connections.rs"]
 mod connections;
+#[path = "decide/corpus.rs"]
+mod corpus;
 #[path = "decide/exchange.rs"]
 mod exchange;
 #[path = "decide/fragments.rs"]
 mod fragments;
 #[path = "decide/hold.rs"]
 mod hold;
+#[path = "decide/hostile.rs"]
+mod hostile;
 #[path = "decide/intruders.rs"]
 mod intruders;
 #[path = "decide/model.rs"]
