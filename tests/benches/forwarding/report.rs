@@ -42,8 +42,10 @@ impl Report {
 
     /// Writes `target/bench/forwarding.json`.
     pub(crate) fn write(&self) -> Result<()> {
-        let target = env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
-        let directory = std::path::Path::new(&target).join("bench");
+        // Cargo runs benchmarks in their package's directory.
+        let target = || concat!(env!("CARGO_MANIFEST_DIR"), "/../target").to_owned();
+        let directory = env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| target());
+        let directory = std::path::Path::new(&directory).join("bench");
         fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
         let path = directory.join("forwarding.json");
         fs::write(&path, serde_json::to_vec_pretty(&self.lines())?)
