@@ -24,6 +24,7 @@
 //! # }
 //! ```
 
+pub mod bench;
 pub mod binaries;
 pub mod capture;
 pub mod daemon;

@@ -1,9 +1,9 @@
 //! The figures, as a table for people and a list for programs.
 
+use std::fmt;
 use std::time::Duration;
-use std::{env, fmt, fs};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
 
 /// What the first connection of a pair may take.
@@ -48,12 +48,7 @@ impl Report {
 
     /// Writes `target/bench/auth.json`.
     pub(crate) fn write(&self) -> Result<()> {
-        let target = env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
-        let directory = std::path::Path::new(&target).join("bench");
-        fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
-        let path = directory.join("auth.json");
-        fs::write(&path, serde_json::to_vec_pretty(&self.lines())?)
-            .with_context(|| format!("write {}", path.display()))
+        authd_tests::bench::write("auth", &self.lines())
     }
 
     fn lines(&self) -> Vec<Line> {

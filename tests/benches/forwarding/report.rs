@@ -1,9 +1,9 @@
 //! The figures, as a table for people and a list for programs.
 
 use std::collections::BTreeMap;
-use std::{env, fmt, fs};
+use std::fmt;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
 
 use crate::load::Figures;
@@ -42,14 +42,7 @@ impl Report {
 
     /// Writes `target/bench/forwarding.json`.
     pub(crate) fn write(&self) -> Result<()> {
-        // Cargo runs benchmarks in their package's directory.
-        let target = || concat!(env!("CARGO_MANIFEST_DIR"), "/../target").to_owned();
-        let directory = env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| target());
-        let directory = std::path::Path::new(&directory).join("bench");
-        fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
-        let path = directory.join("forwarding.json");
-        fs::write(&path, serde_json::to_vec_pretty(&self.lines())?)
-            .with_context(|| format!("write {}", path.display()))
+        authd_tests::bench::write("forwarding", &self.lines())
     }
 
     fn lines(&self) -> Vec<Line> {

@@ -63,9 +63,7 @@ async fn measure(rounds: u32, identities: u32, verifications: u32, counts: bool)
         })
         .collect();
     if counts {
-        let target = env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
-        fs::create_dir_all(format!("{target}/bench"))?;
-        fs::write(format!("{target}/bench/spire.json"), serde_json::to_vec_pretty(&lines)?)?;
+        authd_tests::bench::write("spire", &lines)?;
     }
     Ok(())
 }
