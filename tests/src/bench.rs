@@ -6,6 +6,14 @@ use std::{env, fs};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+/// The middle one of some values; not a number if there are none.
+#[must_use]
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 /// Writes `lines` to `bench/NAME.json` under the directory that cargo builds in.
 ///
 /// # Errors

@@ -69,14 +69,14 @@ impl Desired {
     /// Pairs that may have an entry and that this node is to authenticate ahead of traffic, at most so many. Of two
     /// nodes the one with the smaller identity does it.
     pub(super) fn ahead(&self, most: usize) -> BTreeSet<AuthKey> {
+        let mut keys = BTreeSet::new();
+        let Some(pairs) = self.pairs.as_ref().filter(|_| most > 0) else { return keys };
         let mut nodes: BTreeMap<IdentityNumber, Vec<NodeNumber>> = BTreeMap::new();
         for (node, identities) in &self.placed {
             for identity in identities {
                 nodes.entry(*identity).or_default().push(*node);
             }
         }
-        let mut keys = BTreeSet::new();
-        let Some(pairs) = &self.pairs else { return keys };
         for local in self.placed.get(&0).into_iter().flatten().copied() {
             let asked: BTreeSet<IdentityNumber> = pairs.remotes(local).collect();
             let is_asked =

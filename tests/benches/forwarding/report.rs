@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::Result;
+use authd_tests::bench::median;
 use serde::Serialize;
 
 use crate::load::Figures;
@@ -87,10 +88,4 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
+use authd_tests::bench::median;
 use authd_tests::skip;
 use authd_tests::spire::{Options, Place, Spire};
 use serde_json::{Value, json};
@@ -162,9 +163,4 @@ async fn usable(subscription: &Subscription) -> Result<Snapshot> {
 
 fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
 }
