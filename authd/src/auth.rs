@@ -5,10 +5,12 @@
 //! the handshakes and writes the pinned map. An entry stands in the map only while both SVIDs of its last
 //! handshake are valid, the peer's node vouches for it, and policy asks for it.
 
+mod change;
 mod event;
 mod fate;
 mod losses;
 mod machine;
+mod outlook;
 mod pair;
 mod queue;
 mod record;
@@ -19,7 +21,9 @@ pub mod stats;
 #[cfg(test)]
 mod tests;
 
+pub use change::{Cause, Change};
 pub use driver::{Driver, Handle, Settings};
 pub use event::{Accepted, Action, Desired, Event, Failure, Proof, Refused, Success};
 pub use machine::{Config, Counters, Jitter, Machine};
+pub use outlook::Outlook;
 pub use record::{Record, Why};

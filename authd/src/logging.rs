@@ -6,6 +6,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::ConfigError;
 
+/// Target of the lines that say what has changed: their `event` and their other fields stay as they are.
+pub const AUDIT: &str = "authd::audit";
+
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {

@@ -125,6 +125,16 @@ impl Bundles {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Whether an anchor of `before` is missing here although it is valid at `now`: somebody has taken its trust
+    /// away. What it had vouched for may stand on nothing. An expired one vouches for nothing that is left.
+    pub fn lack_anchor_of(&self, before: &Self, now: SystemTime) -> bool {
+        before.iter().any(|bundle| {
+            let here = self.get(&bundle.trust_domain).map_or(&[][..], Bundle::authorities);
+            let missing = |authority: &&Authority| !here.iter().any(|one| one.der == authority.der);
+            bundle.authorities().iter().filter(missing).any(|authority| now <= authority.not_after)
+        })
+    }
 }
 
 /// Of two bundles of the same trust domain the later one stays; they are never merged.

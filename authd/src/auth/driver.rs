@@ -3,6 +3,7 @@
 //! and requests of packets last: those are dropped and counted when the queue is full, for the packet's
 //! sender tries again.
 
+mod account;
 mod handle;
 #[cfg(test)]
 mod tests;
@@ -72,7 +73,7 @@ pub trait Handshakes: Send + Sync + 'static {
     /// Dials the pair's node and proves both identities. Must end by itself in bounded time.
     fn dial(&self, key: AuthKey) -> BoxFuture<'static, Result<Proof, Failure>>;
 
-    /// Verifies both SVIDs of a pair on this node.
+    /// Verifies both SVIDs of a pair on this node. May take as long as a few signatures: it runs on a thread of its own.
     ///
     /// # Errors
     /// When one is missing or doesn't verify.
@@ -160,20 +161,20 @@ impl Driver {
     pub async fn run(mut self, handshakes: Arc<dyn Handshakes>, stop: CancellationToken) {
         let mut publish = tokio::time::interval(PUBLISH);
         publish.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        self.carry_out(&*handshakes);
+        self.carry_out(&handshakes);
         loop {
             let pause = self.pause();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                Some(request) = self.requests.recv() => self.request(request, &*handshakes),
-                Some(request) = self.accepts.recv() => self.request(request, &*handshakes),
+                Some(request) = self.requests.recv() => self.request(request, &handshakes),
+                Some(request) = self.accepts.recv() => self.request(request, &handshakes),
                 Some(ended) = self.running.join_next(), if !self.running.is_empty() => self.ended(ended),
                 _ = publish.tick(), if self.dirty => self.publish(),
                 key = self.wanted.next() => self.handle(Event::AuthWanted(key)),
                 () = tokio::time::sleep(pause) => self.handle(Event::Tick),
             }
-            self.carry_out(&*handshakes);
+            self.carry_out(&handshakes);
         }
         self.wanted.close();
         self.running.shutdown().await;
@@ -184,9 +185,10 @@ impl Driver {
         self.machine.handle(event, self.clock.now());
     }
 
-    fn request(&mut self, request: Request, handshakes: &dyn Handshakes) {
+    fn request(&mut self, request: Request, handshakes: &Arc<dyn Handshakes>) {
         match request {
             Request::Event(event) => self.handle(event),
+            Request::Inspect(key, answer) => drop(answer.send(self.machine.outlook(key))),
             Request::Accept(accepted, answer) => {
                 let key = accepted.key;
                 let latency = accepted.success.latency;
@@ -196,13 +198,6 @@ impl Driver {
                 let outcome =
                     outcome.and_then(|()| self.machine.holds(key).then_some(()).ok_or(Refused::Full));
                 self.observer.handshake(Side::Server, outcome.map_err(|refused| refused.as_str()), latency);
-                tracing::debug!(
-                    local = key.local,
-                    remote = key.remote,
-                    node = key.node,
-                    ?outcome,
-                    "handshake of another node"
-                );
                 if answer.send(outcome).is_err() {
                     tracing::debug!(
                         local = key.local,
@@ -218,22 +213,14 @@ impl Driver {
         // Panics are caught within, and tasks cancelled at the end only.
         let Ok((key, result, began)) = ended else { return };
         let latency = self.clock.now().since(began);
-        self.report(key, Side::Client, &result, latency);
+        let side = if key.node == 0 { Side::Local } else { Side::Client };
+        let outcome = result.as_ref().map(|_| ()).map_err(|failure| failure.reason);
+        self.observer.handshake(side, outcome, latency);
         self.handle(Event::Finished(key, result.map(|proof| Success { proof, latency })));
     }
 
-    fn report(&self, key: AuthKey, side: Side, result: &Result<Proof, Failure>, latency: Duration) {
-        let outcome = result.as_ref().map(|_| ()).map_err(|failure| failure.reason);
-        self.observer.handshake(side, outcome, latency);
-        let AuthKey { local, remote, node, .. } = key;
-        match outcome {
-            Ok(()) => tracing::info!(local, remote, node, ?latency, "authenticated"),
-            Err(reason) => tracing::warn!(local, remote, node, ?latency, reason, "authentication failed"),
-        }
-    }
-
     /// Does what the machine wants done, also what it wants because of that.
-    fn carry_out(&mut self, handshakes: &dyn Handshakes) {
+    fn carry_out(&mut self, handshakes: &Arc<dyn Handshakes>) {
         for key in std::mem::take(&mut self.stuck) {
             self.remove(key);
         }
@@ -246,13 +233,15 @@ impl Driver {
                 self.act(action, handshakes);
             }
         }
+        let now = self.clock.now();
+        self.machine.changes().for_each(|change| account::write(&change, now));
         let (running, waiting) = self.machine.load();
         self.state.running.store(running, Ordering::Relaxed);
         self.state.waiting.store(waiting, Ordering::Relaxed);
         self.state.publish(self.machine.counters());
     }
 
-    fn act(&mut self, action: Action, handshakes: &dyn Handshakes) {
+    fn act(&mut self, action: Action, handshakes: &Arc<dyn Handshakes>) {
         match action {
             Action::StartHandshake(key) => {
                 let dial = handshakes.dial(key);
@@ -262,11 +251,12 @@ impl Driver {
                 self.running.spawn(async move { (key, dial.await.unwrap_or(Err(PANICKED)), began) });
             }
             Action::VerifyLocal(key) => {
-                let began = self.clock.now();
-                let result = handshakes.verify_local(key);
-                let latency = self.clock.now().since(began);
-                self.report(key, Side::Local, &result, latency);
-                self.handle(Event::Finished(key, result.map(|proof| Success { proof, latency })));
+                let (began, handshakes) = (self.clock.now(), Arc::clone(handshakes));
+                // Signatures take their time, and there may be many pairs: not on this task.
+                self.running.spawn_blocking(move || {
+                    let verify = AssertUnwindSafe(|| handshakes.verify_local(key));
+                    (key, std::panic::catch_unwind(verify).unwrap_or(Err(PANICKED)), began)
+                });
             }
             Action::WriteEntry(key, entry) => {
                 self.dirty = true;

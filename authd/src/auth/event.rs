@@ -28,6 +28,9 @@ pub enum Event {
     SvidMissing(IdentityNumber),
     /// This identity's SVID has been withdrawn: what rests on it goes.
     SvidWithdrawn(IdentityNumber),
+    /// An anchor by which this identity of ours verified its peers is trusted no longer, before its time. What may
+    /// rest on it has to be proven anew, soon, or goes.
+    AnchorLost(IdentityNumber),
     /// A node's session is up, or what it announces there has changed. What it announces is complete.
     PeerUp {
         /// The node.

@@ -2,14 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use auth_ebpf_abi::{AuthKey, IdentityNumber, NodeNumber};
 
+use super::change::{Cause, Change};
 use super::event::{Action, Desired};
 use super::losses::Loss;
 use super::machine::{Machine, Peer, is_ours};
 use super::pair::{Pair, written};
 use crate::clock::BootTime;
+
+/// How long an entry may take to be proven anew when an anchor has gone. Handshakes take milliseconds.
+const PROVE: Duration = Duration::from_secs(5);
 
 impl Machine {
     pub(super) fn svid_changed(&mut self, identity: IdentityNumber, expires: BootTime, now: BootTime) {
@@ -34,11 +39,28 @@ impl Machine {
             self.keys(|key, pair| rests_on(key, identity) && (pair.held.is_some() || pair.attempt.is_some()));
         let nodes: BTreeSet<NodeNumber> = keys.iter().map(|key| key.node).filter(|node| *node != 0).collect();
         for key in keys {
-            self.revoke(key, now);
+            self.revoke(key, Cause::Withdrawn, now);
             self.give_up_if_lost(key, now);
         }
         let up = nodes.into_iter().filter(|node| self.peers.get(node).is_some_and(|peer| peer.up));
         self.actions.extend(up.map(|node| Action::TellPeer { node, identity }));
+    }
+
+    pub(super) fn anchor_lost(&mut self, identity: IdentityNumber, now: BootTime) {
+        // A handshake that began before may have been verified by it.
+        self.losses.note(Loss::Local(identity), now);
+        let until = now.saturating_add(PROVE);
+        for key in self.keys(|key, _| rests_on(key, identity)) {
+            if let Some(pair) = self.pairs.get_mut(&key) {
+                pair.void();
+                pair.reset_backoff();
+                if let Some(held) = &mut pair.held {
+                    held.renew_at = now;
+                    held.prove_until = Some(held.prove_until.map_or(until, |before| before.min(until)));
+                }
+            }
+            self.evaluate(key, now);
+        }
     }
 
     pub(super) fn peer_up(
@@ -60,8 +82,10 @@ impl Machine {
         for key in self.keys(|key, _| key.node == node) {
             let held_epoch = |pair: &Pair| pair.held.as_ref().is_some_and(|held| held.record.epoch != epoch);
             let gone = !identities.contains(&key.remote);
-            if gone || raised || self.pairs.get(&key).is_some_and(held_epoch) {
-                self.revoke(key, now);
+            if raised || self.pairs.get(&key).is_some_and(held_epoch) {
+                self.revoke(key, Cause::Epoch, now);
+            } else if gone {
+                self.revoke(key, Cause::NotAnnounced, now);
             }
             self.retry(key, now);
         }
@@ -79,7 +103,7 @@ impl Machine {
             Arc::make_mut(&mut peer.identities).remove(&identity);
         }
         for key in self.keys(|key, _| key.node == node && key.remote == identity) {
-            self.revoke(key, now);
+            self.revoke(key, Cause::PeerRevoked, now);
             self.give_up_if_lost(key, now);
         }
     }
@@ -87,7 +111,7 @@ impl Machine {
     pub(super) fn desire(&mut self, desired: Arc<Desired>, now: BootTime) {
         self.desired = Some(Arc::clone(&desired));
         for key in self.keys(|key, _| !desired.allows(key)) {
-            let obsolete = self.remove(key);
+            let obsolete = self.remove(key, Cause::NotDesired);
             self.counters.obsolete += u64::from(obsolete);
             if let Some(pair) = self.pairs.get_mut(&key) {
                 pair.void();
@@ -115,7 +139,7 @@ impl Machine {
     }
 
     pub(super) fn write_failed(&mut self, key: AuthKey, now: BootTime) {
-        self.remove(key);
+        self.remove(key, Cause::NotWritten);
         if let Some(pair) = self.pairs.get_mut(&key) {
             pair.retry_at = now.saturating_add(self.config.backoff_limit);
         }
@@ -124,7 +148,7 @@ impl Machine {
 
     pub(super) fn flush(&mut self, now: BootTime) {
         for key in self.keys(|_, _| true) {
-            self.remove(key);
+            self.remove(key, Cause::Flushed);
             if let Some(pair) = self.pairs.get_mut(&key) {
                 pair.void();
                 pair.reset_backoff();
@@ -135,8 +159,8 @@ impl Machine {
     }
 
     /// Ends what stands and voids what runs, because a cause has gone.
-    fn revoke(&mut self, key: AuthKey, now: BootTime) {
-        let revoked = self.remove(key);
+    fn revoke(&mut self, key: AuthKey, cause: Cause, now: BootTime) {
+        let revoked = self.remove(key, cause);
         self.counters.revoked += u64::from(revoked);
         self.void(key, now);
     }
@@ -157,10 +181,11 @@ impl Machine {
     }
 
     /// Takes the pair's entries out of the map; whether there were any.
-    fn remove(&mut self, key: AuthKey) -> bool {
+    pub(super) fn remove(&mut self, key: AuthKey, cause: Cause) -> bool {
         let held = self.pairs.get_mut(&key).and_then(|pair| pair.held.take()).is_some();
         if held {
             self.actions.extend(written(key).map(Action::RemoveEntry));
+            self.changes.push_back(Change::Ended(key, cause));
         }
         held
     }

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use auth_ebpf_abi::{AuthEntry, AuthKey, AuthType, IdentityNumber, NodeNumber, identity};
 
+use super::change::{Cause, Change};
 use super::event::{Accepted, Action, Desired, Event, Failure, Refused, Success};
 use super::losses::{Loss, Losses};
+use super::outlook::Failures;
 use super::pair::{Attempt, Held, Pair, canonical, written};
 use super::queue::{Lane, Place, Queue, Running};
 use super::record::{Record, Why};
@@ -105,10 +107,14 @@ pub struct Machine {
     pub(super) peers: BTreeMap<NodeNumber, Peer>,
     pub(super) desired: Option<Arc<Desired>>,
     pub(super) losses: Losses,
+    pub(super) failures: Failures,
+    /// Handshakes of other nodes that were not recorded.
+    refusals: Failures,
     timers: BTreeSet<(BootTime, AuthKey)>,
     queue: Queue,
     running: Running,
     pub(super) actions: VecDeque<Action>,
+    pub(super) changes: VecDeque<Change>,
     pub(super) counters: Counters,
 }
 
@@ -133,10 +139,13 @@ impl Machine {
             peers: BTreeMap::new(),
             desired: None,
             losses: Losses::default(),
+            failures: Failures::default(),
+            refusals: Failures::default(),
             timers: BTreeSet::new(),
             queue: Queue::default(),
             running: Running::default(),
             actions: VecDeque::new(),
+            changes: VecDeque::new(),
             counters: Counters::default(),
         }
     }
@@ -164,6 +173,7 @@ impl Machine {
             why: Why::Adopted,
         };
         let held = Held::new(record, &mut *self.jitter);
+        self.changes.push_back(Change::Authenticated(held.record.clone()));
         self.pairs.entry(key).or_default().held = Some(held);
         self.evaluate(key, now);
         self.fill(now);
@@ -177,6 +187,7 @@ impl Machine {
             Event::SvidChanged { identity, expires } => self.svid_changed(identity, expires, now),
             Event::SvidMissing(identity) => self.svid_missing(identity, now),
             Event::SvidWithdrawn(identity) => self.svid_withdrawn(identity, now),
+            Event::AnchorLost(identity) => self.anchor_lost(identity, now),
             Event::PeerUp { node, epoch, identities } => self.peer_up(node, epoch, identities, now),
             Event::PeerDown(node) => self.peer_down(node),
             Event::PeerRevoked { node, identity } => self.peer_revoked(node, identity, now),
@@ -195,13 +206,21 @@ impl Machine {
     /// # Errors
     /// When the pair may not have an entry (any more), or there is no room.
     pub fn accept(&mut self, accepted: Accepted, now: BootTime) -> Result<(), Refused> {
+        let key = accepted.key;
         let outcome = self.check(&accepted, now);
         match outcome {
             Ok(()) => {
                 self.counters.accepted += 1;
                 self.hold(accepted.key, accepted.success, Why::Accepted, now);
             }
-            Err(_) => self.counters.refused += 1,
+            Err(refused) => {
+                self.counters.refused += 1;
+                // A node may try without end: what is said once about a pair need not be said again.
+                let failure = Failure { reason: refused.as_str(), retryable: true };
+                if self.refusals.is_news(key, failure, now) {
+                    self.changes.push_back(Change::Refused(key, refused));
+                }
+            }
         }
         self.run_timers(now);
         self.fill(now);
@@ -211,6 +230,11 @@ impl Machine {
     /// What is to be done, in this order. Removes it.
     pub fn actions(&mut self) -> impl Iterator<Item = Action> + use<> {
         std::mem::take(&mut self.actions).into_iter()
+    }
+
+    /// What has changed since the last call, in this order. Removes it.
+    pub fn changes(&mut self) -> impl Iterator<Item = Change> + use<> {
+        std::mem::take(&mut self.changes).into_iter()
     }
 
     /// When [`Event::Tick`] is due at the latest.
@@ -327,6 +351,13 @@ impl Machine {
 
     fn failed(&mut self, key: AuthKey, failure: Failure, now: BootTime) {
         self.counters.failed += 1;
+        self.failures.note(key, failure, now);
+        let Some(pair) = self.pairs.get_mut(&key) else { return };
+        // Nobody need wait to hear once more that what has to be proven anew can't be.
+        if !failure.retryable && pair.held.as_ref().is_some_and(|held| held.prove_until.is_some()) {
+            let ended = self.remove(key, Cause::Untrusted);
+            self.counters.revoked += u64::from(ended);
+        }
         let Some(pair) = self.pairs.get_mut(&key) else { return };
         let doublings = if failure.retryable { pair.failures.min(16) } else { 16 };
         pair.failures = pair.failures.saturating_add(1);
@@ -337,6 +368,9 @@ impl Machine {
         let half = u64::try_from((pause / 2).as_nanos()).unwrap_or(u64::MAX);
         let pause = pause / 2 + Duration::from_nanos((self.jitter)(half));
         pair.retry_at = now.saturating_add(pause);
+        if pair.failing.replace(failure.reason) != Some(failure.reason) {
+            self.changes.push_back(Change::Failing { key, failure, pause });
+        }
     }
 
     /// Whether a success may still become an entry.
@@ -388,9 +422,14 @@ impl Machine {
         };
         let held = Held::new(record, &mut *self.jitter);
         self.actions.extend(written(key).map(|key| Action::WriteEntry(key, held.entry())));
+        self.failures.forget(&key);
+        self.refusals.forget(&key);
+        let record = held.record.clone();
         let pair = self.pairs.entry(key).or_default();
         pair.reset_backoff();
-        pair.held = Some(held);
+        pair.failing = None;
+        let stood = pair.held.replace(held).is_some();
+        self.changes.push_back(if stood { Change::Renewed(record) } else { Change::Authenticated(record) });
         self.evaluate(key, now);
     }
 
@@ -416,10 +455,15 @@ impl Machine {
         let ready = self.ready(&key, now);
         let svid_expires = self.svid_expires(&key);
         let Some(pair) = self.pairs.get_mut(&key) else { return };
-        if pair.held.as_ref().is_some_and(|held| held.record.expires <= now) {
-            pair.held = None;
-            self.counters.expired += 1;
+        if let Some(held) = pair.held.take_if(|held| held.ends() <= now) {
+            let (cause, counter) = if held.record.expires <= now {
+                (Cause::Expired, &mut self.counters.expired)
+            } else {
+                (Cause::Untrusted, &mut self.counters.revoked)
+            };
+            *counter += 1;
             self.actions.extend(written(key).map(Action::RemoveEntry));
+            self.changes.push_back(Change::Ended(key, cause));
         }
         let start = ready && pair.attempt.is_none() && pair.retry_at <= now;
         let due = pair.due(now, svid_expires).filter(|_| start);
@@ -465,7 +509,7 @@ impl Machine {
             let Some(pair) = self.pairs.get_mut(&key) else { continue };
             pair.queued = None;
             let Some(why) = pair.due(now, svid_expires).filter(|_| ready) else { continue };
-            pair.attempt = Some(Attempt { void: false, why });
+            pair.attempt = Some(Attempt { since: now, void: false, why });
             self.running.begin(key.node, why);
             self.counters.started += 1;
             let start = if key.node == 0 { Action::VerifyLocal(key) } else { Action::StartHandshake(key) };

@@ -25,6 +25,8 @@ pub(super) struct Pair {
     pub(super) attempt: Option<Attempt>,
     /// Failures since the last success or reset.
     pub(super) failures: u32,
+    /// Why it failed last, since it was well.
+    pub(super) failing: Option<&'static str>,
     /// No attempt before.
     pub(super) retry_at: BootTime,
     /// What stands in the map.
@@ -38,6 +40,8 @@ pub(super) struct Pair {
 /// A handshake that runs.
 #[derive(Debug)]
 pub(super) struct Attempt {
+    /// When it began.
+    pub(super) since: BootTime,
     /// Its cause has gone meanwhile: whatever it brings doesn't count.
     pub(super) void: bool,
     /// What it is for.
@@ -49,6 +53,8 @@ pub(super) struct Attempt {
 pub(super) struct Held {
     pub(super) record: Record,
     pub(super) renew_at: BootTime,
+    /// It may rest on an anchor that is trusted no longer: proven anew until then, or gone.
+    pub(super) prove_until: Option<BootTime>,
     /// When it was written to the map last.
     pub(super) written_at: BootTime,
 }
@@ -72,7 +78,9 @@ impl Pair {
         match &self.held {
             Some(held) => {
                 // What was found in the map is proven anew in any case: nobody here has seen its proof.
-                let gains = svid_expires > held.record.expires || held.record.why == Why::Adopted;
+                let gains = svid_expires > held.record.expires
+                    || held.record.why == Why::Adopted
+                    || held.prove_until.is_some();
                 (held.renew_at <= now && gains).then_some(Why::Renewed)
             }
             None if self.asked_until > now => Some(Why::Requested),
@@ -83,7 +91,7 @@ impl Pair {
     /// When something happens by time alone.
     pub(super) fn next_wake(&self, now: BootTime) -> Option<BootTime> {
         let times = [
-            self.held.as_ref().map(|held| held.record.expires),
+            self.held.as_ref().map(Held::ends),
             self.held.as_ref().map(|held| held.renew_at),
             (self.held.is_none()).then_some(self.asked_until),
             Some(self.retry_at),
@@ -112,7 +120,12 @@ impl Held {
         let floor = if record.why == Why::Adopted { Duration::ZERO } else { RENEWAL_FLOOR };
         let renew_at = record.established.saturating_add(part.max(floor));
         let written_at = record.established;
-        Self { record, renew_at, written_at }
+        Self { record, renew_at, written_at, prove_until: None }
+    }
+
+    /// When it ends unless it is proven anew.
+    pub(super) fn ends(&self) -> BootTime {
+        self.prove_until.map_or(self.record.expires, |until| until.min(self.record.expires))
     }
 
     pub(super) const fn entry(&self) -> AuthEntry {

@@ -466,3 +466,122 @@ fn a_pair_that_lost_its_svid_is_given_up() {
     machine.handle(Event::AuthWanted(key(256, 300, 1)), seconds(1));
     assert!(machine.actions().any(|action| action == Action::GiveUp(key(256, 300, 1))));
 }
+
+fn changes(machine: &mut Machine) -> Vec<Change> {
+    machine.changes().collect()
+}
+
+#[test]
+fn what_may_rest_on_a_lost_anchor_is_proven_anew_at_once() {
+    let mut machine = authenticated();
+    let pair = key(256, 300, 1);
+    machine.handle(Event::AnchorLost(256), seconds(1));
+    assert_eq!(actions(&mut machine), [Action::StartHandshake(pair)], "although it gains no time");
+    changes(&mut machine);
+    machine.handle(Event::Finished(pair, Ok(success(pair, seconds(50), 1))), seconds(2));
+    assert!(matches!(changes(&mut machine).as_slice(), [Change::Renewed(_)]));
+    machine.handle(Event::Tick, seconds(20));
+    assert!(machine.holds(pair));
+}
+
+#[test]
+fn what_can_not_be_proven_by_the_anchors_that_are_left_goes() {
+    let mut machine = authenticated();
+    let pair = key(256, 300, 1);
+    changes(&mut machine);
+    machine.handle(Event::AnchorLost(256), seconds(1));
+    machine.handle(Event::Finished(pair, Err(FAILURE)), seconds(1));
+    assert!(machine.holds(pair), "that may have been the network");
+    let refused = Failure { reason: "certificate", retryable: false };
+    machine.handle(Event::Tick, seconds(2));
+    machine.handle(Event::Finished(pair, Err(refused)), seconds(2));
+    assert!(!machine.holds(pair));
+    assert!(changes(&mut machine).contains(&Change::Ended(pair, Cause::Untrusted)));
+    // And with nobody there to prove it to.
+    let mut machine = authenticated();
+    machine.handle(Event::PeerDown(1), seconds(1));
+    machine.handle(Event::AnchorLost(256), seconds(1));
+    machine.handle(Event::Tick, seconds(5));
+    assert!(machine.holds(pair));
+    machine.handle(Event::Tick, seconds(6));
+    assert!(!machine.holds(pair));
+}
+
+#[test]
+fn a_handshake_from_before_an_anchor_was_lost_counts_for_nothing() {
+    let mut machine = authenticated();
+    let pair = key(256, 301, 1);
+    machine.handle(Event::AuthWanted(pair), seconds(1));
+    machine.handle(Event::AnchorLost(256), seconds(1));
+    machine.handle(Event::Finished(pair, Ok(success(pair, seconds(50), 1))), seconds(2));
+    assert!(!machine.holds(pair));
+    let accepted = |began| Accepted { key: pair, began, success: success(pair, seconds(50), 1) };
+    assert_eq!(machine.accept(accepted(seconds(1)), seconds(2)), Err(Refused::Overtaken));
+    assert_eq!(machine.accept(accepted(seconds(2)), seconds(2)), Ok(()));
+}
+
+#[test]
+fn each_change_is_told_once_with_its_cause() {
+    let pair = key(256, 300, 1);
+    let ends: [(Event, Cause); 6] = [
+        (Event::SvidWithdrawn(256), Cause::Withdrawn),
+        (Event::PeerRevoked { node: 1, identity: 300 }, Cause::PeerRevoked),
+        (up(1, &[301]), Cause::NotAnnounced),
+        (up(2, &[300]), Cause::Epoch),
+        (Event::Flush, Cause::Flushed),
+        (Event::WriteFailed(pair), Cause::NotWritten),
+    ];
+    for (event, cause) in ends {
+        let mut machine = authenticated();
+        assert!(matches!(changes(&mut machine).as_slice(), [Change::Authenticated(_)]));
+        machine.handle(event, seconds(1));
+        assert_eq!(changes(&mut machine), [Change::Ended(pair, cause)]);
+    }
+    let mut machine = authenticated();
+    changes(&mut machine);
+    machine.handle(Event::Tick, seconds(50));
+    assert_eq!(changes(&mut machine), [Change::Ended(pair, Cause::Expired)]);
+    machine.handle(Event::Desired(Arc::new(Desired::default())), seconds(50));
+    assert_eq!(changes(&mut machine), [], "it has ended already");
+}
+
+#[test]
+fn a_pair_that_goes_on_failing_is_told_when_the_reason_changes() {
+    let mut machine = machine();
+    let pair = key(256, 300, 1);
+    machine.handle(Event::AuthWanted(pair), START);
+    let mut fail = |reason, at| {
+        machine.handle(Event::Tick, seconds(at));
+        machine.handle(Event::AuthWanted(pair), seconds(at));
+        machine.handle(Event::Finished(pair, Err(Failure { reason, retryable: true })), seconds(at));
+        let told: Vec<Change> = machine.changes().collect();
+        (told.len(), machine.outlook(pair).last_failure.map(|(failure, _)| failure.reason))
+    };
+    assert_eq!(fail("timeout", 0), (1, Some("timeout")));
+    assert_eq!(fail("timeout", 6), (0, Some("timeout")));
+    assert_eq!(fail("no_svid", 12), (1, Some("no_svid")));
+    let refused = |machine: &mut Machine| {
+        let accepted = Accepted { key: pair, began: seconds(1), success: success(pair, seconds(50), 9) };
+        assert_eq!(machine.accept(accepted, seconds(13)), Err(Refused::NotAnnounced));
+        machine.changes().count()
+    };
+    assert_eq!((refused(&mut machine), refused(&mut machine)), (1, 0));
+}
+
+#[test]
+fn an_outlook_has_what_people_ask_for() {
+    let mut machine = machine();
+    let pair = key(256, 300, 1);
+    assert_eq!(machine.outlook(pair), Outlook { desired: true, ..Outlook::default() });
+    assert!(!machine.outlook(key(256, 999, 1)).desired);
+    machine.handle(Event::AuthWanted(pair), START);
+    assert_eq!(machine.outlook(pair).running_since, Some(START));
+    machine.handle(Event::Finished(pair, Err(FAILURE)), seconds(1));
+    let outlook = machine.outlook(pair);
+    assert_eq!((outlook.failures, outlook.last_failure), (1, Some((FAILURE, seconds(1)))));
+    assert!(outlook.retry_at > seconds(1) && outlook.asked_until == seconds(30));
+    machine.handle(Event::Tick, seconds(60));
+    assert_eq!(machine.outlook(pair).last_failure, Some((FAILURE, seconds(1))), "it outlasts the pair");
+    machine.handle(Event::AuthWanted(pair), seconds(60));
+    assert_eq!(machine.outlook(pair).running_since, None, "its SVID has expired meanwhile");
+}

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use auth_ebpf_abi::IdentityNumber;
 use spiffe::SpiffeId;
-use spire_adapter::{DelegatedAgent, Selector, Snapshot, State};
+use spire_adapter::{Bundles, DelegatedAgent, Selector, Snapshot, State};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -86,7 +86,7 @@ pub async fn follow(following: Following, stop: CancellationToken) {
         for (identity, spiffe_id) in wanted {
             open.entry(identity).or_insert_with(|| {
                 let closed = CancellationToken::new();
-                let one = One { identity, svids: svids.clone(), auth: auth.clone() };
+                let one = One { identity, svids: svids.clone(), auth: auth.clone(), bundles: Bundles::new() };
                 let feed = source.subscribe(identity, &spiffe_id);
                 tasks.spawn(closed.clone().run_until_cancelled_owned(one.run(feed)));
                 (spiffe_id, closed.drop_guard())
@@ -111,10 +111,12 @@ struct One {
     identity: IdentityNumber,
     svids: Svids,
     auth: Handle,
+    /// By which peers were verified last.
+    bundles: Bundles,
 }
 
 impl One {
-    async fn run(self, feed: Feed) {
+    async fn run(mut self, feed: Feed) {
         let Feed { mut snapshots, keep: _keep } = feed;
         let mut ends: Option<Instant> = None;
         loop {
@@ -136,8 +138,13 @@ impl One {
     }
 
     /// Whether the SVID is missing now and may be withdrawn.
-    async fn take_in(&self, snapshot: &Snapshot) -> bool {
+    async fn take_in(&mut self, snapshot: &Snapshot) -> bool {
         let credential = Credential::of(snapshot);
+        let mut anchor_lost = false;
+        if let Some(credential) = &credential {
+            let before = std::mem::replace(&mut self.bundles, credential.bundles.clone());
+            anchor_lost = credential.bundles.lack_anchor_of(&before, self.svids.0.clock.wall());
+        }
         let expires = credential.as_ref().map(|usable| self.svids.0.clock.deadline(usable.svid.not_after()));
         let mut withdrawn = false;
         self.svids.change(|known| {
@@ -152,6 +159,13 @@ impl One {
         match expires {
             Some(expires) => self.auth.tell(Event::SvidChanged { identity, expires }).await,
             None => self.auth.tell(Event::SvidMissing(identity)).await,
+        }
+        if anchor_lost {
+            tracing::warn!(
+                identity,
+                "an anchor has left its trust bundle; what may rest on it is proven anew"
+            );
+            self.auth.tell(Event::AnchorLost(identity)).await;
         }
         snapshot.state == State::Withdrawn && !withdrawn
     }

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::wanted::Wanted;
 use crate::auth::event::{Accepted, Event, Refused};
 use crate::auth::machine::Counters;
+use crate::auth::outlook::Outlook;
 use crate::auth::record::Record;
 
 /// Figures that change with every event.
@@ -31,6 +32,7 @@ impl State {
 pub(super) enum Request {
     Event(Event),
     Accept(Accepted, oneshot::Sender<Result<(), Refused>>),
+    Inspect(AuthKey, oneshot::Sender<Outlook>),
 }
 
 /// Talks to the driver. Cheap to clone.
@@ -71,6 +73,13 @@ impl Handle {
             return Err(Refused::Full);
         }
         outcome.await.unwrap_or(Err(Refused::Full))
+    }
+
+    /// What is known of a pair; `None` after the driver's end.
+    pub async fn outlook(&self, key: AuthKey) -> Option<Outlook> {
+        let (answer, outlook) = oneshot::channel();
+        self.requests.send(Request::Inspect(key, answer)).await.ok()?;
+        outlook.await.ok()
     }
 
     /// What stands in the map, by key; follows changes within a few tens of milliseconds.

@@ -16,9 +16,14 @@ const NODES: [u16; 3] = [0, 1, 2];
 /// What happens to an SVID of ours.
 #[derive(Clone, Debug)]
 enum OwnStep {
-    Svid { identity: u32, life: u64 },
+    Svid {
+        identity: u32,
+        life: u64,
+    },
     Missing(u32),
     Withdraw(u32),
+    /// An anchor leaves the bundle.
+    Untrust(u32),
 }
 
 /// What another node does.
@@ -53,6 +58,8 @@ enum Reach {
     Ours,
     /// What stands.
     Standing,
+    /// Whatever began before counts for nothing, but what stands has five seconds to be proven anew.
+    Doubted,
 }
 
 /// Something that ended the right of keys to an entry.
@@ -113,11 +120,14 @@ impl World {
                 && proven.epoch == entry.epoch
                 && !self.losses.iter().enumerate().any(|(at, ended)| {
                     let since = match ended.reach {
-                        Reach::Began => proven.began,
+                        Reach::Began | Reach::Doubted => proven.began,
                         Reach::Ours if proven.ours => proven.began,
                         Reach::Ours | Reach::Standing => proven.ended,
                     };
-                    at >= since && ended.keys.contains(key)
+                    let doubted = matches!(ended.reach, Reach::Doubted)
+                        && proven.ended <= at
+                        && self.now < ended.at.saturating_add(Duration::from_secs(5));
+                    at >= since && ended.keys.contains(key) && !doubted
                 })
         });
         let desired = self.desired.as_ref().is_some_and(|desired| desired.allows(key));
@@ -272,6 +282,10 @@ impl World {
                 self.lose(Reach::Began, |key| rests_on(key, identity));
                 self.handle(machine, Event::SvidWithdrawn(identity));
             }
+            OwnStep::Untrust(identity) => {
+                self.lose(Reach::Doubted, |key| rests_on(key, identity));
+                self.handle(machine, Event::AnchorLost(identity));
+            }
         }
     }
 
@@ -366,6 +380,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         4 => (identity(), life()).prop_map(|(identity, life)| Step::Own(OwnStep::Svid { identity, life })),
         1 => identity().prop_map(|identity| Step::Own(OwnStep::Missing(identity))),
         2 => identity().prop_map(|identity| Step::Own(OwnStep::Withdraw(identity))),
+        1 => identity().prop_map(|identity| Step::Own(OwnStep::Untrust(identity))),
         3 => (node(), 0..3u32, identities()).prop_map(|(node, epoch, identities)| Step::Peer(PeerStep::Up { node, epoch, identities })),
         1 => node().prop_map(|node| Step::Peer(PeerStep::Down(node))),
         2 => (node(), identity()).prop_map(|(node, identity)| Step::Peer(PeerStep::Revoke(node, identity))),
