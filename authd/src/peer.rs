@@ -7,6 +7,7 @@
 
 mod admission;
 mod binding;
+mod crossing;
 mod directory;
 mod error;
 mod handshake;
@@ -26,7 +27,7 @@ pub use directory::{Directory, Node};
 pub use error::Error;
 pub use naming::{Naming, NamingError};
 pub use service::{Options, OwnTunnel, Parts, Peers};
-pub use table::{Session, SessionMap};
+pub use table::{Session, SessionMap, Trouble};
 
 /// ALPN of node sessions.
 pub const NODE_ALPN: &[u8] = b"authd-node/1";

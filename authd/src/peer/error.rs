@@ -87,11 +87,23 @@ pub enum Error {
         /// Who it says it is.
         claimed: IdentityNumber,
     },
-    /// Of two nodes the one with the lower SPIFFE ID dials.
-    #[error("{spiffe_id} dialled us, but it is ours to dial")]
-    WrongDirection {
-        /// Who dialled.
+    /// The other end has our own SVID: a reflection, or a stolen key.
+    #[error("{spiffe_id}, which is this node, dialled us")]
+    OwnSvid {
+        /// Ours.
         spiffe_id: SpiffeId,
+    },
+    /// Both nodes dialled at once, and the dial of the one with the lower SPIFFE ID has won.
+    #[error("node {node} has dialled at the same time, and its session counts")]
+    Crossed {
+        /// Its name.
+        node: String,
+    },
+    /// The node's certificate may rest on an anchor that is trusted no longer.
+    #[error("an anchor has left the trust bundle; node {node} has to prove itself anew")]
+    AnchorLost {
+        /// Its name.
+        node: String,
     },
     /// It speaks an older protocol than any that we know.
     #[error("protocol version {version} is not supported")]
@@ -157,7 +169,9 @@ impl Error {
             Self::Stranger { .. } => "stranger",
             Self::WrongNode { .. } => "wrong_node",
             Self::WrongIdentity { .. } => "wrong_identity",
-            Self::WrongDirection { .. } => "wrong_direction",
+            Self::OwnSvid { .. } => "own_svid",
+            Self::Crossed { .. } => "crossed",
+            Self::AnchorLost { .. } => "anchor_lost",
             Self::Version { .. } => "version",
             Self::KeyConflict { .. } => "key_conflict",
             Self::NotBound { .. } => "not_bound",
@@ -180,7 +194,7 @@ impl Error {
                 | Self::Stranger { .. }
                 | Self::WrongNode { .. }
                 | Self::WrongIdentity { .. }
-                | Self::WrongDirection { .. }
+                | Self::OwnSvid { .. }
                 | Self::Version { .. }
                 | Self::KeyConflict { .. }
                 | Self::NotBound { .. }

@@ -18,7 +18,7 @@ use super::admission::Admission;
 use super::directory::Directory;
 use super::error::Error;
 use super::naming::Naming;
-use super::table::{Outgoing, SessionMap, Table};
+use super::table::{Outgoing, SessionMap, Table, Trouble};
 use super::{handshake, listener, session};
 use crate::auth::driver::Handshakes;
 use crate::auth::stats::Observer;
@@ -47,6 +47,8 @@ pub struct Options {
     pub rotation: Duration,
     /// First and longest pause between two dials of a node.
     pub redial: (Duration, Duration),
+    /// How long the end with the higher SPIFFE ID leaves it to the other to dial.
+    pub defer: Duration,
 }
 
 impl Options {
@@ -63,6 +65,7 @@ impl Options {
             silence: Duration::from_secs(6),
             rotation: Duration::from_secs(60 * 60),
             redial: (Duration::from_millis(200), Duration::from_secs(5)),
+            defer: Duration::from_secs(1),
         }
     }
 }
@@ -130,6 +133,13 @@ impl Shared {
             || self.table.is_live_at(address)
     }
 
+    /// Whether, of that node and this one, this one is to dial first: its SPIFFE ID is the lower.
+    pub(super) fn dials_first(&self, node: &str) -> bool {
+        let nodes = &self.directory.borrow().nodes;
+        let id = |name: &str| nodes.get(name).map(|node| &node.spiffe_id);
+        id(&self.options.node) < id(node)
+    }
+
     /// The number of this node, once cluster state has it.
     pub(super) fn own_number(&self) -> Option<NodeNumber> {
         self.directory.borrow().nodes.get(&self.options.node).map(|node| node.number)
@@ -141,7 +151,7 @@ impl Shared {
 pub struct Peers(pub(super) Arc<Shared>);
 
 impl Peers {
-    /// Listens, dials the nodes that are ours to dial, and keeps sessions with all of them until `stop`.
+    /// Listens, dials, and keeps sessions with all nodes until `stop`.
     ///
     /// # Errors
     /// When the listener has no address.
@@ -171,6 +181,12 @@ impl Peers {
     #[must_use]
     pub fn sessions(&self) -> watch::Receiver<SessionMap> {
         self.0.table.watch()
+    }
+
+    /// What went wrong last with a node, since there was a session with it.
+    #[must_use]
+    pub fn trouble(&self, node: &str) -> Option<Trouble> {
+        self.0.table.trouble(node)
     }
 
     /// Ends the session with a node, so that another one, with a fresh pre-shared key, takes its place.
@@ -216,26 +232,24 @@ impl Handshakes for Peers {
     }
 }
 
-/// Keeps one dialling task per node that is ours to dial, and forgets nodes that are gone.
+/// Keeps one dialling task for each other node, and forgets nodes that are gone.
 async fn dial_nodes(shared: Arc<Shared>) {
     let mut directory = shared.directory.clone();
     let mut dialling: BTreeMap<String, CancellationToken> = BTreeMap::new();
     loop {
         let now = Arc::clone(&directory.borrow_and_update());
-        let ours = now.nodes.get(&shared.options.node).map(|node| node.spiffe_id.clone());
-        let to_dial = |name: &str| {
-            let node = now.nodes.get(name)?;
-            // The lower SPIFFE ID dials: both ends know which, and no two sessions cross.
-            ours.as_ref().filter(|ours| **ours < node.spiffe_id)
-        };
+        let own = &shared.options.node;
+        // Until cluster state has this node, nobody would know it.
+        let is_other =
+            |name: &String| now.nodes.contains_key(own) && name != own && now.nodes.contains_key(name);
         dialling.retain(|name, stop| {
-            let keep = to_dial(name).is_some();
+            let keep = is_other(name);
             if !keep {
                 stop.cancel();
             }
             keep
         });
-        for name in now.nodes.keys().filter(|name| to_dial(name).is_some()) {
+        for name in now.nodes.keys().filter(|name| is_other(name)) {
             dialling.entry(name.clone()).or_insert_with(|| {
                 let stop = shared.stop.child_token();
                 shared.tasks.spawn(session::keep_dialled(Arc::clone(&shared), name.clone(), stop.clone()));

@@ -1,8 +1,8 @@
 //! Node sessions: how one comes to be on either side, and its life.
 //!
-//! The node with the lower SPIFFE ID dials and the other only accepts. A session ends with the earlier of
+//! Whoever has none dials, the end with the lower SPIFFE ID first: `crossing` says which counts. A session ends with the earlier of
 //! its two SVIDs; the dialling side replaces it at half of that time or when the tunnel's pre-shared key, which
-//! comes from it, is old enough. The newest completed one counts.
+//! comes from it, is old enough.
 
 mod life;
 
@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use rustls::CommonState;
 use rustls::pki_types::CertificateDer;
 use spire_adapter::tls::{client_config, server_config};
-use spire_adapter::{ExpectedPeer, PeerSvid};
+use spire_adapter::{Bundles, ExpectedPeer, PeerSvid};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -28,6 +28,7 @@ use super::preshared::End;
 use super::service::{Shared, plain};
 use super::wire::{self, Announcement, MAX_FRAME, Reader, SessionFrame, SessionMessage, WireError};
 use crate::auth::stats::Side;
+use crate::logging::AUDIT;
 use crate::svids::Credential;
 
 pub(super) use life::Established;
@@ -43,19 +44,22 @@ pub(super) struct Other {
     pub(super) address: SocketAddr,
     /// Our own end of it.
     pub(super) own: End,
+    /// By which we have verified it.
+    pub(super) bundles: Bundles,
     pub(super) own_not_after: SystemTime,
     pub(super) group: &'static str,
     pub(super) key: SessionKey,
 }
 
-/// Dials a node for as long as it is ours to dial, and keeps a session with it.
+/// Keeps a session with a node for as long as there is one, and renews those that we have dialled.
 pub(super) async fn keep_dialled(shared: Arc<Shared>, name: String, stop: CancellationToken) {
     let (first, limit) = shared.options.redial;
     let mut pause = first;
+    let mut renewing = false;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = node_svid(&shared) => {}
+            () = our_turn(&shared, &name, renewing) => {}
         }
         let result = tokio::select! {
             () = stop.cancelled() => return,
@@ -68,13 +72,24 @@ pub(super) async fn keep_dialled(shared: Arc<Shared>, name: String, stop: Cancel
                 let ended = established.spawn(&shared, &stop);
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    // Renewed while the old one still runs.
-                    () = tokio::time::sleep(half.max(SHORTEST_LIFE)) => Duration::ZERO,
-                    () = ended.cancelled() => jittered(first),
+                    () = tokio::time::sleep(half.max(SHORTEST_LIFE)) => {
+                        // Renewed while the old one still runs.
+                        renewing = true;
+                        Duration::ZERO
+                    }
+                    () = ended.cancelled() => {
+                        renewing = false;
+                        jittered(first)
+                    }
                 }
             }
+            Err(Error::Crossed { .. }) => {
+                renewing = false;
+                Duration::ZERO
+            }
             Err(error) => {
-                tracing::warn!(node = name, %error, "no session");
+                tracing::warn!(target: AUDIT, event = "session_failing", node = name, reason = error.as_str(), %error, "no session");
+                shared.table.note_trouble(&name, error.to_string(), shared.clock.wall());
                 let wait = jittered(pause);
                 pause = pause.saturating_mul(2).min(limit);
                 wait
@@ -83,6 +98,34 @@ pub(super) async fn keep_dialled(shared: Arc<Shared>, name: String, stop: Cancel
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// Waits until this node has an SVID and there is no session, or only one that is ours to renew. The end with the
+/// higher SPIFFE ID leaves the other some time.
+async fn our_turn(shared: &Shared, name: &str, renewing: bool) {
+    node_svid(shared).await;
+    if renewing {
+        return;
+    }
+    let mut sessions = shared.table.watch();
+    loop {
+        sessions.mark_unchanged();
+        let changed = async {
+            if sessions.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        if shared.table.is_live(name) {
+            changed.await;
+        } else if shared.dials_first(name) {
+            return;
+        } else {
+            tokio::select! {
+                () = tokio::time::sleep(jittered(shared.options.defer)) => return,
+                () = changed => {}
+            }
         }
     }
 }
@@ -134,6 +177,7 @@ async fn dial(shared: &Arc<Shared>, name: &str) -> Result<Established, Error> {
         svid: peer(connection.peer_certificates())?,
         address,
         own: own_end(&own),
+        bundles: own.bundles.clone(),
         own_not_after: own.svid.not_after(),
         group: group(connection),
         key: SessionKey::new(export)?,
@@ -160,14 +204,15 @@ pub(super) async fn accept(
     let directory = shared.directory();
     let stranger = || Error::Stranger { spiffe_id: svid.spiffe_id.clone() };
     let (name, node) = directory.node_of(&svid.spiffe_id).ok_or_else(stranger)?;
-    if svid.spiffe_id >= *own.svid.spiffe_id() {
-        return Err(Error::WrongDirection { spiffe_id: svid.spiffe_id });
+    if svid.spiffe_id == *own.svid.spiffe_id() {
+        return Err(Error::OwnSvid { spiffe_id: svid.spiffe_id });
     }
     let other = Other {
         name: name.to_owned(),
         node: node.clone(),
         address: plain(address),
         own: own_end(&own),
+        bundles: own.bundles.clone(),
         own_not_after: own.svid.not_after(),
         group: group(connection),
         key: SessionKey::new(export)?,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use auth_ebpf_abi::{IdentityNumber, NodeNumber};
 use spiffe::SpiffeId;
@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use wg_mesh::PresharedKey;
 
 use super::binding::{SessionKey, SessionName};
+use super::crossing::Completed;
 use super::error::Error;
 use crate::auth::{Event, Handle};
 use crate::clock::BootTime;
@@ -31,6 +32,8 @@ pub struct Session {
     /// Pre-shared key of the tunnel with it, which both ends have confirmed: of this session or, until it has
     /// come to one, of the last. A tunnel without one is not made.
     pub preshared_key: Option<PresharedKey>,
+    /// When both ends had confirmed it.
+    pub preshared_since: Option<SystemTime>,
     /// Where its WireGuard is: the address at the other end of the session, with the port that it announces.
     pub wireguard_endpoint: SocketAddr,
     /// Where its handshakes are taken.
@@ -51,6 +54,15 @@ pub struct Session {
     pub live: bool,
 }
 
+/// Why there is no session with a node, or why it can't be renewed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// What went wrong last.
+    pub what: String,
+    /// When.
+    pub at: SystemTime,
+}
+
 /// What goes out on a session at our wish.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Outgoing {
@@ -61,6 +73,7 @@ pub(super) enum Outgoing {
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) key: SessionKey,
+    pub(super) completed: Completed,
     pub(super) outbox: mpsc::Sender<Outgoing>,
     /// Ends the session.
     pub(super) stop: CancellationToken,
@@ -77,6 +90,7 @@ pub(super) struct Under {
 pub(super) struct Table {
     live: Mutex<BTreeMap<String, Live>>,
     published: watch::Sender<SessionMap>,
+    troubles: Mutex<BTreeMap<String, Trouble>>,
     /// Held while the machine is told of a node, so that a replaced session can't speak after its successor.
     order: tokio::sync::Mutex<()>,
     auth: Handle,
@@ -85,27 +99,40 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn new(auth: Handle) -> Self {
         let (published, _) = watch::channel(SessionMap::default());
-        Self { live: Mutex::new(BTreeMap::new()), published, order: tokio::sync::Mutex::new(()), auth }
+        Self {
+            live: Mutex::default(),
+            published,
+            troubles: Mutex::default(),
+            order: tokio::sync::Mutex::new(()),
+            auth,
+        }
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<SessionMap> {
         self.published.subscribe()
     }
 
-    /// A completed session takes the place of an older one with the same node, once the machine knows of it.
-    /// Returns it as it stands: the tunnel goes on with the key that it has.
+    /// A completed session takes the place of an older one with the same node, once the machine knows of it, unless
+    /// that one has won over it. Returns it as it stands: the tunnel goes on with the key that it has.
     pub(super) async fn install(
         &self,
         node: &str,
         live: Live,
         mut session: Session,
         own_key: Option<[u8; 32]>,
+        setup: Duration,
     ) -> Result<Session, Error> {
         let _order = self.order.lock().await;
+        let standing = self.live().get(node).map(|live| live.completed);
+        if standing.is_some_and(|standing| !standing.gives_way_to(live.completed, setup)) {
+            return Err(Error::Crossed { node: node.to_owned() });
+        }
         self.check_key(node, session.wireguard_key, own_key)?;
         let last = self.known(node).filter(|last| last.wireguard_key == session.wireguard_key);
-        session.preshared_key = last.and_then(|last| last.preshared_key);
+        (session.preshared_key, session.preshared_since) =
+            last.map(|last| (last.preshared_key, last.preshared_since)).unwrap_or_default();
         self.auth.tell(peer_up(&session)).await;
+        self.troubles().remove(node);
         let older = self.live().insert(node.to_owned(), live);
         self.publish(node, Some(session.clone()));
         if let Some(older) = older {
@@ -167,6 +194,22 @@ impl Table {
             }
             self.publish(&node, None);
         }
+        self.troubles().retain(|node, _| known(node));
+    }
+
+    /// Notes why there is no session.
+    pub(super) fn note_trouble(&self, node: &str, what: String, at: SystemTime) {
+        self.troubles().insert(node.to_owned(), Trouble { what, at });
+    }
+
+    /// Why there is no session.
+    pub(super) fn trouble(&self, node: &str) -> Option<Trouble> {
+        self.troubles().get(node).cloned()
+    }
+
+    /// Whether there is a session with a node.
+    pub(super) fn is_live(&self, node: &str) -> bool {
+        self.live().contains_key(node)
     }
 
     /// Sends on the node's session; false if there is none or it can't keep up.
@@ -242,6 +285,10 @@ impl Table {
             };
             true
         });
+    }
+
+    fn troubles(&self) -> MutexGuard<'_, BTreeMap<String, Trouble>> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn live(&self) -> MutexGuard<'_, BTreeMap<String, Live>> {

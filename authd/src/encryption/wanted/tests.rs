@@ -75,6 +75,7 @@ impl Given {
             spiffe_id: "spiffe://a.test/authd/node/n2".parse().unwrap(),
             wireguard_key: Some(key(2)),
             preshared_key: Some(preshared(1)),
+            preshared_since: None,
             wireguard_endpoint: "10.0.0.2:51871".parse().unwrap(),
             handshake_endpoint: "10.0.0.2:4250".parse().unwrap(),
             identities: Arc::default(),

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use spire_adapter::Bundles;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Other, announcement};
 use crate::auth::stats::Side;
 use crate::clock::BootTime;
+use crate::logging::AUDIT;
 use crate::peer::binding::{Role, SessionName};
+use crate::peer::crossing::Completed;
 use crate::peer::error::Error;
 use crate::peer::pace::Pace;
 use crate::peer::preshared::{Agreement, End, Mismatch};
@@ -40,6 +43,8 @@ pub(in crate::peer) struct Established {
     name: String,
     id: SessionName,
     session: Session,
+    /// By which the node was verified.
+    bundles: Bundles,
     agreement: Agreement,
     input: Input,
     output: Output,
@@ -69,6 +74,7 @@ impl Established {
             spiffe_id: other.svid.spiffe_id.clone(),
             wireguard_key: None,
             preshared_key: None,
+            preshared_since: None,
             wireguard_endpoint: other.address,
             handshake_endpoint: other.address,
             identities: Arc::default(),
@@ -84,11 +90,35 @@ impl Established {
         let stop = CancellationToken::new();
         let id = other.key.name;
         let agreement = agreement(&other, side);
-        let live = Live { key: other.key, outbox: sender, stop: stop.clone() };
+        let dialled = side == Side::SessionClient;
+        let by_lower = dialled == (other.own.spiffe_id < session.spiffe_id);
+        let completed = Completed { by_lower, at: shared.clock.now() };
+        let live = Live { key: other.key, completed, outbox: sender, stop: stop.clone() };
         let own_key = shared.own.borrow().wireguard_key;
-        let session = shared.table.install(&other.name, live, session, own_key).await?;
-        tracing::info!(node = other.name, peer = %session.spiffe_id, side = side.as_str(), group = session.group, "node session up");
-        Ok(Self { name: other.name, id, session, agreement, input, output, outbox, stop })
+        let session =
+            shared.table.install(&other.name, live, session, own_key, shared.options.setup_timeout).await?;
+        tracing::info!(
+            target: AUDIT,
+            event = "session_up",
+            node = other.name,
+            spiffe_id = %session.spiffe_id,
+            side = side.as_str(),
+            group = session.group,
+            epoch = session.epoch,
+            expires_in_s = session.ends.since(shared.clock.now()).as_secs(),
+            "node session up"
+        );
+        Ok(Self {
+            name: other.name,
+            id,
+            session,
+            bundles: other.bundles,
+            agreement,
+            input,
+            output,
+            outbox,
+            stop,
+        })
     }
 
     /// How long it has to live.
@@ -111,14 +141,21 @@ impl Established {
 
     async fn run(mut self, shared: &Shared, stop: &CancellationToken) {
         let replaced = self.stop.clone();
-        let reason = tokio::select! {
-            () = stop.cancelled() => "stopped".to_owned(),
-            () = replaced.cancelled() => "replaced".to_owned(),
-            result = self.live(shared) => result.err().map_or_else(|| "expired".to_owned(), |error| error.to_string()),
+        let (reason, error) = tokio::select! {
+            () = stop.cancelled() => ("stopped", None),
+            () = replaced.cancelled() => ("replaced", None),
+            result = self.live(shared) => match result {
+                Ok(()) => ("expired", None),
+                Err(error) => (error.as_str(), Some(error.to_string())),
+            },
         };
         let known = shared.directory().nodes.contains_key(&self.name);
+        if shared.table.is_current(&self.name, self.id) {
+            let why = error.as_deref().unwrap_or(reason);
+            shared.table.note_trouble(&self.name, format!("the session ended: {why}"), shared.clock.wall());
+        }
         shared.table.end(&self.name, self.id, known).await;
-        tracing::info!(node = self.name, reason, "node session ended");
+        tracing::info!(target: AUDIT, event = "session_ended", node = self.name, reason, error, "node session ended");
     }
 
     /// Until it expires, or fails.
@@ -160,6 +197,7 @@ impl Established {
                         return Err(Error::Timeout { stage: "ping" });
                     }
                     self.check_node(shared)?;
+                    self.check_trust(shared)?;
                     if now.since(pinged) >= shared.options.ping {
                         pinged = now;
                         self.say(shared, SessionMessage::Ping(Ping { number: now.0 })).await?;
@@ -188,7 +226,7 @@ impl Established {
                 }
             }
             Some(SessionMessage::Revoke(Revoke { identity })) => {
-                tracing::info!(node = self.name, identity, "identity revoked by its node");
+                tracing::info!(target: AUDIT, event = "identity_revoked", node = self.name, identity, "identity revoked by its node");
                 Arc::make_mut(&mut self.session.identities).remove(&identity);
                 shared.table.revoked(&self.name, self.id, identity).await;
             }
@@ -216,8 +254,9 @@ impl Established {
         self.agree(shared).await?;
         let differs = |_: Mismatch| Error::Preshared { node: self.name.clone() };
         let Some(key) = self.agreement.confirm(said).map_err(differs)? else { return Ok(()) };
-        tracing::info!(node = self.name, key = %key, "pre-shared key agreed on");
+        tracing::info!(target: AUDIT, event = "preshared_key_agreed", node = self.name, key = %key, "pre-shared key agreed on");
         self.session.preshared_key = Some(key);
+        self.session.preshared_since = Some(shared.clock.wall());
         let own_key = shared.own.borrow().wireguard_key;
         shared.table.update(&self.name, self.id, self.session.clone(), own_key).await.map(drop)
     }
@@ -229,6 +268,15 @@ impl Established {
             return Ok(());
         }
         Err(Error::KeyConflict { node: self.name.clone(), owner: "this node".to_owned() })
+    }
+
+    /// An anchor may leave the bundle before its time.
+    fn check_trust(&self, shared: &Shared) -> Result<(), Error> {
+        let lost = shared
+            .svids
+            .node()
+            .is_some_and(|own| own.bundles.lack_anchor_of(&self.bundles, shared.clock.wall()));
+        if lost { Err(Error::AnchorLost { node: self.name.clone() }) } else { Ok(()) }
     }
 
     /// Cluster state may take a node away, or say that its name is now another's.
@@ -274,10 +322,13 @@ fn announced(name: &str, session: Session, announcement: &Announcement) -> Resul
     }
     let address = session.handshake_endpoint.ip();
     // The pre-shared key is of the tunnel between two certain keys.
-    let preshared_key = session.preshared_key.filter(|_| wireguard_key == session.wireguard_key);
+    let same_tunnel = wireguard_key == session.wireguard_key;
+    let preshared_key = session.preshared_key.filter(|_| same_tunnel);
+    let preshared_since = session.preshared_since.filter(|_| same_tunnel);
     Ok(Session {
         wireguard_key,
         preshared_key,
+        preshared_since,
         wireguard_endpoint: SocketAddr::new(address, port(announcement.wireguard_port)?),
         handshake_endpoint: SocketAddr::new(address, port(announcement.handshake_port)?),
         identities: Arc::new(announcement.identities.iter().copied().collect::<BTreeSet<_>>()),

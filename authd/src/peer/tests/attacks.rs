@@ -238,13 +238,13 @@ async fn a_classical_key_exchange_is_refused_unless_configured() {
 }
 
 #[tokio::test]
-async fn strangers_and_the_wrong_direction_get_no_session() {
+async fn strangers_and_whoever_has_our_own_svid_get_no_session() {
     let cluster = Cluster::start(&[&[256], &[300]]).await;
     cluster.meshed().await;
     let id = |name: &str| cluster.naming.node(name).unwrap();
     let cases = [
         ("n2", id("n9"), "stranger"),
-        ("n1", id("n2"), "wrong_direction"),
+        ("n1", id("n1"), "own_svid"),
         ("n2", cluster.naming.identity(256).unwrap(), "certificate"),
     ];
     for (at, spiffe_id, reason) in cases {
@@ -474,4 +474,24 @@ async fn a_forged_confirmation_of_the_preshared_key_ends_the_session() {
     wire::write(&mut tls, &frame, MAX_FRAME).await.unwrap();
     until("ended", || !n2.session("n1").unwrap().live).await;
     assert_eq!(n2.session("n1").unwrap().preshared_key, None);
+}
+
+/// What the lower end has dialled stays, if a dial of the other one may have begun before that was known.
+#[tokio::test]
+async fn a_dial_that_crosses_ours_takes_nothing_from_it() {
+    let cluster = Cluster::start(&[&[256], &[300]]).await;
+    cluster.meshed().await;
+    let n1 = cluster.node("n1");
+    let before = n1.session("n2").unwrap();
+    let hello = Announcement {
+        version: 1,
+        node: "n2".to_owned(),
+        wireguard_port: 51871,
+        handshake_port: 4250,
+        ..Announcement::default()
+    };
+    let _tls = say_hello(&cluster, "n1", &cluster.svid(&cluster.naming.node("n2").unwrap()), hello).await;
+    until("refused", || n1.stats.count(Side::SessionServer, "crossed") == 1).await;
+    let after = n1.session("n2").unwrap();
+    assert_eq!((after.live, after.since), (true, before.since));
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use auth_ebpf_abi::{AuthEntry, AuthKey, AuthType};
 use spiffe::{SpiffeId, TrustDomain};
 use spire_adapter::authority::CertificateAuthority;
-use spire_adapter::{Bundles, Snapshot, State, Svid};
+use spire_adapter::{Bundle, Bundles, Snapshot, State, Svid};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -105,6 +105,18 @@ pub(super) fn usable(ca: &CertificateAuthority, spiffe_id: &SpiffeId, ttl: Durat
 
 pub(super) fn bundles(ca: &CertificateAuthority) -> Bundles {
     std::iter::once(ca.bundle().unwrap()).collect()
+}
+
+/// An SVID of `ca` whose holder trusts these.
+pub(super) fn trusting(
+    ca: &CertificateAuthority,
+    anchors: &[&CertificateAuthority],
+    spiffe_id: &SpiffeId,
+) -> Snapshot {
+    let bundles: Vec<Bundle> = anchors.iter().map(|anchor| anchor.bundle().unwrap()).collect();
+    let der = bundles.iter().flat_map(Bundle::certificates).flat_map(|one| one.to_vec()).collect::<Vec<u8>>();
+    let bundle = Bundle::from_der(spiffe_id.trust_domain().clone(), &der).unwrap();
+    Snapshot { bundles: [bundle].into_iter().collect(), ..usable(ca, spiffe_id, TTL) }
 }
 
 pub(super) fn withdrawn() -> Snapshot {

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::cluster::{Cluster, TTL, key, until, withdrawn};
+use spire_adapter::authority::CertificateAuthority;
+
+use super::cluster::{Cluster, TTL, key, trusting, until, withdrawn};
 use crate::auth::stats::Side;
 use crate::auth::{Event, Why};
 
@@ -191,4 +193,37 @@ async fn a_revocation_that_the_svids_return_has_overtaken_is_not_for_ever() {
     until("revoked", || n2.entry(key(300, 256, 1)).is_none()).await;
     assert!(n2.auth.ask(key(300, 256, 1)));
     until("back", || n2.entry(key(300, 256, 1)).is_some()).await;
+}
+
+#[tokio::test]
+async fn an_anchor_that_leaves_the_bundle_takes_with_it_what_rests_on_it() {
+    let cluster = authenticated(&[&[256, 257], &[300]]).await;
+    let n1 = cluster.node("n1");
+    assert!(n1.auth.ask(key(256, 257, 0)));
+    until("on one node", || n1.entry(key(256, 257, 0)).is_some()).await;
+    let other = CertificateAuthority::new(cluster.naming.trust_domain()).unwrap();
+    let id = |identity| cluster.naming.identity(identity).unwrap();
+    let give = |anchors: &[&CertificateAuthority]| {
+        n1.agent.give(256, trusting(&cluster.ca, anchors, &id(256)));
+    };
+    // One more, and away again: everything can be proven without it.
+    give(&[&cluster.ca, &other]);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let proofs = |node: &str, side| cluster.node(node).stats.count(side, "ok");
+    let before = (proofs("n1", Side::Client), proofs("n1", Side::Local));
+    give(&[&cluster.ca]);
+    until("proven anew", || {
+        let proofs = (proofs("n1", Side::Client), proofs("n1", Side::Local));
+        assert!(n1.entry(key(256, 300, 2)).is_some() && n1.entry(key(257, 256, 0)).is_some(), "no gap");
+        proofs.0 > before.0 && proofs.1 > before.1
+    })
+    .await;
+    // The one on which the others' SVIDs rest.
+    let began = Instant::now();
+    give(&[&other]);
+    until("gone", || n1.entries() == 0).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(
+        n1.stats.count(Side::Client, "certificate") > 0 && n1.stats.count(Side::Local, "certificate") > 0
+    );
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use spiffe::TrustDomain;
 use spire_adapter::authority::CertificateAuthority;
 
-use super::cluster::{Agent, Cluster, MemoryTable, naming, until, usable};
+use super::cluster::{Agent, Cluster, MemoryTable, listen, naming, trusting, until, usable};
 use crate::auth::driver::{Driver, Settings};
 use crate::auth::stats::{Side, Stats};
 use crate::clock::BootClock;
@@ -275,4 +275,70 @@ async fn the_preshared_key_rotates_with_its_session() {
     .await;
     let first = both_agree(&cluster, "a key", None).await;
     both_agree(&cluster, "the next", Some(&first)).await;
+}
+
+/// The name of the session that a node has with the other.
+fn session_name(cluster: &Cluster, at: &str, with: u16) -> Option<[u8; 16]> {
+    Some(cluster.node(at).peers.0.table.under(with)?.1.key.name)
+}
+
+#[tokio::test]
+async fn of_two_dials_that_cross_both_ends_keep_the_one_of_the_lower_id() {
+    for _ in 0..10 {
+        let cluster = Cluster::start_with(&[&[256], &[300]], super::cluster::TTL, |options| {
+            options.defer = Duration::ZERO;
+        })
+        .await;
+        cluster.meshed().await;
+        let same = || {
+            session_name(&cluster, "n1", 2).is_some_and(|one| session_name(&cluster, "n2", 1) == Some(one))
+        };
+        until("the same session", same).await;
+        let (n1, n2) = (cluster.node("n1"), cluster.node("n2"));
+        assert!(n2.auth.ask(super::cluster::key(300, 256, 1)));
+        until("an entry", || n1.entries() == 1 && n2.entries() == 1).await;
+        // Whatever has crossed is over by now, and what stands stays.
+        let settled = session_name(&cluster, "n1", 2);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(same() && session_name(&cluster, "n1", 2) == settled);
+    }
+}
+
+#[tokio::test]
+async fn one_end_that_can_reach_the_other_suffices() {
+    let cluster = Cluster::start_with(&[&[256], &[300]], super::cluster::TTL, |options| {
+        options.defer = Duration::from_millis(50);
+    })
+    .await;
+    // n1 would be first to dial, and knows no way to n2.
+    let nowhere = listen().await.local_addr().unwrap();
+    let n1 = cluster.node("n1");
+    n1.redirect(|directory| directory.nodes.get_mut("n2").unwrap().addresses = vec![nowhere]).await;
+    n1.peers.renew("n2");
+    until("by the other", || n1.stats.count(Side::SessionServer, "ok") > 0).await;
+    cluster.meshed().await;
+    assert!(n1.auth.ask(super::cluster::key(256, 300, 2)));
+    until("an entry", || n1.entries() == 1).await;
+    n1.peers.renew("n2");
+    until("noted", || n1.peers.trouble("n2").is_some() || n1.stats.count(Side::SessionServer, "ok") > 1)
+        .await;
+}
+
+#[tokio::test]
+async fn a_node_whose_certificate_may_rest_on_a_lost_anchor_proves_itself_anew() {
+    let cluster = Cluster::start(&[&[], &[]]).await;
+    cluster.meshed().await;
+    let n1 = cluster.node("n1");
+    let id = cluster.naming.node("n1").unwrap();
+    let other = CertificateAuthority::new(&TrustDomain::new("example.test").unwrap()).unwrap();
+    n1.node_svid.send_replace(trusting(&cluster.ca, &[&cluster.ca, &other], &id));
+    n1.peers.renew("n2");
+    until("renewed", || n1.stats.count(Side::SessionClient, "ok") == 2).await;
+    n1.node_svid.send_replace(trusting(&cluster.ca, &[&cluster.ca], &id));
+    until("proven anew", || n1.stats.count(Side::SessionClient, "ok") == 3).await;
+    cluster.meshed().await;
+    n1.node_svid.send_replace(trusting(&cluster.ca, &[&other], &id));
+    until("no longer trusted", || !n1.session("n2").unwrap().live).await;
+    until("refused", || n1.stats.count(Side::SessionClient, "certificate") > 0).await;
+    assert!(n1.peers.trouble("n2").unwrap().what.contains("certificate"));
 }
