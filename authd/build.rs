@@ -14,6 +14,8 @@ const ENUM_FIELDS: &[(&str, &[&str])] = &[
     ("Hook", &["Flow.hook"]),
     ("Direction", &["Flow.direction"]),
     ("SvidState", &["Identity.svid", "Svid.state"]),
+    ("AuthOutcome", &["AuthExplanation.outcome", "AuthPath.outcome"]),
+    ("CheckState", &["AuthCheck.state"]),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

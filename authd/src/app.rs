@@ -32,7 +32,7 @@ use crate::{
     hold::HoldingAuth,
     http,
     metrics::Metrics,
-    peer::{self, Directory, Naming, OwnTunnel, Peers, SessionMap},
+    peer::{self, Directory, Naming, OwnTunnel, Peers},
     readiness::Readiness,
     svids::{self, Svids},
 };
@@ -193,7 +193,7 @@ impl Daemon {
         let found = self.start_encryption(&peers, own_sender);
         self.start_vitals(&svids, &auth);
         self.start_http(bound.http);
-        let source = self.source(naming, svids, auth, flows, peers.sessions(), found);
+        let source = self.source(naming, svids, auth, flows, peers, found);
         self.start_api(bound.api, source);
         Ok(())
     }
@@ -237,7 +237,7 @@ impl Daemon {
         svids: Svids,
         auth: Handle,
         flows: Arc<Flows>,
-        sessions: watch::Receiver<SessionMap>,
+        peers: Peers,
         found: watch::Receiver<Arc<Found>>,
     ) -> DaemonSource {
         DaemonSource {
@@ -249,7 +249,8 @@ impl Daemon {
             readiness: self.readiness.clone(),
             cluster: self.cluster.clone(),
             view: self.view.subscribe(),
-            sessions,
+            sessions: peers.sessions(),
+            peers,
             found,
             svids,
             auth,

@@ -86,6 +86,7 @@ async fn dispatch(cli: &Cli, output: &mut Output<'_>) -> Result<u8, Error> {
     match &cli.command {
         Command::Status(args) => return status::run(args, global, output).await,
         Command::Auth(AuthCommand::List) => auth::list(global, output).await?,
+        Command::Auth(AuthCommand::Explain(args)) => auth::explain(args, global, output).await?,
         Command::Auth(AuthCommand::Flush) => auth::flush(global, output).await?,
         Command::Encrypt(EncryptCommand::Status) => encrypt::run(global, output).await?,
         Command::Observe(args) => observe::run(args, global, output).await?,

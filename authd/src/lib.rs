@@ -13,6 +13,7 @@ pub mod config;
 pub mod ctl;
 pub mod datapath;
 pub mod encryption;
+pub mod explain;
 pub mod flows;
 pub mod hold;
 pub mod http;

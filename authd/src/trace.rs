@@ -69,6 +69,15 @@ pub fn answer(cluster: &Cluster, question: &Question) -> Result<v1::PolicyTrace,
     Ok(message::trace(source, destination, &port, &trace, notes))
 }
 
+/// Who two ends are in this cluster.
+///
+/// # Errors
+/// As [`answer`].
+pub fn ends(cluster: &Cluster, from: &End, to: &End) -> Result<(v1::TraceEnd, v1::TraceEnd), Error> {
+    let (source, destination) = (from.resolve(cluster, to)?, to.resolve(cluster, from)?);
+    Ok((message::end(source), message::end(destination)))
+}
+
 /// The policies of this cluster.
 #[must_use]
 pub fn policies(cluster: &Cluster) -> Vec<v1::Policy> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use auth_ebpf_abi::{Credits, Held, Layout, capacity, map};
+use auth_ebpf_abi::{AuthKey, Credits, Held, HoldStage, Layout, capacity, map};
 use aya::maps::{Array, Map, MapData, MapError};
 
 use crate::error::Error;
@@ -45,6 +45,25 @@ impl HoldMaps {
         self.credits()
             .get(&Credits::ALL, 0)
             .map_err(|error| failed(map::CREDITS, "read the units taken", error))
+    }
+
+    /// How many packets wait for this authentication, and since when the oldest does, in boot time.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn held_for(&self, key: &AuthKey) -> Result<(usize, Option<u64>), Error> {
+        let waits =
+            |held: &Held| held.key() == *key && matches!(held.stage, HoldStage::TAKEN | HoldStage::HELD);
+        let (mut count, mut oldest) = (0, None);
+        let tokens = u16::try_from(capacity::HELD).unwrap_or(u16::MAX);
+        for token in 0..tokens {
+            let held = self.held(token)?;
+            if waits(&held) {
+                count += 1;
+                oldest = Some(oldest.map_or(held.since, |before: u64| before.min(held.since)));
+            }
+        }
+        Ok((count, oldest))
     }
 
     /// Forgets everything that was held. Nothing may be held meanwhile.

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Caller, Flows, Listener, ServeError, Source, SourceError, v1};
 use crate::{
     cluster::Cluster,
+    explain::Question as AuthQuestion,
     trace::{self, Question},
 };
 
@@ -18,6 +19,7 @@ use crate::{
 pub(crate) struct Fake {
     pub(crate) status: v1::Status,
     pub(crate) entries: Vec<v1::AuthEntry>,
+    pub(crate) explanation: v1::AuthExplanation,
     pub(crate) encryption: v1::Encryption,
     pub(crate) identities: Vec<v1::Identity>,
     pub(crate) cluster: Cluster,
@@ -34,6 +36,7 @@ impl Default for Fake {
         Self {
             status: v1::Status::default(),
             entries: Vec::new(),
+            explanation: v1::AuthExplanation::default(),
             encryption: v1::Encryption::default(),
             identities: Vec::new(),
             cluster: Cluster::default(),
@@ -58,6 +61,14 @@ impl Source for Fake {
 
     async fn auth_entries(&self) -> Result<Vec<v1::AuthEntry>, SourceError> {
         Ok(self.entries.clone())
+    }
+
+    async fn explain_auth(
+        &self,
+        request: v1::ExplainAuthRequest,
+    ) -> Result<v1::AuthExplanation, SourceError> {
+        AuthQuestion::try_from(&request).map_err(SourceError::Invalid)?;
+        Ok(self.explanation.clone())
     }
 
     async fn flush_auth(&self, _caller: Caller) -> Result<u32, SourceError> {

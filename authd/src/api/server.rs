@@ -23,6 +23,10 @@ pub trait Source: Send + Sync + 'static {
     /// The authentications in force, by local identity, remote identity and node.
     async fn auth_entries(&self) -> Result<Vec<v1::AuthEntry>, SourceError>;
 
+    /// What is missing for two ends to talk.
+    async fn explain_auth(&self, request: v1::ExplainAuthRequest)
+    -> Result<v1::AuthExplanation, SourceError>;
+
     /// Ends every authentication, on behalf of `caller`; says how many there were.
     async fn flush_auth(&self, caller: Caller) -> Result<u32, SourceError>;
 
@@ -133,6 +137,15 @@ impl Authd for Service {
         log_read("ListAuth", &request)?;
         let entries = self.source.auth_entries().await?;
         Ok(Response::new(v1::ListAuthResponse { entries }))
+    }
+
+    async fn explain_auth(
+        &self,
+        request: Request<v1::ExplainAuthRequest>,
+    ) -> Result<Response<v1::ExplainAuthResponse>, Status> {
+        log_read("ExplainAuth", &request)?;
+        let explanation = Some(self.source.explain_auth(request.into_inner()).await?);
+        Ok(Response::new(v1::ExplainAuthResponse { explanation }))
     }
 
     async fn flush_auth(

@@ -68,6 +68,8 @@ words! {
         Unspecified, FromPod, ToPod, FromWireguard, ToWireguard, FromUplink, ToUplink, FromHold, ToHold,
     ];
     SvidState "SVID_STATE_" [NotNeeded, Pending, Available, Expired, Withdrawn];
+    AuthOutcome "AUTH_OUTCOME_" [Unspecified, Talks, Waits, Blocked];
+    CheckState "CHECK_STATE_" [Unspecified, Ok, Waiting, Failed];
     DropReason "DROP_REASON_" [
         Unspecified, NoEndpoint, UnknownDestination, UnknownSource, Masqueraded, AuthImpossible,
         NoNodeSession, ReservedPort, MapError, HoldFull, HoldTimeout, NotHeld, Spoofed, PolicyDenied, InvalidPacket, UnsupportedL3,

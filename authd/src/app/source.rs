@@ -2,6 +2,7 @@
 
 mod conditions;
 mod encryption;
+mod explain;
 mod status;
 mod svids;
 
@@ -20,7 +21,7 @@ use crate::{
     datapath::View,
     encryption::Found,
     flows::{Flows, to_timestamp, wall_time},
-    peer::{Naming, SessionMap},
+    peer::{Naming, Peers, SessionMap},
     readiness::Readiness,
     svids::Svids,
     trace::{self, Question},
@@ -37,6 +38,7 @@ pub(super) struct DaemonSource {
     pub(super) cluster: watch::Receiver<Arc<Cluster>>,
     pub(super) view: watch::Receiver<Arc<View>>,
     pub(super) sessions: watch::Receiver<SessionMap>,
+    pub(super) peers: Peers,
     pub(super) found: watch::Receiver<Arc<Found>>,
     pub(super) svids: Svids,
     pub(super) auth: Handle,
@@ -85,6 +87,9 @@ impl DaemonSource {
             established: Some(wall_time(&*self.clock, record.established)),
             handshake_microseconds: u64::try_from(record.latency.as_micros()).unwrap_or(u64::MAX),
             valid: record.expires > self.clock.now(),
+            why: record.why.as_str().to_owned(),
+            epoch: record.epoch,
+            draining: self.is_draining(&record.key),
         }
     }
 
@@ -123,6 +128,13 @@ impl Source for DaemonSource {
         let cluster = self.cluster();
         let records = Arc::clone(&self.auth.records().borrow());
         Ok(records.iter().map(|record| self.auth_entry(&cluster, record)).collect())
+    }
+
+    async fn explain_auth(
+        &self,
+        request: v1::ExplainAuthRequest,
+    ) -> Result<v1::AuthExplanation, SourceError> {
+        self.explain(&request).await
     }
 
     async fn flush_auth(&self, caller: Caller) -> Result<u32, SourceError> {

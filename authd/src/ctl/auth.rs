@@ -1,7 +1,11 @@
-//! `authctl auth list` and `authctl auth flush`.
+//! `authctl auth list`, `authctl auth explain` and `authctl auth flush`.
+
+mod explain;
 
 use jiff::Timestamp;
 use serde::Serialize;
+
+pub(super) use explain::explain;
 
 use super::{
     cli::Global,
@@ -66,6 +70,7 @@ fn table(entries: &[AuthEntry], now: Timestamp) -> String {
         "LOCAL SPIFFE ID",
         "REMOTE SPIFFE ID",
         "GROUP",
+        "WHY",
     ]);
     for entry in entries {
         table.row([
@@ -77,6 +82,7 @@ fn table(entries: &[AuthEntry], now: Timestamp) -> String {
             entry.local_spiffe_id.clone(),
             entry.remote_spiffe_id.clone(),
             entry.tls_group.clone(),
+            entry.why.clone(),
         ]);
     }
     table.render()

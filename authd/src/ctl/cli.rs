@@ -71,7 +71,7 @@ pub(super) enum Format {
 pub(super) enum Command {
     /// Show the node at a glance; from the pinned maps if the daemon is dead
     Status(StatusArgs),
-    /// List or end authentications between identities
+    /// List, explain or end authentications between identities
     #[command(subcommand)]
     Auth(AuthCommand),
     /// Show the encryption between nodes
@@ -117,8 +117,28 @@ pub(super) enum AuthCommand {
     /// List the authentications in force; from the pinned maps if the daemon is dead
     #[command(visible_alias = "ls")]
     List,
+    /// Say what is missing for two ends to talk; from the pinned maps, as far as these know, if the daemon is dead
+    Explain(ExplainArgs),
     /// End every authentication on this node; pairs that need one authenticate anew
     Flush,
+}
+
+/// An end is a pod (namespace/name), identity:NUMBER or ip:ADDRESS. Ask on a node that runs one of them; the other
+/// one's node may know more.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  authctl auth explain default/tiefighter default/deathstar --port 80/TCP
+  authctl auth explain identity:256 identity:259 -o json")]
+pub(super) struct ExplainArgs {
+    /// Where packets come from
+    #[arg(value_name = "FROM")]
+    pub(super) from: End,
+    /// Where they go
+    #[arg(value_name = "TO")]
+    pub(super) to: End,
+    /// Port and protocol (80/TCP), for what policy says about these packets
+    #[arg(long, value_name = "PORT")]
+    pub(super) port: Option<Port>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -18,6 +18,7 @@ use tonic::{
 use super::{cli::Global, error::Error};
 use crate::{
     api::v1::{self, authd_client::AuthdClient},
+    explain,
     trace::Question,
 };
 
@@ -64,6 +65,18 @@ impl Daemon {
     pub(super) async fn auth_entries(&mut self) -> Result<Vec<v1::AuthEntry>, Error> {
         let (socket, timeout) = self.limits();
         Ok(call(socket, timeout, self.client.list_auth(v1::ListAuthRequest {})).await?.entries)
+    }
+
+    pub(super) async fn explain_auth(
+        &mut self,
+        question: &explain::Question,
+    ) -> Result<v1::AuthExplanation, Error> {
+        let (socket, timeout) = self.limits();
+        let explain::Question { from, to, port } = question;
+        let port = port.as_ref().map(ToString::to_string).unwrap_or_default();
+        let request = v1::ExplainAuthRequest { from: from.to_string(), to: to.to_string(), port };
+        let response = call(socket, timeout, self.client.explain_auth(request)).await?;
+        response.explanation.ok_or(Error::Incomplete("explanation"))
     }
 
     pub(super) async fn flush_auth(&mut self) -> Result<u32, Error> {

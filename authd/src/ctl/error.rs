@@ -91,6 +91,14 @@ pub enum Error {
     /// An end of a trace isn't there.
     #[error(transparent)]
     Trace(#[from] crate::trace::Error),
+    /// Without a daemon nobody knows pods by their names.
+    #[error("{daemon}; the pinned maps know no names: give identity:NUMBER or ip:ADDRESS instead of {end}")]
+    Nameless {
+        /// What the socket says.
+        daemon: Box<Self>,
+        /// The end, as it was given.
+        end: String,
+    },
     /// `detach` was not confirmed.
     #[error(
         "detach takes every program of authd off this node: nothing is checked, nothing is encrypted; \

@@ -140,6 +140,9 @@ pub(super) fn entries() -> Vec<AuthEntry> {
         established: at(-60),
         handshake_microseconds: 3_421,
         valid,
+        why: "requested".to_owned(),
+        epoch: 1,
+        draining: false,
     };
     let of_maps = AuthEntry {
         remote_node_name: String::new(),
@@ -148,6 +151,7 @@ pub(super) fn entries() -> Vec<AuthEntry> {
         tls_group: String::new(),
         established: None,
         handshake_microseconds: 0,
+        why: String::new(),
         ..entry(257, 260, 9, 30, true)
     };
     vec![
@@ -156,6 +160,50 @@ pub(super) fn entries() -> Vec<AuthEntry> {
         entry(257, 258, 2, 600, false),
         of_maps,
     ]
+}
+
+/// What a daemon says whose agent has not given an SVID yet.
+pub(super) fn explanation() -> AuthExplanation {
+    use crate::explain::{Entry, Facts, Handshake, Path, Policy, Session, Svid, explain};
+
+    let rule = PolicyRule {
+        text: "CiliumNetworkPolicy default/rule1 spec.ingress[0]".to_owned(),
+        origin: "rule".to_owned(),
+        ..PolicyRule::default()
+    };
+    let end = |pod: &str, identity| TraceEnd { identity, pod: pod.to_owned(), ..TraceEnd::default() };
+    explain(Facts {
+        node: "n1".to_owned(),
+        from: end("default/tiefighter", 256),
+        to: end("default/deathstar", 257),
+        port: "80/TCP".to_owned(),
+        policy: Policy::Traced(Box::new(PolicyTrace {
+            verdict: "allowed".to_owned(),
+            authentication: "required".to_owned(),
+            decided_by: vec![rule],
+            ..PolicyTrace::default()
+        })),
+        revoked: Vec::new(),
+        runs_on: strings(["n1", "n2"]).to_vec(),
+        paths: vec![Path {
+            key: auth_ebpf_abi::AuthKey { local: 256, remote: 257, node: 2, auth_type: 1, pad: 0 },
+            node: "n2".to_owned(),
+            local_svid: Svid::Pending {
+                spiffe_id: "spiffe://empire.example/identity/256".to_owned(),
+                problem: String::new(),
+            },
+            remote_svid: Svid::Announced,
+            session: Session::Up {
+                since: at(-3_600).unwrap(),
+                expires: at(2_400).unwrap(),
+                group: "X25519MLKEM768".to_owned(),
+                preshared_since: at(-1_200),
+            },
+            handshake: Handshake::Asked,
+            entry: Entry::None,
+            held: Some((2, at(-1))),
+        }],
+    })
 }
 
 pub(super) fn encryption() -> Encryption {

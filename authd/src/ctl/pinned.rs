@@ -112,6 +112,8 @@ impl Pinned {
             auth_type: key.auth_type.into(),
             expires: clock.wall_time(entry.expires).map(Into::into),
             valid: vouched && clock.boot_nanos < entry.expires,
+            epoch: entry.epoch,
+            draining: entry.flags & abi::AuthFlags::DRAINING != 0,
             ..v1::AuthEntry::default()
         }
     }

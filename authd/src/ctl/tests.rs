@@ -39,6 +39,7 @@ fn full() -> Fake {
     Fake {
         status: fixture::status(),
         entries: fixture::entries(),
+        explanation: fixture::explanation(),
         encryption: fixture::encryption(),
         identities: fixture::identities(),
         svids: fixture::svids(),
@@ -50,9 +51,14 @@ fn full() -> Fake {
 
 #[tokio::test]
 async fn every_question_is_answered_as_table_and_as_json() {
-    const QUESTIONS: [(&[&str], &[&str], &str); 8] = [
+    const QUESTIONS: [(&[&str], &[&str], &str); 9] = [
         (&["status"], &["status", "-o", "json"], "/nodes/0/name"),
         (&["auth", "list"], &["auth", "ls", "-o", "json"], "/entries/0/localIdentity"),
+        (
+            &["auth", "explain", "tiefighter", "deathstar"],
+            &["auth", "explain", "identity:256", "identity:257", "-o", "json"],
+            "/paths/0/checks/0/name",
+        ),
         (&["auth", "flush"], &["auth", "flush", "-o", "json"], "/flushed"),
         (&["encrypt", "status"], &["encrypt", "status", "-o", "json"], "/peers/0/allowedIps"),
         (&["identities", "list"], &["identities", "ls", "-o", "json"], "/identities/1/serviceAccount"),
@@ -182,12 +188,28 @@ fn the_way_out_says_what_it_lacks() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("authd.sock");
     let off = ["off", "policy", "--for", "30m", "--reason", "incident"];
-    for command in [&off[..], &["on", "encryption"], &["drops"], &["status"], &["auth", "ls"]] {
+    for command in [
+        &off[..],
+        &["on", "encryption"],
+        &["drops"],
+        &["status"],
+        &["auth", "ls"],
+        &["auth", "explain", "identity:256", "identity:257"],
+    ] {
         let done = authctl(&socket, command);
         assert_eq!((done.status, done.stdout.as_str()), (1, ""), "{command:?}");
         assert_eq!(done.stderr.lines().count(), 1, "{}", done.stderr);
         assert!(done.stderr.contains("pins"), "{}", done.stderr);
     }
+}
+
+#[test]
+fn a_dead_daemon_knows_no_pod_by_its_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("authd.sock");
+    let done = authctl(&socket, &["auth", "explain", "default/tiefighter", "identity:257"]);
+    assert_eq!((done.status, done.stdout.as_str()), (1, ""));
+    assert!(done.stderr.contains("identity:NUMBER or ip:ADDRESS instead of default/tiefighter"), "{done:?}");
 }
 
 #[test]
@@ -252,8 +274,9 @@ fn everything_has_a_help_text() {
 fn the_files_of_the_golden_tests_are_all_used() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/authctl");
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ctl");
-    let code: String = fs::read_dir(sources)
-        .unwrap()
+    let code: String = [sources.join("auth"), sources]
+        .into_iter()
+        .flat_map(|directory| fs::read_dir(directory).unwrap())
         .filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok())
         .collect();
     for entry in fs::read_dir(directory).unwrap() {

@@ -30,7 +30,7 @@ pub(super) fn trace(
     }
 }
 
-fn end(end: Resolved) -> v1::TraceEnd {
+pub(super) fn end(end: Resolved) -> v1::TraceEnd {
     v1::TraceEnd {
         identity: end.identity,
         name: policy::reserved_name(end.identity).unwrap_or_default().to_owned(),

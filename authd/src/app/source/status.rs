@@ -68,6 +68,11 @@ impl DaemonSource {
         }
     }
 
+    /// What went wrong last with a node.
+    fn trouble(&self, node: &str) -> String {
+        self.peers.trouble(node).map(|trouble| format!(" ({})", trouble.what)).unwrap_or_default()
+    }
+
     fn tunnel(&self) -> v1::Tunnel {
         let found = self.found.borrow();
         let reachable = found.status.is_some() && found.failure.is_none();
@@ -98,7 +103,7 @@ impl DaemonSource {
             problem: if self.cluster.borrow().revoked.nodes.contains(&node.name) {
                 "it is revoked; nothing of it counts here".to_owned()
             } else {
-                problem(node, session)
+                problem(node, session) + &self.trouble(&node.name)
             },
         }
     }
