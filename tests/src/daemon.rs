@@ -88,14 +88,15 @@ impl Daemon {
         Self::start(lab, node, format!("tunnel-{}", node.name()), arguments, ready)
     }
 
-    /// Starts `authd authority` with an agent for each node.
+    /// Starts `authd authority` with an agent for each node; its SVIDs live so long.
     ///
     /// # Errors
     /// When it does not start.
-    pub fn authority(lab: &Lab, trust_domain: &str, nodes: &[&str]) -> Result<Self> {
+    pub fn authority(lab: &Lab, trust_domain: &str, nodes: &[&str], svid_ttl: Duration) -> Result<Self> {
         let mut sockets = vec![lab.outside("authority/server.sock")];
         let mut arguments: Vec<OsString> = vec!["authority".into(), "--trust-domain".into()];
         arguments.extend([trust_domain.into(), "--dir".into(), lab.inside("authority").into()]);
+        arguments.extend(["--svid-ttl".into(), format!("{}s", svid_ttl.as_secs()).into()]);
         for node in nodes {
             arguments.extend(["--node".into(), node.into()]);
             for kind in ["workload", "admin"] {

@@ -13,6 +13,9 @@ use crate::star_wars::PATIENCE;
 /// The lab's directory of sockets: `server.sock`, `<node>/workload/api.sock`, `<node>/admin/api.sock`.
 const DIRECTORY: &str = "authority";
 
+/// Lifetime of SVIDs where nothing else is wanted.
+pub const SVID_TTL: Duration = Duration::from_secs(3600);
+
 /// Which of the two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
@@ -33,19 +36,19 @@ pub enum Issuer {
 }
 
 impl Kind {
-    /// Starts it, with an agent for each node, and waits until all serve.
+    /// Starts it, with an agent for each node and SVIDs that live so long, and waits until all serve.
     ///
     /// # Errors
     /// When something does not.
-    pub fn start(self, lab: &Lab, trust_domain: &str, nodes: &[&str]) -> Result<Issuer> {
+    pub fn start(self, lab: &Lab, trust_domain: &str, nodes: &[&str], svid_ttl: Duration) -> Result<Issuer> {
         match self {
             Self::Embedded => {
-                let mut daemon = Daemon::authority(lab, trust_domain, nodes)?;
+                let mut daemon = Daemon::authority(lab, trust_domain, nodes, svid_ttl)?;
                 daemon.wait_ready(PATIENCE)?;
                 Ok(Issuer::Embedded(daemon))
             }
             Self::Real => {
-                let options = Options::new(TrustDomain::new(trust_domain)?, nodes);
+                let options = Options { svid_ttl, ..Options::new(TrustDomain::new(trust_domain)?, nodes) };
                 Ok(Issuer::Real(Box::new(Spire::start(Place::Lab(lab.clone(), DIRECTORY), options)?)))
             }
         }

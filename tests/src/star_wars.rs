@@ -16,7 +16,7 @@ pub use self::words::Link;
 use crate::capture::Expected;
 use crate::daemon::{Cluster, Daemon};
 use crate::http::Connection;
-use crate::issuer::{Issuer, Kind};
+use crate::issuer::{Issuer, Kind, SVID_TTL};
 use crate::lab::Options;
 use crate::lab::node::{Family, Node, Pod};
 use crate::manifests::{Manifests, World};
@@ -82,6 +82,14 @@ impl StarWars {
     /// # Errors
     /// As there.
     pub fn with_options(name: &str, options: Options) -> Result<Self> {
+        Self::issued_by(name, options, Kind::Embedded, SVID_TTL)
+    }
+
+    /// As [`StarWars::with_options`], with this issuer, whose SVIDs live so long.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn issued_by(name: &str, options: Options, kind: Kind, svid_ttl: Duration) -> Result<Self> {
         let lab = Lab::with_options(name, options)?;
         copy(Path::new(MANIFESTS), &lab.outside("cluster"))?;
         allocate(&lab)?;
@@ -90,8 +98,8 @@ impl StarWars {
         let deathstar = world.pods.get("deathstar").context("the manifests have no deathstar")?;
         let command = deathstar.command(binaries::path("deathstar")?);
         let server = Process::start(&lab, deathstar, "deathstar", command)?;
-        let issuer = Kind::Embedded.start(&lab, TRUST_DOMAIN, &NODES)?;
-        let registry = Registry::new(&lab, Kind::Embedded, TRUST_DOMAIN)?;
+        let issuer = kind.start(&lab, TRUST_DOMAIN, &NODES, svid_ttl)?;
+        let registry = Registry::new(&lab, kind, TRUST_DOMAIN)?;
         for node in NODES {
             registry.add_node(node)?;
         }

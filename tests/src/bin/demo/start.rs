@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use authd_tests::daemon::Daemon;
-use authd_tests::issuer::Kind;
+use authd_tests::issuer::{Kind, SVID_TTL};
 use authd_tests::lab::node::Family;
 use authd_tests::manifests::Manifests;
 use authd_tests::registry::Registry;
@@ -42,7 +42,7 @@ pub(crate) fn issuer(scene: &mut Scene, kind: Kind, report: &mut Report) -> Resu
     scene.manifests = Manifests::read(&scene.lab.outside("cluster"))?;
     let nodes: Vec<_> = scene.manifests.nodes.keys().map(String::as_str).collect();
     let start = Instant::now();
-    let issuer = kind.start(&scene.lab, TRUST_DOMAIN, &nodes)?;
+    let issuer = kind.start(&scene.lab, TRUST_DOMAIN, &nodes, SVID_TTL)?;
     let name = match kind {
         Kind::Embedded => "the embedded authority serves",
         Kind::Real => "spire-server and an agent for each node serve",
