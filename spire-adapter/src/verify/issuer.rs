@@ -21,6 +21,11 @@ pub(crate) fn check(
     if !may_sign {
         return Err(Violation::IssuerWithoutCertSign { index });
     }
+    // webpki looks for one purpose alone, and leaves serve in both roles.
+    let purposes = parsed.extended_key_usage().ok().flatten();
+    if purposes.is_some_and(|purposes| !(purposes.value.server_auth && purposes.value.client_auth)) {
+        return Err(Violation::IssuerExtendedKeyUsage);
+    }
     check_spiffe_id(parsed, trust_domain)
 }
 

@@ -147,8 +147,8 @@ pub enum Violation {
     /// RFC 5280.
     #[error("a certificate has an unknown critical extension")]
     UnknownCriticalExtension,
-    /// An issuer's extended key usage.
-    #[error("an issuer's extended key usage excludes TLS")]
+    /// An issuer's extended key usage, if any, has serverAuth and clientAuth.
+    #[error("an issuer's extended key usage lacks serverAuth or clientAuth")]
     IssuerExtendedKeyUsage,
     /// Anything else that path building refuses.
     #[error("the chain is not valid")]
@@ -221,7 +221,7 @@ impl Violation {
             | Self::DigitalSignatureMissing
             | Self::LeafWithCertSign
             | Self::LeafWithCrlSign => "X509-SVID, 4.3",
-            Self::ExtendedKeyUsageIncomplete => "X509-SVID, 4.4",
+            Self::ExtendedKeyUsageIncomplete | Self::IssuerExtendedKeyUsage => "X509-SVID, 4.4",
             Self::SanNotCritical => "X509-SVID, 3.1",
             Self::KeyTypeNotAllowed => "authd: key types",
             Self::LifetimeTooLong { .. } => "authd: lifetime",
@@ -241,7 +241,6 @@ impl Violation {
             | Self::SignatureAlgorithm
             | Self::PathLength
             | Self::UnknownCriticalExtension
-            | Self::IssuerExtendedKeyUsage
             | Self::Path => "RFC 5280, 6.1",
         }
     }

@@ -120,14 +120,18 @@ pub(crate) fn handshake(
     let mut server = ServerConnection::new(server).unwrap();
     for _ in 0..10 {
         let to_server = drain(|buffer| client.write_tls(buffer));
-        let result = feed(&to_server, |bytes| server.read_tls(bytes))
-            .map_or_else(|| server.process_new_packets().map(|_| ()), Err);
+        let result = feed(&to_server, |bytes| {
+            server.read_tls(bytes).map_err(|error| Error::General(error.to_string()))?;
+            server.process_new_packets()
+        });
         if side != Side::Client {
             result?;
         }
         let to_client = drain(|buffer| server.write_tls(buffer));
-        let result = feed(&to_client, |bytes| client.read_tls(bytes))
-            .map_or_else(|| client.process_new_packets().map(|_| ()), Err);
+        let result = feed(&to_client, |bytes| {
+            client.read_tls(bytes).map_err(|error| Error::General(error.to_string()))?;
+            client.process_new_packets()
+        });
         if side != Side::Server {
             result?;
         }
@@ -147,15 +151,15 @@ fn drain(mut write: impl FnMut(&mut Vec<u8>) -> std::io::Result<usize>) -> Vec<u
     bytes
 }
 
-fn feed(mut bytes: &[u8], mut read: impl FnMut(&mut &[u8]) -> std::io::Result<usize>) -> Option<Error> {
+/// One read after the other, since a connection takes only so much before it is looked at.
+fn feed(
+    mut bytes: &[u8],
+    mut read: impl FnMut(&mut &[u8]) -> Result<rustls::IoState, Error>,
+) -> Result<(), Error> {
     while !bytes.is_empty() {
-        match read(&mut bytes) {
-            Ok(0) => break,
-            Ok(_) => {}
-            Err(error) => return Some(Error::General(error.to_string())),
-        }
+        read(&mut bytes)?;
     }
-    None
+    Ok(())
 }
 
 /// What our verifier said, or rustls in its place.
