@@ -18,7 +18,7 @@ use crate::proto::delegated::{
 use crate::snapshot::{Message, Trust};
 use crate::stream::{self, Agent, Call};
 use crate::subscription::{self, Subscription, Svids};
-use crate::workload::{later, readable_bundles};
+use crate::workload::{MAX_BUNDLES, MAX_SVIDS, check_count, later, readable_bundles};
 use crate::{Bundles, Error, Selector, SpiffeId, Svid, TrustDomain};
 
 /// An agent's admin socket. Cheap to clone; the last one of it and of its subscriptions closes the bundle
@@ -79,6 +79,7 @@ async fn follow_bundles(agent: Arc<Agent>, trust: watch::Sender<Trust>) {
     let request = BundlesRequest {};
     let call = Call { api: SERVICE, method: SUBSCRIBE_TO_X509_BUNDLES, header: None, request };
     let parse = |response: BundlesResponse| {
+        check_count("bundles", response.ca_certificates.len(), MAX_BUNDLES)?;
         Ok(readable_bundles(&response.ca_certificates).into_iter().collect::<Bundles>())
     };
     let apply = async {
@@ -94,6 +95,8 @@ async fn follow_bundles(agent: Arc<Agent>, trust: watch::Sender<Trust>) {
 }
 
 fn read(response: &SvidsResponse, expected: &SpiffeId) -> Result<Message, Error> {
+    check_count("SVIDs", response.x509_svids.len(), MAX_SVIDS)?;
+    check_count("federated trust domains", response.federates_with.len(), MAX_BUNDLES)?;
     let mut chosen: Option<Svid> = None;
     for offered in response.x509_svids.iter().filter(|offered| names(offered, expected)) {
         let chain = offered.x509_svid.as_ref().map(|svid| svid.cert_chain.concat()).unwrap_or_default();

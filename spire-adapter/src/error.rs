@@ -40,6 +40,16 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// More SVIDs or bundles in one message than are accepted.
+    #[error("message: {found} {what} are more than the limit of {limit}")]
+    Crowded {
+        /// SVIDs or bundles.
+        what: &'static str,
+        /// How many there were.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// A certificate of a bundle that cannot serve as trust anchor.
     #[error("{object}: certificate {index} cannot be a trust anchor: {reason}")]
     Anchor {

@@ -27,7 +27,7 @@ const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 /// The same for a stream that is opened because the last one has gone silent.
 const PROBE: Duration = Duration::from_secs(5);
 /// Largest message that is taken; tonic's own default of 4 MiB is too small for many bundles.
-const MAX_MESSAGE: usize = 20 << 20;
+pub(crate) const MAX_MESSAGE: usize = 20 << 20;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 

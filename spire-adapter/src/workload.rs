@@ -12,6 +12,11 @@ use crate::stream::{self, Agent, Call};
 use crate::subscription::{self, Subscription, Svids};
 use crate::{Bundle, Bundles, Error, SpiffeId, Svid, TrustDomain};
 
+/// Most SVIDs of one message. An agent gives a caller those of its own entries: a few, or some dozens.
+pub(crate) const MAX_SVIDS: usize = 1000;
+/// Most bundles of one message: one for each trust domain that is federated with.
+pub(crate) const MAX_BUNDLES: usize = 1000;
+
 /// Follows the SVID of `expected` on the Workload API at `socket`. The agent may have more SVIDs for this
 /// process; they are not looked at. Must be called within a tokio runtime.
 pub fn subscribe(socket: impl Into<PathBuf>, expected: SpiffeId) -> Subscription {
@@ -28,6 +33,8 @@ pub fn subscribe(socket: impl Into<PathBuf>, expected: SpiffeId) -> Subscription
 }
 
 pub(crate) fn read(response: &X509SvidResponse, expected: &SpiffeId) -> Result<Message, Error> {
+    check_count("SVIDs", response.svids.len(), MAX_SVIDS)?;
+    check_count("bundles", response.federated_bundles.len(), MAX_BUNDLES)?;
     let name = expected.to_string();
     let mut chosen: Option<Svid> = None;
     let mut bundles = Vec::new();
@@ -56,6 +63,11 @@ pub(crate) fn later(svid: &Svid, chosen: Option<&Svid>, expected: &SpiffeId) -> 
         });
     }
     Ok(chosen.is_none_or(|chosen| svid.not_after() > chosen.not_after()))
+}
+
+/// Refuses a message that holds more than any agent sends.
+pub(crate) fn check_count(what: &'static str, found: usize, limit: usize) -> Result<(), Error> {
+    if found > limit { Err(Error::Crowded { what, found, limit }) } else { Ok(()) }
 }
 
 /// Bundles of foreign trust domains. One that cannot be read is left out, which fails closed for that domain
