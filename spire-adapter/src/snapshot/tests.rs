@@ -12,22 +12,37 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, Clone)]
 enum Step {
-    Message { svid: Option<usize>, federated: bool },
+    /// With one of the world's SVIDs or none, and bundles (own, foreign) in it or not.
+    Message {
+        svid: Option<usize>,
+        federated: bool,
+        bundles: Option<(bool, bool)>,
+    },
     Denied,
     Lost,
+    /// By so many seconds.
     Clock(i64),
-    Trust { own: bool, foreign: bool },
+    /// To so many nanoseconds beyond NotAfter of one of the world's SVIDs.
+    ToNotAfter(usize, i64),
+    Trust {
+        own: bool,
+        foreign: bool,
+    },
+    TrustDenied,
     TrustLost,
 }
 
 fn step() -> impl Strategy<Value = Step> {
+    let bundles = || (prop::bool::weighted(0.9), any::<bool>());
     prop_oneof![
-        4 => (prop::option::of(0..3_usize), any::<bool>())
-            .prop_map(|(svid, federated)| Step::Message { svid, federated }),
+        4 => (prop::option::weighted(0.8, 0..3_usize), any::<bool>(), prop::option::of(bundles()))
+            .prop_map(|(svid, federated, bundles)| Step::Message { svid, federated, bundles }),
         1 => Just(Step::Denied),
         2 => Just(Step::Lost),
-        3 => (-4_000_i64..40_000).prop_map(Step::Clock),
-        2 => (prop::bool::weighted(0.9), any::<bool>()).prop_map(|(own, foreign)| Step::Trust { own, foreign }),
+        2 => (-4_000_i64..40_000).prop_map(Step::Clock),
+        2 => (0..3_usize, -1..=1_i64).prop_map(|(svid, beyond)| Step::ToNotAfter(svid, beyond)),
+        2 => bundles().prop_map(|(own, foreign)| Step::Trust { own, foreign }),
+        1 => Just(Step::TrustDenied),
         1 => Just(Step::TrustLost),
     ]
 }
@@ -49,14 +64,105 @@ impl World {
             .collect();
         Self { svids, own: ca.bundle().unwrap(), foreign: foreign.bundle().unwrap() }
     }
+
+    fn bundles(&self, (own, foreign): (bool, bool)) -> Bundles {
+        let own = own.then(|| self.own.clone()).into_iter();
+        own.chain(foreign.then(|| self.foreign.clone())).collect()
+    }
 }
 
 /// What the rules say, without the machinery.
 #[derive(Default)]
 struct Model {
     /// `None`: nothing heard; `Some(None)`: withdrawn.
-    last: Option<Option<(Svid, bool)>>,
+    last: Option<Option<Given>>,
     expired: bool,
+    stale: bool,
+    problem: Option<&'static str>,
+    /// Whether the agent's stream has given the own bundle and the foreign one.
+    trust: (bool, bool),
+    trust_stale: bool,
+    trust_problem: Option<&'static str>,
+}
+
+#[derive(Clone)]
+struct Given {
+    svid: Svid,
+    federated: bool,
+    bundles: Option<(bool, bool)>,
+}
+
+/// A snapshot, as far as it can be told beforehand.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    state: State,
+    trust_domains: Vec<String>,
+    stale: bool,
+    problem: Option<String>,
+}
+
+impl Model {
+    fn hear(&mut self, step: &Step, world: &World) {
+        match *step {
+            Step::Message { svid, federated, bundles } => {
+                let svid = svid.map(|index| world.svids[index].clone());
+                self.last = Some(svid.map(|svid| Given { svid, federated, bundles }));
+                (self.expired, self.stale, self.problem) = (false, false, None);
+            }
+            Step::Denied => {
+                self.last = Some(None);
+                (self.stale, self.problem) = (false, Some("SVIDs denied"));
+            }
+            Step::Lost => (self.stale, self.problem) = (self.last.is_some(), Some("SVIDs lost")),
+            Step::Trust { own, foreign } => {
+                self.trust = (own, foreign);
+                (self.trust_stale, self.trust_problem) = (false, None);
+            }
+            Step::TrustDenied => {
+                self.trust = (false, false);
+                (self.trust_stale, self.trust_problem) = (false, Some("bundles denied"));
+            }
+            Step::TrustLost => {
+                self.trust_stale = self.trust.0 || self.trust.1;
+                self.trust_problem = Some("bundles lost");
+            }
+            Step::Clock(_) | Step::ToNotAfter(..) => {}
+        }
+    }
+
+    fn seen(&mut self, now: SystemTime) -> Seen {
+        let (mut state, mut trust_domains) = (State::Pending, Vec::new());
+        if let Some(last) = &self.last {
+            state = State::Withdrawn;
+            if let Some(given) = last {
+                self.expired |= now > given.svid.not_after();
+                let (own, foreign) = given.bundles.unwrap_or(self.trust);
+                (state, trust_domains) = match (self.expired, own) {
+                    (true, _) => (State::Expired, Vec::new()),
+                    (false, false) => (State::Pending, Vec::new()),
+                    (false, true) => {
+                        let foreign = (foreign && given.federated).then(|| "b.test".to_owned());
+                        let own = std::iter::once("a.test".to_owned());
+                        (State::Usable(given.svid.clone()), own.chain(foreign).collect())
+                    }
+                };
+            }
+        }
+        let problem = self.problem.or(self.trust_problem).map(|reason| problem(reason).to_string());
+        Seen { state, trust_domains, stale: self.stale || self.trust_stale, problem }
+    }
+}
+
+impl From<Snapshot> for Seen {
+    fn from(snapshot: Snapshot) -> Self {
+        let domains = snapshot.bundles.iter().map(|bundle| bundle.trust_domain().to_string());
+        Self {
+            trust_domains: domains.collect(),
+            state: snapshot.state,
+            stale: snapshot.stale,
+            problem: snapshot.problem.map(|problem| problem.to_string()),
+        }
+    }
 }
 
 proptest! {
@@ -64,90 +170,47 @@ proptest! {
     fn snapshots_follow_the_rules(steps in prop::collection::vec(step(), 1..40)) {
         let world = World::new();
         let mut now = SystemTime::now();
-        let mut tracker = Tracker::new(&expected());
-        let mut trust = Trust { bundles: [world.own.clone()].into_iter().collect(), ..Trust::default() };
+        let (mut tracker, mut trust) = (Tracker::new(&expected()), Trust::default());
         let mut model = Model::default();
         for step in steps {
             let before = tracker.snapshot(now, &trust);
-            let lost = matches!(step, Step::Lost | Step::TrustLost);
-            apply(&step, &world, &mut tracker, &mut trust, &mut model, &mut now);
+            apply(&step, &world, &mut tracker, &mut trust, &mut now);
+            model.hear(&step, &world);
             let after = tracker.snapshot(now, &trust);
-            if lost {
+            if matches!(step, Step::Lost | Step::TrustLost) {
                 prop_assert_eq!(&before.state, &after.state, "a lost connection withdraws nothing");
                 prop_assert_eq!(&before.bundles, &after.bundles);
             }
-            check(&model_at(&mut model, now), &after, &trust)?;
+            prop_assert_eq!(tracker.snapshot(now, &trust), after.clone(), "asking changes nothing");
+            prop_assert_eq!(Seen::from(after), model.seen(now), "after {:?}", step);
         }
     }
 }
 
-fn apply(
-    step: &Step,
-    world: &World,
-    tracker: &mut Tracker,
-    trust: &mut Trust,
-    model: &mut Model,
-    now: &mut SystemTime,
-) {
-    match step {
-        Step::Message { svid, federated } => {
+fn apply(step: &Step, world: &World, tracker: &mut Tracker, trust: &mut Trust, now: &mut SystemTime) {
+    match *step {
+        Step::Message { svid, federated, bundles } => {
             let svid = svid.map(|index| world.svids[index].clone());
             let federates_with =
                 federated.then(|| world.foreign.trust_domain().clone()).into_iter().collect();
-            tracker.hear(Heard::Message(Message { svid: svid.clone(), federates_with, bundles: None }));
-            *model = Model { last: Some(svid.map(|svid| (svid, *federated))), expired: false };
+            let bundles = bundles.map(|which| world.bundles(which));
+            tracker.hear(Heard::Message(Message { svid, federates_with, bundles }));
         }
-        Step::Denied => {
-            tracker.hear(Heard::Denied(problem()));
-            *model = Model { last: Some(None), expired: false };
-        }
-        Step::Lost => tracker.hear(Heard::Lost(problem())),
+        Step::Denied => tracker.hear(Heard::Denied(problem("SVIDs denied"))),
+        Step::Lost => tracker.hear(Heard::Lost(problem("SVIDs lost"))),
         Step::Clock(seconds) => {
             let distance = Duration::from_secs(seconds.unsigned_abs());
-            *now = if *seconds < 0 { *now - distance } else { *now + distance };
+            *now = if seconds < 0 { *now - distance } else { *now + distance };
         }
-        Step::Trust { own, foreign } => {
-            let bundles = own.then(|| world.own.clone()).into_iter();
-            let bundles = bundles.chain(foreign.then(|| world.foreign.clone())).collect();
-            trust.hear(Heard::Message(bundles));
+        Step::ToNotAfter(svid, beyond) => {
+            let distance = Duration::from_nanos(beyond.unsigned_abs());
+            let not_after = world.svids[svid].not_after();
+            *now = if beyond < 0 { not_after - distance } else { not_after + distance };
         }
-        Step::TrustLost => trust.hear(Heard::Lost(problem())),
+        Step::Trust { own, foreign } => trust.hear(Heard::Message(world.bundles((own, foreign)))),
+        Step::TrustDenied => trust.hear(Heard::Denied(problem("bundles denied"))),
+        Step::TrustLost => trust.hear(Heard::Lost(problem("bundles lost"))),
     }
-}
-
-/// The state that the rules ask for, and whether foreign bundles may be used.
-fn model_at(model: &mut Model, now: SystemTime) -> (&'static str, Option<Svid>, bool) {
-    match &model.last {
-        None => ("pending", None, false),
-        Some(None) => ("withdrawn", None, false),
-        Some(Some((svid, federated))) => {
-            model.expired |= now > svid.not_after();
-            if model.expired { ("expired", None, false) } else { ("usable", Some(svid.clone()), *federated) }
-        }
-    }
-}
-
-fn check(
-    (state, svid, federated): &(&'static str, Option<Svid>, bool),
-    snapshot: &Snapshot,
-    trust: &Trust,
-) -> Result<(), TestCaseError> {
-    let own = trust.bundles.get(expected().trust_domain()).is_some();
-    if *state == "usable" && !own {
-        prop_assert_eq!(snapshot.state.as_str(), "pending");
-        prop_assert!(snapshot.bundles.is_empty());
-        return Ok(());
-    }
-    prop_assert_eq!(snapshot.state.as_str(), *state);
-    prop_assert_eq!(snapshot.svid(), svid.as_ref());
-    if svid.is_none() {
-        prop_assert!(snapshot.bundles.is_empty());
-        return Ok(());
-    }
-    let foreign = TrustDomain::new("b.test").unwrap();
-    let usable = snapshot.bundles.get(&foreign).is_some();
-    prop_assert_eq!(usable, *federated && trust.bundles.get(&foreign).is_some());
-    Ok(())
 }
 
 #[test]
@@ -155,16 +218,16 @@ fn a_message_heals_and_a_refusal_is_told() {
     let world = World::new();
     let trust = Trust { bundles: [world.own.clone()].into_iter().collect(), ..Trust::default() };
     let mut tracker = Tracker::new(&expected());
-    tracker.hear(Heard::Lost(problem()));
+    tracker.hear(Heard::Lost(problem("test")));
     let snapshot = tracker.snapshot(SystemTime::now(), &trust);
     assert_eq!((snapshot.state, snapshot.stale), (State::Pending, false));
     assert!(snapshot.problem.is_some());
     let message = Message { svid: Some(world.svids[0].clone()), ..Message::default() };
     tracker.hear(Heard::Message(message));
-    tracker.hear(Heard::Lost(problem()));
+    tracker.hear(Heard::Lost(problem("test")));
     let snapshot = tracker.snapshot(SystemTime::now(), &trust);
     assert!(snapshot.stale && snapshot.problem.is_some() && snapshot.svid().is_some());
-    tracker.hear(Heard::Denied(problem()));
+    tracker.hear(Heard::Denied(problem("test")));
     let snapshot = tracker.snapshot(SystemTime::now(), &trust);
     assert!(!snapshot.stale && snapshot.problem.is_some());
     assert_eq!(snapshot.state, State::Withdrawn);
@@ -185,8 +248,8 @@ fn expected() -> SpiffeId {
     SpiffeId::new("spiffe://a.test/identity/256").unwrap()
 }
 
-fn problem() -> ApiError {
-    ApiError::Lost { path: "/agent.sock".into(), reason: "test".to_owned() }
+fn problem(reason: &str) -> ApiError {
+    ApiError::Lost { path: "/agent.sock".into(), reason: reason.to_owned() }
 }
 
 #[test]
