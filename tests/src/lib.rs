@@ -28,6 +28,7 @@ pub mod bench;
 pub mod binaries;
 pub mod capture;
 pub mod daemon;
+pub mod gospiffe;
 pub mod http;
 pub mod issuer;
 pub mod lab;

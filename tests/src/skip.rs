@@ -2,6 +2,7 @@
 
 use std::env;
 use std::io::Write as _;
+use std::process::Command;
 
 use nix::unistd::Uid;
 
@@ -41,6 +42,27 @@ pub fn cni_available(test: &str) -> bool {
         return skipped(test, "needs CNI plugins, which scripts/peers builds where Go is");
     }
     lab_available(test)
+}
+
+/// Whether the peer with go-spiffe has been built; otherwise says which test is skipped and why.
+///
+/// # Panics
+/// With `CI=true`, where nothing may be skipped.
+#[must_use]
+pub fn go_spiffe_available(test: &str) -> bool {
+    binaries::peer("gospiffe").is_ok()
+        || skipped(test, "needs a peer with go-spiffe, which scripts/peers builds where Go is")
+}
+
+/// Whether there is OpenSSL 3; otherwise says which test is skipped and why.
+///
+/// # Panics
+/// With `CI=true`, where nothing may be skipped.
+#[must_use]
+pub fn openssl_available(test: &str) -> bool {
+    let version = Command::new("openssl").arg("version").output();
+    version.is_ok_and(|output| output.stdout.starts_with(b"OpenSSL 3."))
+        || skipped(test, "needs OpenSSL 3, which scripts/setup installs")
 }
 
 fn skipped(test: &str, why: &str) -> bool {

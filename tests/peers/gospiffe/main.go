@@ -1,0 +1,224 @@
+// A peer with go-spiffe's verifier, told what to do by one JSON object a line on standard input; each is
+// answered by one line on standard output.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sort"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+)
+
+const patience = 10 * time.Second
+
+type request struct {
+	// verify, time, listen, accept or dial.
+	Do string
+	// Certificates, the leaf first, and its key (PKCS#8): what is verified, or presented.
+	Chain [][]byte
+	Key   []byte
+	// Trust anchors by trust domain.
+	Bundles map[string][][]byte
+	// Of dial: where to.
+	Address string
+	// Of dial and accept: the protocol, and the label of the exporter.
+	Protocol, Label string
+	// Of time: how often to verify.
+	Times int
+}
+
+type answer struct {
+	// Why not; empty if all is well.
+	Error string
+	// Of verify: whose chain it is. Of dial and accept: who the peer is.
+	ID string `json:",omitempty"`
+	// Of listen: where.
+	Address string `json:",omitempty"`
+	// Of dial and accept: what was negotiated, and 32 bytes of the exporter in hex.
+	Group, Version, Exporter string `json:",omitempty"`
+	Resumed                  bool
+	// Of time: nanoseconds of one verification, median.
+	Nanoseconds float64 `json:",omitempty"`
+}
+
+type peer struct {
+	listener *net.TCPListener
+}
+
+func main() {
+	requests := bufio.NewScanner(os.Stdin)
+	requests.Buffer(nil, 16<<20)
+	answers := json.NewEncoder(os.Stdout)
+	var peer peer
+	for requests.Scan() {
+		var request request
+		answer := new(answer)
+		err := json.Unmarshal(requests.Bytes(), &request)
+		if err == nil {
+			err = peer.do(&request, answer)
+		}
+		if err != nil {
+			answer.Error = err.Error()
+		}
+		if err := answers.Encode(answer); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+}
+
+func (p *peer) do(request *request, answer *answer) error {
+	bundles, err := readBundles(request.Bundles)
+	if err != nil {
+		return err
+	}
+	switch request.Do {
+	case "verify":
+		id, _, err := x509svid.ParseAndVerify(request.Chain, bundles)
+		answer.ID = id.String()
+		return err
+	case "time":
+		return measure(request, bundles, answer)
+	case "listen":
+		p.listener, err = net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err == nil {
+			answer.Address = p.listener.Addr().String()
+		}
+		return err
+	case "accept":
+		return p.accept(request, bundles, answer)
+	case "dial":
+		return dial(request, bundles, answer)
+	}
+	return fmt.Errorf("unknown request %q", request.Do)
+}
+
+func readBundles(named map[string][][]byte) (*x509bundle.Set, error) {
+	bundles := x509bundle.NewSet()
+	for name, anchors := range named {
+		domain, err := spiffeid.TrustDomainFromString(name)
+		if err != nil {
+			return nil, err
+		}
+		bundle, err := x509bundle.ParseRaw(domain, bytes.Join(anchors, nil))
+		if err != nil {
+			return nil, err
+		}
+		bundles.Add(bundle)
+	}
+	return bundles, nil
+}
+
+// From the bytes that TLS hands over to the verdict, as a handshake does it.
+func measure(request *request, bundles *x509bundle.Set, answer *answer) error {
+	took := make([]float64, 0, request.Times)
+	for range request.Times {
+		began := time.Now()
+		if _, _, err := x509svid.ParseAndVerify(request.Chain, bundles); err != nil {
+			return err
+		}
+		took = append(took, float64(time.Since(began).Nanoseconds()))
+	}
+	sort.Float64s(took)
+	if len(took) > 0 {
+		answer.Nanoseconds = took[len(took)/2]
+	}
+	return nil
+}
+
+// Presents whatever it is told to, unlike an x509svid.SVID.
+func certificate(request *request) (*tls.Certificate, error) {
+	key, err := x509.ParsePKCS8PrivateKey(request.Key)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: request.Chain, PrivateKey: key}, nil
+}
+
+func (p *peer) accept(request *request, bundles *x509bundle.Set, answer *answer) error {
+	if p.listener == nil {
+		return errors.New("nothing listens")
+	}
+	presented, err := certificate(request)
+	if err != nil {
+		return err
+	}
+	config := tlsconfig.MTLSWebServerConfig(presented, bundles, tlsconfig.AuthorizeAny())
+	if err := p.listener.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	accepted, err := p.listener.Accept()
+	if err != nil {
+		return err
+	}
+	return meet(tls.Server(accepted, prepared(config, request)), request, answer)
+}
+
+func dial(request *request, bundles *x509bundle.Set, answer *answer) error {
+	presented, err := certificate(request)
+	if err != nil {
+		return err
+	}
+	config := tlsconfig.TLSClientConfig(bundles, tlsconfig.AuthorizeAny())
+	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		return presented, nil
+	}
+	config.ServerName = "256.a.test"
+	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	dialled, err := net.DialTimeout("tcp", request.Address, patience)
+	if err != nil {
+		return err
+	}
+	return meet(tls.Client(dialled, prepared(config, request)), request, answer)
+}
+
+func prepared(config *tls.Config, request *request) *tls.Config {
+	config.MinVersion = tls.VersionTLS13
+	config.NextProtos = []string{request.Protocol}
+	return config
+}
+
+// A handshake and a byte each way: with TLS 1.3 a client learns only by reading that it was refused.
+func meet(connection *tls.Conn, request *request, answer *answer) error {
+	defer connection.Close()
+	if err := connection.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	if err := connection.Handshake(); err != nil {
+		return err
+	}
+	if _, err := connection.Write([]byte{'x'}); err != nil {
+		return err
+	}
+	if _, err := connection.Read(make([]byte, 1)); err != nil {
+		return err
+	}
+	state := connection.ConnectionState()
+	id, err := x509svid.IDFromCert(state.PeerCertificates[0])
+	if err != nil {
+		return err
+	}
+	exporter, err := state.ExportKeyingMaterial(request.Label, nil, 32)
+	if err != nil {
+		return err
+	}
+	answer.ID = id.String()
+	answer.Group = state.CurveID.String()
+	answer.Version = tls.VersionName(state.Version)
+	answer.Exporter = hex.EncodeToString(exporter)
+	answer.Resumed = state.DidResume
+	return nil
+}

@@ -1,0 +1,22 @@
+//! Every certificate of the matrix as other programs see it: `authctl svid check`, which explains it, and
+//! OpenSSL and go-spiffe, which present it to our TLS endpoints in both roles, and judge it themselves.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "tests fail by panicking"
+)]
+
+#[path = "certificates/check.rs"]
+mod check;
+#[path = "certificates/endpoint.rs"]
+mod endpoint;
+#[path = "certificates/gospiffe.rs"]
+mod gospiffe;
+#[path = "../../spire-adapter/tests/certificates/matrix.rs"]
+mod matrix;
+#[path = "certificates/openssl.rs"]
+mod openssl;
+#[path = "certificates/verdicts.rs"]
+mod verdicts;
