@@ -54,6 +54,16 @@ pub fn go_spiffe_available(test: &str) -> bool {
         || skipped(test, "needs a peer with go-spiffe, which scripts/peers builds where Go is")
 }
 
+/// Whether Envoy has been unpacked; otherwise says which test is skipped and why.
+///
+/// # Panics
+/// With `CI=true`, where nothing may be skipped.
+#[must_use]
+pub fn envoy_available(test: &str) -> bool {
+    binaries::peer("envoy").is_ok()
+        || skipped(test, "needs Envoy, which scripts/peers unpacks where Python with pip is")
+}
+
 /// Whether there is OpenSSL 3; otherwise says which test is skipped and why.
 ///
 /// # Panics

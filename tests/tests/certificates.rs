@@ -1,5 +1,6 @@
 //! Every certificate of the matrix as other programs see it: `authctl svid check`, which explains it, and
-//! OpenSSL and go-spiffe, which present it to our TLS endpoints in both roles, and judge it themselves.
+//! OpenSSL and go-spiffe, which present it to our TLS endpoints in both roles, and judge it themselves. And Envoy,
+//! with a few of them.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,6 +13,8 @@
 mod check;
 #[path = "certificates/endpoint.rs"]
 mod endpoint;
+#[path = "certificates/envoy.rs"]
+mod envoy;
 #[path = "certificates/gospiffe.rs"]
 mod gospiffe;
 #[path = "../../spire-adapter/tests/certificates/matrix.rs"]

@@ -36,8 +36,11 @@ pub(crate) struct Endpoint {
 impl Endpoint {
     /// Presents the good row.
     pub(crate) fn new(authorities: &Authorities, rows: &[Row]) -> Self {
-        let good = &rows[0];
-        let svid = Svid::from_chain(good.chain.clone(), good.key.serialized_der()).unwrap();
+        Self::presenting(&rows[0], authorities)
+    }
+
+    pub(crate) fn presenting(row: &Row, authorities: &Authorities) -> Self {
+        let svid = Svid::from_chain(row.chain.clone(), row.key.serialized_der()).unwrap();
         Self { svid, bundles: authorities.bundles() }
     }
 

@@ -19,16 +19,16 @@ pub(crate) fn write_pem<'a>(path: &Path, certificates: impl Iterator<Item = &'a 
     std::fs::write(path, pem::encode_many(&pems)).unwrap();
 }
 
-/// A row's certificates as OpenSSL wants them.
-struct Files {
+/// A row's certificates as programs want them.
+pub(crate) struct Files {
     leaf: PathBuf,
     rest: Option<PathBuf>,
-    key: PathBuf,
-    anchors: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) anchors: PathBuf,
 }
 
 impl Files {
-    fn write(row: &Row, endpoint: &Endpoint, directory: &Path) -> Self {
+    pub(crate) fn write(row: &Row, endpoint: &Endpoint, directory: &Path) -> Self {
         let (leaf, key) = (directory.join("leaf.pem"), directory.join("key.pem"));
         write_pem(&leaf, row.chain.iter().take(1));
         let rest = (row.chain.len() > 1).then(|| {
