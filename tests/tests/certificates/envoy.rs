@@ -1,10 +1,11 @@
-//! Envoy with its SPIFFE validator between two of our TLS endpoints: server to one, client of the other. It is no
-//! oracle, since it accepts much that it should not.
+//! Envoy with its SPIFFE validator as peer of our TLS endpoints, in both roles. It is no oracle, since it accepts
+//! much that it should not.
 
 use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use authd_tests::{binaries, skip, wait};
@@ -16,11 +17,16 @@ use crate::matrix::{Authorities, Row};
 use crate::openssl::{Files, write_pem};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+const TLS: u16 = 8443;
+const PLAIN: u16 = 8080;
+
+static STARTED: AtomicU8 = AtomicU8::new(1);
 
 struct Envoy {
     child: Child,
-    /// Where it takes TLS, and where plain TCP. Both go on by TLS to the same place.
+    /// Where it takes TLS, and echoes.
     tls: String,
+    /// Where it takes plain TCP, and forwards it by TLS.
     plain: String,
 }
 
@@ -30,8 +36,9 @@ impl Envoy {
         let files = Files::write(row, endpoint, directory);
         let chain = directory.join("chain.pem");
         write_pem(&chain, row.chain.iter());
-        let free = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let [tls, plain] = free.map(|listener| listener.local_addr().unwrap().port());
+        // It cannot be told to take a free port: so an address of its own, where all are free.
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let host = format!("127.80.{}.{number}", std::process::id() % 256);
         let common = json!({
             "alpn_protocols": ["test/1"],
             "tls_params": {
@@ -58,13 +65,17 @@ impl Envoy {
         });
         let upstream_tls =
             json!({"@type": kind("UpstreamTlsContext"), "sni": NAME, "common_tls_context": common});
+        let forward = json!({"stat_prefix": "test", "cluster": "ours"});
         let config = json!({"static_resources": {
-            "listeners": [listener(tls, Some(&downstream)), listener(plain, None)],
+            "listeners": [
+                listener(&host, TLS, "echo.v3.Echo", json!({}), Some(&downstream)),
+                listener(&host, PLAIN, "tcp_proxy.v3.TcpProxy", forward, None),
+            ],
             "clusters": [{
                 "name": "ours",
                 "transport_socket": socket(&upstream_tls),
                 "load_assignment": {"cluster_name": "ours", "endpoints": [{"lb_endpoints": [{"endpoint": {
-                    "address": address(upstream.local_addr().unwrap().port()),
+                    "address": address("127.0.0.1", upstream.local_addr().unwrap().port()),
                 }}]}]},
             }],
         }});
@@ -83,7 +94,7 @@ impl Envoy {
             read().contains("starting workers").then_some(())
         });
         assert!(listens.is_some(), "{}", read());
-        Self { child, tls: format!("127.0.0.1:{tls}"), plain: format!("127.0.0.1:{plain}") }
+        Self { child, tls: format!("{host}:{TLS}"), plain: format!("{host}:{PLAIN}") }
     }
 }
 
@@ -98,32 +109,35 @@ fn kind(name: &str) -> String {
     format!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{name}")
 }
 
-fn address(port: u16) -> Value {
-    json!({"socket_address": {"address": "127.0.0.1", "port_value": port}})
+fn address(host: &str, port: u16) -> Value {
+    json!({"socket_address": {"address": host, "port_value": port}})
 }
 
 fn socket(context: &Value) -> Value {
     json!({"name": "envoy.transport_sockets.tls", "typed_config": context})
 }
 
-fn listener(port: u16, tls: Option<&Value>) -> Value {
-    let mut chain = json!({"filters": [{
-        "name": "envoy.filters.network.tcp_proxy",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-            "stat_prefix": "test",
-            "cluster": "ours",
-        },
-    }]});
+fn listener(host: &str, port: u16, filter: &str, mut config: Value, tls: Option<&Value>) -> Value {
+    config["@type"] = json!(format!("type.googleapis.com/envoy.extensions.filters.network.{filter}"));
+    let mut chain = json!({"filters": [{"name": filter, "typed_config": config}]});
     if let Some(tls) = tls {
         chain["transport_socket"] = socket(tls);
     }
-    json!({"address": address(port), "filter_chains": [chain]})
+    json!({"address": address(host, port), "filter_chains": [chain]})
+}
+
+impl Envoy {
+    /// Has it connect to `upstream`.
+    fn connect(&self) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.plain).unwrap();
+        stream.write_all(b"x").unwrap();
+        stream
+    }
 }
 
 #[test]
-fn envoy_stands_between_two_of_us() {
-    if !skip::envoy_available("envoy_stands_between_two_of_us") {
+fn envoy_meets_us_in_both_roles() {
+    if !skip::envoy_available("envoy_meets_us_in_both_roles") {
         return;
     }
     let authorities = Authorities::new();
@@ -133,19 +147,16 @@ fn envoy_stands_between_two_of_us() {
     let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
     let (good, groups) = (&rows[0], Groups::default());
     let envoy = Envoy::start(good, &endpoint, &upstream, directory.path());
-    let client = endpoint.client(good, groups).unwrap();
-    let address = envoy.tls.clone();
-    let dialled = std::thread::spawn(move || endpoint::dial(&address, client));
-    let server = endpoint.server(good, groups).unwrap();
-    let accepted = endpoint::accept(&upstream, server, || false).unwrap().unwrap();
-    for met in [accepted, dialled.join().unwrap().unwrap()] {
+    let _connected = envoy.connect();
+    let accepted = endpoint::accept(&upstream, endpoint.server(good, groups).unwrap(), || false);
+    let dialled = endpoint::dial(&envoy.tls, endpoint.client(good, groups).unwrap());
+    for met in [accepted.unwrap().unwrap(), dialled.unwrap()] {
         assert_eq!((met.group.as_str(), met.peer.as_str()), ("X25519MLKEM768", "spiffe://a.test/ns/shop"));
     }
-    // It does look at what we present: accepted, nobody would answer.
+    // It does look at what we present.
     let forged = rows.iter().find(|row| row.name == "12 other CA of the same name").unwrap();
     let stranger = Endpoint::presenting(forged, &authorities).client(good, groups).unwrap();
-    let refused = endpoint::dial(&envoy.tls, stranger).unwrap_err().to_string();
-    assert!(refused.contains("fatal alert") || refused.contains("end of file"), "{refused}");
+    endpoint::dial(&envoy.tls, stranger).unwrap_err();
 }
 
 #[test]
@@ -164,8 +175,7 @@ fn what_envoy_presents_is_judged_by_us() {
         let directory = tempfile::tempdir().unwrap();
         let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
         let envoy = Envoy::start(row, &endpoint, &upstream, directory.path());
-        let mut plain = TcpStream::connect(&envoy.plain).unwrap();
-        plain.write_all(b"x").unwrap();
+        let _connected = envoy.connect();
         let server = endpoint.server(row, groups).unwrap();
         let refused = endpoint::accept(&upstream, server, || false).unwrap().unwrap_err();
         assert_eq!(Some(reason(&refused).as_str()), row.expected, "{name} as server");
