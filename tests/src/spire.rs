@@ -102,6 +102,12 @@ impl Spire {
         self.place.outside("server.sock")
     }
 
+    /// Where the server gives its bundle to those of other trust domains.
+    #[must_use]
+    pub fn bundle_endpoint(&self) -> String {
+        format!("https://{}:{}", self.address.host, self.address.bundle_port)
+    }
+
     /// A node's Workload API socket.
     #[must_use]
     pub fn workload_socket(&self, node: &str) -> PathBuf {
@@ -305,10 +311,13 @@ impl Place {
             Self::Here(_) => {
                 let [_, a, b, c] = std::process::id().to_be_bytes();
                 let host = format!("127.{}.{b}.{c}", 64 + a % 64);
-                let port = TcpListener::bind((host.as_str(), 0))?.local_addr()?.port();
-                Ok(Address { host, port })
+                // Both held at once, so that they differ.
+                let listeners =
+                    [TcpListener::bind((host.as_str(), 0))?, TcpListener::bind((host.as_str(), 0))?];
+                let [port, bundle_port] = listeners.map(|listener| listener.local_addr().map(|it| it.port()));
+                Ok(Address { host, port: port?, bundle_port: bundle_port? })
             }
-            Self::Lab(..) => Ok(Address { host: "127.0.0.1".to_owned(), port: 8081 }),
+            Self::Lab(..) => Ok(Address { host: "127.0.0.1".to_owned(), port: 8081, bundle_port: 8443 }),
         }
     }
 

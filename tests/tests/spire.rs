@@ -86,4 +86,5 @@ on_real_spire! {
     broker::a_process_has_its_svid_until_it_ends,
     broker::rotation_of_the_own_svid_makes_a_new_connection,
     broker::who_is_no_broker_is_told_so,
+    trust::a_federated_server_is_followed_and_dropped,
 }

@@ -9,13 +9,15 @@ use super::Options;
 pub(super) struct Address {
     pub(super) host: String,
     pub(super) port: u16,
+    /// Where it gives its bundle to servers of other trust domains.
+    pub(super) bundle_port: u16,
 }
 
 /// The server's configuration. Its keys are on disk: with keys in memory alone, a restarted server would
 /// have another CA and running agents would exit.
 pub(super) fn server(options: &Options, root: &Path, address: &Address) -> String {
     let Options { trust_domain, svid_ttl, sync, .. } = options;
-    let Address { host, port } = address;
+    let Address { host, port, bundle_port } = address;
     let (root, svid_ttl, sync) = (root.display(), svid_ttl.as_secs(), sync.as_millis());
     format!(
         r#"server {{
@@ -31,6 +33,14 @@ pub(super) fn server(options: &Options, root: &Path, address: &Address) -> Strin
   ratelimit = {{
     attestation = false
     signing = false
+  }}
+  federation {{
+    bundle_endpoint {{
+      address = "{host}"
+      port = {bundle_port}
+      refresh_hint = "1m"
+      profile "https_spiffe" {{}}
+    }}
   }}
   experimental {{
     cache_reload_interval = "{sync}ms"
@@ -62,7 +72,7 @@ plugins {{
 /// The configuration of a node's agent, whose delegate and broker is the daemon of that node.
 pub(super) fn agent(options: &Options, node: &str, root: &Path, address: &Address) -> String {
     let Options { trust_domain, sync, .. } = options;
-    let Address { host, port } = address;
+    let Address { host, port, .. } = address;
     let (root, sync) = (root.display(), sync.as_millis());
     format!(
         r#"agent {{

@@ -226,16 +226,62 @@ impl UnderTest {
         match &self.backend {
             Backend::Embedded(authority) => authority.federate(bundle.trust_domain().clone(), Some(bundle)),
             Backend::Real(spire) => {
-                let pems: Vec<_> =
-                    bundle.certificates().map(|der| pem::Pem::new("CERTIFICATE", der.to_vec())).collect();
-                let path = self.dir.path().join(format!("{}.pem", bundle.trust_domain()));
-                std::fs::write(&path, pem::encode_many(&pems)).unwrap();
-                let (id, path) = (bundle.trust_domain().id_string(), path.display().to_string());
+                let (id, path) = (bundle.trust_domain().id_string(), self.write_bundle(bundle));
                 spire
                     .server_command(&["bundle", "set", "-format", "pem", "-id", &id, "-path", &path])
                     .unwrap();
             }
         }
+    }
+
+    fn write_bundle(&self, bundle: &Bundle) -> String {
+        let pems: Vec<_> =
+            bundle.certificates().map(|der| pem::Pem::new("CERTIFICATE", der.to_vec())).collect();
+        let path = self.dir.path().join(format!("{}.pem", bundle.trust_domain()));
+        std::fs::write(&path, pem::encode_many(&pems)).unwrap();
+        path.display().to_string()
+    }
+
+    /// Lets the server fetch another one's bundle, and entries federate with it.
+    pub(crate) fn federate_by_endpoint(&self, other: &Self, bundle: &Bundle) {
+        let (Backend::Real(here), Backend::Real(there)) = (&self.backend, &other.backend) else {
+            panic!("only real servers fetch bundles");
+        };
+        let path = self.write_bundle(bundle);
+        let domain = other.trust_domain.as_str();
+        here.server_command(&[
+            "federation",
+            "create",
+            "-trustDomain",
+            domain,
+            "-bundleEndpointURL",
+            &there.bundle_endpoint(),
+            "-bundleEndpointProfile",
+            "https_spiffe",
+            "-endpointSpiffeID",
+            &format!("spiffe://{domain}/spire/server"),
+            "-trustDomainBundleFormat",
+            "pem",
+            "-trustDomainBundlePath",
+            &path,
+        ])
+        .unwrap();
+    }
+
+    /// Has a bundle fetched now.
+    pub(crate) fn refresh_federation(&self, trust_domain: &TrustDomain) {
+        self.federation(&["refresh", "-id", trust_domain.as_str()]);
+    }
+
+    /// Fetches a bundle no longer, and takes it back.
+    pub(crate) fn end_federation(&self, trust_domain: &TrustDomain) {
+        self.federation(&["delete", "-id", trust_domain.as_str()]);
+        self.defederate(trust_domain);
+    }
+
+    fn federation(&self, arguments: &[&str]) {
+        let Backend::Real(spire) = &self.backend else { panic!("only real servers fetch bundles") };
+        spire.server_command(&[&["federation"], arguments].concat()).unwrap();
     }
 
     /// Takes a foreign bundle, and what federates with it, back.
@@ -274,8 +320,16 @@ pub(crate) async fn usable(subscription: &Subscription) -> Snapshot {
 }
 
 pub(crate) async fn until(subscription: &Subscription, wanted: impl FnMut(&Snapshot) -> bool) -> Snapshot {
+    until_within(PATIENCE, subscription, wanted).await
+}
+
+pub(crate) async fn until_within(
+    patience: Duration,
+    subscription: &Subscription,
+    wanted: impl FnMut(&Snapshot) -> bool,
+) -> Snapshot {
     let mut watch = subscription.watch();
-    let found = timeout(PATIENCE, watch.wait_for(wanted)).await;
+    let found = timeout(patience, watch.wait_for(wanted)).await;
     match found {
         Ok(found) => found.unwrap().clone(),
         Err(_) => panic!("not seen in time; last: {:?}", subscription.current()),
