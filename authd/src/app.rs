@@ -90,7 +90,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         "starting"
     );
     let bound = Bound::bind(&config).await?;
-    let (cluster, _watched) = cluster::watch(&config.cluster_dir)?;
+    let (cluster, _watched) = cluster::watch(&config.cluster_dir, &config.site())?;
     let options = DatapathOptions { pin_dir: config.pin_dir.clone() };
     let mechanism = config.attach.map_or_else(Mechanism::detect, Ok).context("datapath")?;
     let datapath = Datapath::open_with(&options, mechanism).context("datapath")?;

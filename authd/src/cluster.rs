@@ -31,8 +31,23 @@ pub use offline::load_offline;
 pub use problem::{Problem, Severity};
 pub use revocation::{Revocations, Revoked, revoke};
 
-/// The cluster's name in the labels of identities, until several clusters are supported.
-pub const CLUSTER_NAME: &str = "default";
+/// Where manifests are read, which they don't say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// The cluster's name, in the labels of identities and nodes.
+    pub cluster: String,
+    /// The name of the node whose daemon reads them, which is the host of the pods there.
+    pub node: Option<String>,
+}
+
+/// The name of a cluster that has been given none.
+pub const DEFAULT_CLUSTER_NAME: &str = "default";
+
+impl Default for Site {
+    fn default() -> Self {
+        Self { cluster: DEFAULT_CLUSTER_NAME.to_owned(), node: None }
+    }
+}
 
 /// The state of the cluster at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -20,10 +20,13 @@ use spiffe::TrustDomain;
 use spire_adapter::tls::Groups;
 
 pub use settings::Settings;
-pub use value::parse_duration;
 use value::{duration, interface_name, mode, net, node_name, socket_path};
+pub use value::{parse_cluster_name, parse_duration};
 
-use crate::logging::{Format, LogConfig};
+use crate::{
+    cluster::Site,
+    logging::{Format, LogConfig},
+};
 
 /// Where `authctl` finds the daemon.
 pub const DEFAULT_API_SOCKET: &str = "/run/authd/authd.sock";
@@ -89,6 +92,8 @@ fn env_name(key: &str) -> String {
 pub struct Config {
     /// Name of this node in the cluster state.
     pub node_name: String,
+    /// Name of this cluster in the labels of identities.
+    pub cluster_name: String,
     /// Directory of manifests.
     pub cluster_dir: PathBuf,
     /// SPIRE and the names it gives.
@@ -162,6 +167,12 @@ impl Config {
         Self::from_settings(overrides.or(from_file))
     }
 
+    /// Where the manifests are read.
+    #[must_use]
+    pub fn site(&self) -> Site {
+        Site { cluster: self.cluster_name.clone(), node: Some(self.node_name.clone()) }
+    }
+
     fn from_settings(settings: Settings) -> Result<Self, ConfigError> {
         let spire = SpireConfig::from_settings(&settings)?;
         let encryption = EncryptionConfig::from_settings(&settings)?;
@@ -169,6 +180,7 @@ impl Config {
             value::port("handshake-port", settings.handshake_port.unwrap_or(DEFAULT_HANDSHAKE_PORT))?;
         Ok(Self {
             node_name: node_name(settings.node_name)?,
+            cluster_name: value::cluster_name(settings.cluster_name)?,
             cluster_dir: settings.cluster_dir.unwrap_or_else(|| DEFAULT_CLUSTER_DIR.into()),
             spire,
             api_socket: socket_path("api-socket", settings.api_socket, DEFAULT_API_SOCKET)?,

@@ -92,8 +92,8 @@ async fn dispatch(cli: &Cli, output: &mut Output<'_>) -> Result<u8, Error> {
         Command::Observe(args) => observe::run(args, global, output).await?,
         Command::Revoke(args) => revoke::run(args, output)?,
         Command::Identities(IdentitiesCommand::List) => identities::list(global, output).await?,
-        Command::Identities(IdentitiesCommand::Allocate { directory }) => {
-            identities::allocate(directory, output)?;
+        Command::Identities(IdentitiesCommand::Allocate { directory, cluster }) => {
+            identities::allocate(directory, &cluster.site(), output)?;
         }
         Command::Svid(SvidCommand::List) => svid::list(global, output).await?,
         Command::Svid(SvidCommand::Check(args)) => return svid::check(args, output),

@@ -235,6 +235,7 @@ impl Task {
             endpoint.classes = self.policy.classes(endpoint.identity);
         }
         plan.add_prefixes(self.policy.prefixes(), inputs);
+        plan.add_nodes(self.policy.nodes(), inputs);
         // A node whose session this process has not seen yet keeps what an earlier one wrote for it.
         for (number, entry) in maps.nodes().entries()? {
             // Node 0 is this one, whose epoch outlives the daemon.

@@ -3,13 +3,14 @@
 
 mod end;
 mod message;
+mod node;
 mod port;
 mod service;
 
 #[cfg(test)]
 mod tests;
 
-use policy::{IdentityNumber, NamedPort, Trace, Traffic, reserved};
+use policy::{Input, NamedPort, Nodes, Trace, TraceVerdict, Traffic, reserved};
 
 use crate::{api::v1, cluster::Cluster};
 pub use end::End;
@@ -41,32 +42,64 @@ impl TryFrom<&v1::TracePolicyRequest> for Question {
 #[error("{0}")]
 pub struct Error(String);
 
-/// What the policies of this cluster say.
+/// What the policies of this cluster say. Where it isn't said which node is an end, the strictest of what they
+/// say of each counts.
 ///
 /// # Errors
 /// [`Error`] in words for people, if an end or a port's name isn't in the cluster.
 pub fn answer(cluster: &Cluster, question: &Question) -> Result<v1::PolicyTrace, Error> {
     let Question { from, to, port } = question;
-    let (source, (destination, port)) = match to.service(cluster) {
-        None => (from.resolve(cluster, to)?, (to.resolve(cluster, from)?, port.clone())),
-        Some(service) => (from.resolve(cluster, to)?, service.resolve(cluster, from, port)?),
+    let sources = from.resolve(cluster, to)?;
+    let (destinations, port) = match to.service(cluster) {
+        None => (to.resolve(cluster, from)?, port.clone()),
+        Some(service) => {
+            let (destination, port) = service.resolve(cluster, from, port)?;
+            (vec![destination], port)
+        }
     };
+    let is_one = sources.len() == 1 && destinations.len() == 1;
+    let pairs =
+        sources.iter().flat_map(|source| destinations.iter().map(move |destination| (source, destination)));
+    let mut strictest: Option<(&Resolved, &Resolved, Trace)> = None;
+    for (source, destination) in pairs {
+        let trace = between(cluster, source, destination, &port)?;
+        if strictest.as_ref().is_none_or(|(.., before)| strictness(&trace) > strictness(before)) {
+            strictest = Some((source, destination, trace));
+        }
+    }
+    let (source, destination, trace) =
+        strictest.ok_or_else(|| Error("there is nobody like this in the cluster".to_owned()))?;
+    let notes = notes(cluster, [source, destination], is_one);
+    Ok(message::trace(source.clone(), destination.clone(), &port, &trace, notes))
+}
+
+fn strictness(trace: &Trace) -> impl Ord + use<> {
+    (trace.verdict == TraceVerdict::Denied, trace.authentication, trace.encryption)
+}
+
+/// Traces packets between two ends. A policy for nodes counts at an end that is one, and `host` is the one that
+/// has the other end on it.
+fn between(cluster: &Cluster, from: &Resolved, to: &Resolved, port: &Port) -> Result<Trace, Error> {
+    if from.pod.is_some() && from.pod == to.pod {
+        return Ok(Trace::within_a_pod());
+    }
     let number = match &port.number {
         Number::None => port.of_none(),
         Number::Given(number) => *number,
-        Number::Named(name) => named(cluster, &destination, &NamedPort::new(name, port.protocol))?,
+        Number::Named(name) => named(cluster, to, &NamedPort::new(name, port.protocol))?,
     };
-    let traffic = Traffic {
-        from: source.identity,
-        to: destination.identity,
-        protocol: port.protocol,
-        port: port.in_key(number),
+    let traffic =
+        Traffic { from: from.identity, to: to.identity, protocol: port.protocol, port: port.in_key(number) };
+    let host = [from, to].into_iter().find(|end| end.identity == reserved::HOST);
+    let mut surroundings = cluster.surroundings.clone();
+    surroundings.host = host.and_then(|host| host.node.clone());
+    let labels = |end: &Resolved| {
+        let node = cluster.surroundings.nodes.get(end.node.as_ref()?);
+        node.map(|node| &node.labels)
     };
-    let is_same_pod = source.pod.is_some() && source.pod == destination.pod;
-    let trace =
-        if is_same_pod { Trace::within_a_pod() } else { policy::trace(cluster.policy_input(), traffic) };
-    let notes = notes(cluster, [source.identity, destination.identity]);
-    Ok(message::trace(source, destination, &port, &trace, notes))
+    let nodes = Nodes { from: labels(from), to: labels(to) };
+    let input = Input { surroundings: &surroundings, ..cluster.policy_input() };
+    Ok(policy::trace_with_nodes(input, traffic, nodes))
 }
 
 /// Who two ends are in this cluster.
@@ -99,18 +132,29 @@ fn named(cluster: &Cluster, to: &Resolved, port: &NamedPort) -> Result<u16, Erro
     of_pod.ok_or_else(|| Error(format!("the destination has no port with the name `{}`", port.name)))
 }
 
-/// What isn't in the verdict: policies for nodes, where an end is one.
-fn notes(cluster: &Cluster, ends: [IdentityNumber; 2]) -> Vec<String> {
-    let is_node = |end: &IdentityNumber| {
-        [reserved::HOST, reserved::REMOTE_NODE, reserved::KUBE_APISERVER].contains(end)
+/// What is to be said of ends that are nodes: no hook enforces the policies for them, and whether it is known
+/// which node is meant.
+fn notes(cluster: &Cluster, ends: [&Resolved; 2], is_one: bool) -> Vec<String> {
+    let is_node = |end: &&Resolved| {
+        end.node.is_some()
+            || [reserved::HOST, reserved::REMOTE_NODE, reserved::KUBE_APISERVER].contains(&end.identity)
     };
-    if !ends.iter().any(is_node) {
-        return Vec::new();
-    }
-    let of_nodes = cluster.policies.iter().flat_map(|policy| {
+    let mut notes = Vec::new();
+    for policy in cluster.policies.iter().filter(|_| ends.iter().any(is_node)) {
         let conditions =
             policy.conditions.iter().filter(|condition| condition.path.ends_with("nodeSelector"));
-        conditions.map(|condition| format!("{}: {}: {}", policy.object, condition.path, condition.message))
-    });
-    of_nodes.collect()
+        notes.extend(
+            conditions
+                .map(|condition| format!("{}: {}: {}", policy.object, condition.path, condition.message)),
+        );
+    }
+    if !is_one {
+        let names: Vec<&str> = ends.iter().filter_map(|end| end.node.as_deref()).collect();
+        let nodes = names.join(" and ");
+        notes.push(format!(
+            "policies tell nodes apart, and it isn't said which one is meant: this is the strictest, of \
+             {nodes}; name a node by ip:ADDRESS"
+        ));
+    }
+    notes
 }

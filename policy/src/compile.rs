@@ -15,10 +15,10 @@ use std::sync::Arc;
 use auth_ebpf_abi::{AuthType, Direction, IdentityNumber, PolicyEntry, PolicyKey, identity as reserved};
 use ipnet::IpNet;
 
-use crate::cidr::Prefixes;
 use crate::condition::Condition;
 use crate::identity::IdentitySet;
 use crate::label_set::LabelSet;
+use crate::local::LocalIdentities;
 use crate::object::{ObjectRef, RuleRef};
 use crate::peer::Remote;
 use crate::policy_set::PolicySet;
@@ -55,6 +55,8 @@ pub struct Compiled {
     pub authentication: BTreeSet<(IdentityNumber, IdentityNumber)>,
     /// The prefixes outside the cluster that policies name, and the identities which stand for them.
     pub prefixes: BTreeMap<IpNet, IdentityNumber>,
+    /// The nodes that policies choose by label, and the identities which stand for them.
+    pub nodes: BTreeMap<String, IdentityNumber>,
 }
 
 impl Compiled {
@@ -73,8 +75,8 @@ impl Compiled {
 #[must_use]
 pub fn compile(input: Input<'_>, locals: impl IntoIterator<Item = IdentityNumber>) -> Compiled {
     let cookies = Cookies::new(input.policies);
-    let prefixes = input.policies.prefixes(input.surroundings);
-    let mut resolver = Resolver { input, prefixes: &prefixes, cookies: &cookies, resolved: BTreeMap::new() };
+    let local = input.policies.local_identities(input.surroundings);
+    let mut resolver = Resolver { input, local: &local, cookies: &cookies, resolved: BTreeMap::new() };
     let mut map = PolicyMap::new();
     let locals: BTreeSet<IdentityNumber> = locals.into_iter().collect();
     for identity in locals.into_iter().filter_map(|local| input.identities.get(local)) {
@@ -94,7 +96,8 @@ pub fn compile(input: Input<'_>, locals: impl IntoIterator<Item = IdentityNumber
         conditions: input.policies.conditions(input.identities, input.surroundings),
         map,
         rules: cookies.into_rules(),
-        prefixes: prefixes.by_net().clone(),
+        prefixes: local.by_net().clone(),
+        nodes: local.by_node().clone(),
     }
 }
 
@@ -109,7 +112,7 @@ fn authentication(map: &PolicyMap) -> BTreeSet<(IdentityNumber, IdentityNumber)>
 /// Looks everything up anew.
 struct Resolver<'a> {
     input: Input<'a>,
-    prefixes: &'a Prefixes,
+    local: &'a LocalIdentities,
     cookies: &'a Cookies,
     resolved: BTreeMap<SelectionKey, Arc<BTreeSet<IdentityNumber>>>,
 }
@@ -124,22 +127,22 @@ impl Resolve for Resolver<'_> {
         let selected = self
             .resolved
             .entry(SelectionKey::new(cookie, own))
-            .or_insert_with(|| Arc::new(selected(rule, own, identities, self.prefixes, surroundings)));
+            .or_insert_with(|| Arc::new(selected(rule, own, identities, self.local, surroundings)));
         Arc::clone(selected)
     }
 }
 
-/// The identities that a rule's peers are, prefixes among them. A rule that requires authentication of some
+/// The identities that a rule's peers are, local ones among them. A rule that requires authentication of some
 /// but not all who share a SPIFFE ID selects no one: authentication couldn't tell them apart.
 pub(crate) fn selected(
     rule: &Rule,
     own: &LabelSet,
     identities: &IdentitySet,
-    prefixes: &Prefixes,
+    local: &LocalIdentities,
     surroundings: &Surroundings,
 ) -> BTreeSet<IdentityNumber> {
     let is_deny = rule.list.is_deny();
-    let remotes = identities.remotes().chain(prefixes.remotes());
+    let remotes = identities.remotes().chain(local.remotes());
     let selected: BTreeSet<IdentityNumber> = remotes
         .filter(|remote| rule.peers.select(*remote, own, surroundings, is_deny))
         .map(|Remote { number, .. }| number)

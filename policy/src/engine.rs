@@ -25,6 +25,7 @@ use crate::compile::terms::End;
 use crate::condition::Condition;
 use crate::identity::{Identity, IdentityError};
 use crate::label_set::LabelSet;
+use crate::local::Place;
 use crate::object::{ObjectRef, RuleRef};
 use crate::peer::Peer;
 use crate::plan::Side;
@@ -101,8 +102,8 @@ impl Engine {
         self.cookies.insert(&policy);
         self.touch_subjects(&policy);
         self.index_subjects(&policy);
-        let nets = self.world.nets(&policy);
-        self.set_nets(Some(&policy.object), nets);
+        let places = self.world.places(&policy);
+        self.set_places(Some(&policy.object), places);
         self.askers.insert_policy(&self.world, &policy, &self.locals);
         self.unconditioned.insert(policy.object.clone());
         self.world.policies.insert(policy);
@@ -116,7 +117,7 @@ impl Engine {
         self.askers.remove_policy(&policy);
         let cookies = self.cookies.remove(&policy);
         self.selections.forget_rules(&cookies);
-        self.set_nets(Some(object), BTreeSet::new());
+        self.set_places(Some(object), BTreeSet::new());
         self.conditions.remove(object);
         self.unconditioned.remove(object);
     }
@@ -139,7 +140,7 @@ impl Engine {
     /// Takes an identity out; reserved ones stay.
     pub fn remove_identity(&mut self, number: IdentityNumber) {
         let Some(remote) = self.world.remote(number) else { return };
-        if remote.net.is_some() || auth_ebpf_abi::identity::is_reserved(number) {
+        if remote.place.is_some() || auth_ebpf_abi::identity::is_reserved(number) {
             return;
         }
         let keys = self.selections.candidates(remote);
@@ -184,13 +185,19 @@ impl Engine {
     /// The prefixes outside the cluster that policies name, and the identities which stand for them.
     #[must_use]
     pub const fn prefixes(&self) -> &BTreeMap<IpNet, IdentityNumber> {
-        self.world.prefixes.by_net()
+        self.world.local.by_net()
+    }
+
+    /// The other nodes that policies choose by label, and the identities which stand for them.
+    #[must_use]
+    pub const fn nodes(&self) -> &BTreeMap<String, IdentityNumber> {
+        self.world.local.by_node()
     }
 
     /// What isn't done as written, by policy.
     pub fn conditions(&mut self) -> &BTreeMap<ObjectRef, Vec<Condition>> {
-        let World { identities, surroundings, prefixes, policies, .. } = &self.world;
-        let view = View { identities, surroundings, prefixes };
+        let World { identities, surroundings, local, policies, .. } = &self.world;
+        let view = View { identities, surroundings, local };
         for object in std::mem::take(&mut self.unconditioned) {
             let conditions = policies.get(&object).map(|policy| view.of_policy(policy)).unwrap_or_default();
             if conditions.is_empty() {
@@ -216,6 +223,7 @@ impl Engine {
             rules: self.rules().clone(),
             conditions: self.conditions().clone(),
             prefixes: self.prefixes().clone(),
+            nodes: self.nodes().clone(),
             ..Compiled::default()
         };
         for (side, group) in &self.groups {
@@ -232,7 +240,7 @@ impl Engine {
     fn index_subjects(&mut self, policy: &Policy) {
         let of_specs = policy.specs.iter().filter_map(|spec| match &spec.subject {
             Subject::Endpoints(selector) => Some(selector),
-            Subject::Nodes => None,
+            Subject::Nodes(_) => None,
         });
         let selectors = of_specs.chain(policy.refused.iter().flatten());
         let places: Option<Vec<Vec<_>>> = selectors.map(|selector| self.subjects.place(selector)).collect();
@@ -285,23 +293,23 @@ impl Engine {
         }
     }
 
-    /// Notes the prefixes that a policy names, and gives or takes their identities.
-    fn set_nets(&mut self, object: Option<&ObjectRef>, nets: BTreeSet<IpNet>) {
-        let (new, gone) = self.world.count_nets(object, nets);
+    /// Notes the places that a policy names, and gives or takes their identities.
+    fn set_places(&mut self, object: Option<&ObjectRef>, places: BTreeSet<Place>) {
+        let (new, gone) = self.world.count_places(object, places);
         if !new.is_empty() || !gone.is_empty() {
             self.recondition(|policy| policy.specs.iter().flat_map(|spec| &spec.rules).any(requires));
         }
-        for net in new {
-            let number = self.world.prefixes.insert(net);
+        for place in new {
+            let number = self.world.local.insert(place);
             self.world.index(number, true);
             let keys = self.world.remote(number).map(|remote| self.selections.candidates(remote));
             self.look_again(&keys.unwrap_or_default(), number);
         }
-        for net in gone {
-            let Some(number) = self.world.prefixes.by_net().get(&net).copied() else { continue };
+        for place in gone {
+            let Some(number) = self.world.local.of(&place) else { continue };
             let keys = self.world.remote(number).map(|remote| self.selections.candidates(remote));
             self.world.index(number, false);
-            self.world.prefixes.remove(&net);
+            self.world.local.remove(&place);
             self.look_again(&keys.unwrap_or_default(), number);
         }
     }

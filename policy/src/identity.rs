@@ -303,7 +303,19 @@ impl IdentitySet {
 
     /// All of them, as rules look at them.
     pub fn remotes(&self) -> impl Iterator<Item = Remote<'_>> {
-        self.iter().map(|identity| Remote { number: identity.number, labels: &identity.labels, net: None })
+        self.iter().map(|identity| Remote { number: identity.number, labels: &identity.labels, place: None })
+    }
+
+    /// The same, in which the host has the labels of its node as well.
+    pub(crate) fn with_host(&self, node: &LabelSet) -> Self {
+        let mut set = self.clone();
+        if let Some(mut host) = set.by_number.remove(&reserved::HOST) {
+            let of_node = node.iter().filter(|label| label.source() != Source::Reserved);
+            let labels = LabelSet::from_labels(host.labels.iter().chain(of_node).cloned());
+            host.labels = labels.unwrap_or(host.labels);
+            set.put(host);
+        }
+        set
     }
 
     fn put(&mut self, identity: Identity) {

@@ -56,6 +56,13 @@ impl LabelSet {
         }
     }
 
+    /// The same without the labels of this source and key.
+    #[must_use]
+    pub fn without(mut self, source: Source, key: &str) -> Self {
+        self.labels.retain(|label| label.source() != source || label.key() != key);
+        self
+    }
+
     /// The labels, sorted by key, then source.
     pub fn iter(&self) -> std::slice::Iter<'_, Label> {
         self.labels.iter()

@@ -13,6 +13,7 @@ mod identity;
 mod label;
 mod label_set;
 mod lint;
+mod local;
 mod lookup;
 mod object;
 mod parse;
@@ -30,7 +31,7 @@ pub use allocate::{AllocateError, Allocated, Allocation, allocate};
 pub use auth_ebpf_abi::{
     AuthType, Choice, Direction, IdentityNumber, NodeNumber, PolicyEntry, PolicyKey, identity as reserved,
 };
-pub use cidr::{ALL_V4, ALL_V6, CidrBlock, Prefixes, prefix_key};
+pub use cidr::{ALL_V4, ALL_V6, CidrBlock, prefix_key};
 pub use compile::{Compiled, Input, PolicyMap, compile};
 pub use condition::{Condition, ConditionKind};
 pub use engine::{AuthenticationPairs, Engine};
@@ -44,6 +45,7 @@ pub use label::{
 };
 pub use label_set::LabelSet;
 pub use lint::lint;
+pub use local::{LocalIdentities, Place};
 pub use lookup::lookup;
 pub use object::{Kind, ObjectRef, RuleList, RuleRef};
 pub use parse::{Fault, PolicyError, Problem};
@@ -54,7 +56,8 @@ pub use policy_set::PolicySet;
 pub use port::{NamedPort, PortPrefix, protocol};
 pub use rule::{Policy, Rule, Spec, Subject};
 pub use selector::{Operator, Requirement, Selector};
-pub use surroundings::{CidrGroup, NamedPorts, Service, Surroundings};
+pub use surroundings::{CidrGroup, NamedPorts, Node, Service, Surroundings};
 pub use trace::{
-    Authentication, Considered, DirectionTrace, Encryption, Trace, TraceVerdict, Traffic, trace,
+    Authentication, Considered, DirectionTrace, Encryption, Nodes, Trace, TraceVerdict, Traffic, trace,
+    trace_with_nodes,
 };

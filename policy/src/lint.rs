@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use auth_ebpf_abi::IdentityNumber;
 
-use crate::cidr::Prefixes;
 use crate::compile::{Input, selected};
 use crate::condition::{Condition, ConditionKind};
 use crate::identity::Identity;
+use crate::local::LocalIdentities;
 use crate::object::ObjectRef;
 use crate::peer::{Peer, Peers};
 use crate::rule::{Rule, Spec, Subject};
@@ -17,7 +17,7 @@ use crate::rule::{Rule, Spec, Subject};
 #[must_use]
 pub fn lint(input: Input<'_>) -> BTreeMap<ObjectRef, Vec<Condition>> {
     let has_pods = input.identities.iter().any(|identity| !identity.is_reserved());
-    let linter = Linter { input, has_pods, prefixes: input.policies.prefixes(input.surroundings) };
+    let linter = Linter { input, has_pods, local: input.policies.local_identities(input.surroundings) };
     let of_policy = |policy: &crate::rule::Policy| {
         let warnings: Vec<Condition> = policy.specs.iter().flat_map(|spec| linter.spec(spec)).collect();
         (!warnings.is_empty()).then(|| (policy.object.clone(), warnings))
@@ -28,7 +28,7 @@ pub fn lint(input: Input<'_>) -> BTreeMap<ObjectRef, Vec<Condition>> {
 struct Linter<'a> {
     input: Input<'a>,
     has_pods: bool,
-    prefixes: Prefixes,
+    local: LocalIdentities,
 }
 
 /// Whom a rule selects.
@@ -78,7 +78,7 @@ impl Linter<'_> {
         match rule.peers {
             Peers::Any => Whom::Any,
             Peers::Selected(_) => {
-                Whom::These(selected(rule, subject.labels(), identities, &self.prefixes, surroundings))
+                Whom::These(selected(rule, subject.labels(), identities, &self.local, surroundings))
             }
         }
     }

@@ -9,8 +9,9 @@ use crate::cidr::CidrBlock;
 use crate::fqdn::NameSelector;
 use crate::label::{CLUSTER_KEY, Source};
 use crate::label_set::LabelSet;
+use crate::local::Place;
 use crate::selector::Selector;
-use crate::surroundings::{CidrGroup, Service, Surroundings};
+use crate::surroundings::{CidrGroup, Node, Service, Surroundings};
 
 /// The other ends that a rule is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,8 +78,29 @@ pub struct Remote<'a> {
     pub number: IdentityNumber,
     /// Its labels.
     pub labels: &'a LabelSet,
+    /// What it stands for, if it is known on this node only.
+    pub place: Option<&'a Place>,
+}
+
+impl<'a> Remote<'a> {
     /// The prefix that it stands for, if it is outside the cluster.
-    pub net: Option<IpNet>,
+    #[must_use]
+    pub const fn net(self) -> Option<IpNet> {
+        match self.place {
+            Some(Place::Net(net)) => Some(*net),
+            Some(Place::Node(_)) | None => None,
+        }
+    }
+
+    /// The node that it is, if the identity stands for one only.
+    fn as_node(self, surroundings: &'a Surroundings) -> Option<&'a Node> {
+        let name = match self.place {
+            Some(Place::Node(name)) => Some(name),
+            Some(Place::Net(_)) => None,
+            None => surroundings.host.as_ref().filter(|_| self.number == reserved::HOST),
+        };
+        surroundings.nodes.get(name?)
+    }
 }
 
 impl Peers {
@@ -100,13 +122,11 @@ impl Peers {
             || has_addresses(peers, remote, surroundings)
     }
 
-    /// The prefixes that are to have identities, so that this can be told.
-    #[must_use]
-    pub fn nets(&self, surroundings: &Surroundings) -> Vec<IpNet> {
-        match self {
-            Self::Any => Vec::new(),
-            Self::Selected(peers) => peers.iter().flat_map(|peer| peer.nets(surroundings)).collect(),
-        }
+    /// The prefixes and nodes that are to have identities, so that this can be told.
+    pub(crate) fn places(&self, surroundings: &Surroundings) -> Vec<Place> {
+        let nets = |peer: &Peer| peer.nets(surroundings).into_iter().map(Place::Net).collect::<Vec<_>>();
+        let nodes = |peer: &Peer| peer.nodes(surroundings).into_iter().map(Place::Node).collect::<Vec<_>>();
+        self.list().iter().flat_map(|peer| [nets(peer), nodes(peer)].concat()).collect()
     }
 
     /// Whether the answer depends on which prefixes there are.
@@ -118,16 +138,19 @@ impl Peers {
     }
 }
 
-/// Whether the `ipBlock`s among the peers together have every address of an identity.
+/// Whether the `ipBlock`s among the peers together have every address of an identity or node.
 fn has_addresses(peers: &[Peer], remote: Remote<'_>, surroundings: &Surroundings) -> bool {
     let has = |address: &IpAddr| {
         peers.iter().any(|peer| matches!(peer, Peer::IpBlock(block) if block.has(*address)))
     };
     let is_block = |peer: &Peer| matches!(peer, Peer::IpBlock(_));
-    if remote.net.is_some() || !peers.iter().any(is_block) {
+    if remote.net().is_some() || !peers.iter().any(is_block) {
         return false;
     }
-    let addresses = surroundings.addresses.get(&remote.number);
+    let addresses = match remote.as_node(surroundings) {
+        Some(node) => Some(&node.addresses),
+        None => surroundings.addresses.get(&remote.number),
+    };
     addresses.is_some_and(|addresses| !addresses.is_empty() && addresses.iter().all(has))
 }
 
@@ -139,8 +162,8 @@ impl Peer {
         surroundings: &Surroundings,
         is_deny: bool,
     ) -> bool {
-        let inside = |block: &CidrBlock| remote.net.is_some_and(|net| block.covers(&net));
-        let is_address = |address: &IpAddr| remote.net == Some(IpNet::from(*address));
+        let inside = |block: &CidrBlock| remote.net().is_some_and(|net| block.covers(&net));
+        let is_address = |address: &IpAddr| remote.net() == Some(IpNet::from(*address));
         match self {
             Self::Selector(selector) => selector.matches(remote.labels),
             Self::OwnCluster => {
@@ -149,7 +172,7 @@ impl Peer {
             }
             Self::Cidr(block) | Self::IpBlock(block) => inside(block),
             Self::CidrGroups { groups, except } => groups.nets(surroundings).any(|net| {
-                remote.net.is_some_and(|remote| {
+                remote.net().is_some_and(|remote| {
                     net.contains(&remote) && !except.iter().any(|except| except.contains(&remote))
                 })
             }),
@@ -160,14 +183,34 @@ impl Peer {
                 })
             }
             Self::Nodes(selector) => {
-                let is_node = [reserved::REMOTE_NODE, reserved::KUBE_APISERVER].contains(&remote.number);
-                is_node && nodes(selector, surroundings, is_deny)
+                is_node(remote)
+                    && (selector.requirements.is_empty() || is_meant(selector, remote, surroundings, is_deny))
             }
             Self::Name(name) => {
                 let mut names = surroundings.names.iter().filter(|(known, _)| name.matches(known));
                 names.any(|(_, addresses)| addresses.iter().any(is_address))
             }
         }
+    }
+
+    /// The names of the nodes that it tells from others.
+    fn nodes(&self, surroundings: &Surroundings) -> Vec<String> {
+        let has = |block: &CidrBlock, node: &Node| node.addresses.iter().any(|address| block.has(*address));
+        let is_meant = |(_, node): &(&String, &Node)| match self {
+            Self::Nodes(selector) => !selector.requirements.is_empty() && selector.matches(&node.labels),
+            Self::IpBlock(block) => has(block, node),
+            Self::Selector(_)
+            | Self::OwnCluster
+            | Self::Cidr(_)
+            | Self::CidrGroups { .. }
+            | Self::Services { .. }
+            | Self::Name(_) => false,
+        };
+        let meant = surroundings.nodes.iter().filter(is_meant);
+        let names: Vec<String> = meant.map(|(name, _)| name.clone()).collect();
+        // A block of all addresses is about `remote-node` as it is.
+        let is_of_all = matches!(self, Self::IpBlock(_)) && names.len() == surroundings.nodes.len();
+        if is_of_all { Vec::new() } else { names }
     }
 
     /// The prefixes in which all lie that it selects by their addresses.
@@ -224,15 +267,17 @@ impl ServiceSelector {
     }
 }
 
-/// Whether a selector of nodes means the other nodes. All of them have one identity, so a rule that allows
-/// must mean every one.
-fn nodes(selector: &Selector, surroundings: &Surroundings, is_deny: bool) -> bool {
-    let mut nodes = surroundings.nodes.values();
-    if selector.requirements.is_empty() {
-        return true;
+/// Whether the other end is a node, this one or another.
+const fn is_node(remote: Remote<'_>) -> bool {
+    matches!(remote.place, Some(Place::Node(_)))
+        || matches!(remote.number, reserved::HOST | reserved::REMOTE_NODE | reserved::KUBE_APISERVER)
+}
+
+/// Whether a selector with requirements means this node. Every other node that it means has an identity of
+/// its own, so `remote-node` stands for those that it doesn't. Of the API server's node it isn't known.
+fn is_meant(selector: &Selector, remote: Remote<'_>, surroundings: &Surroundings, is_deny: bool) -> bool {
+    match remote.as_node(surroundings) {
+        Some(node) => selector.matches(&node.labels),
+        None => is_deny && remote.number == reserved::KUBE_APISERVER,
     }
-    if is_deny {
-        return nodes.any(|labels| selector.matches(labels));
-    }
-    !surroundings.nodes.is_empty() && nodes.all(|labels| selector.matches(labels))
 }

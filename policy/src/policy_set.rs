@@ -4,11 +4,9 @@ mod conditions;
 
 use std::collections::BTreeMap;
 
-use ipnet::IpNet;
-
-use crate::cidr::Prefixes;
 use crate::condition::Condition;
 use crate::identity::IdentitySet;
+use crate::local::{LocalIdentities, Place, complete};
 use crate::object::ObjectRef;
 use crate::rule::Policy;
 use crate::surroundings::Surroundings;
@@ -60,16 +58,17 @@ impl PolicySet {
         self.policies.is_empty()
     }
 
-    /// The prefixes that the policies name, with their identities.
+    /// The prefixes and nodes that the policies name, with their identities.
     #[must_use]
-    pub fn prefixes(&self, surroundings: &Surroundings) -> Prefixes {
-        Prefixes::new(self.nets(surroundings))
+    pub fn local_identities(&self, surroundings: &Surroundings) -> LocalIdentities {
+        LocalIdentities::new(self.places(surroundings))
     }
 
-    /// The prefixes that the policies name.
-    pub(crate) fn nets(&self, surroundings: &Surroundings) -> impl Iterator<Item = IpNet> {
+    /// The prefixes and nodes that the policies name.
+    pub(crate) fn places(&self, surroundings: &Surroundings) -> impl Iterator<Item = Place> {
         let specs = self.policies.values().flat_map(|policy| &policy.specs);
-        specs.flat_map(|spec| &spec.rules).flat_map(|rule| rule.peers.nets(surroundings))
+        let places = specs.flat_map(|spec| &spec.rules).flat_map(|rule| rule.peers.places(surroundings));
+        places.flat_map(complete)
     }
 
     /// The conditions of each policy that has any: those of its fields, and those which follow from the
@@ -80,8 +79,8 @@ impl PolicySet {
         identities: &IdentitySet,
         surroundings: &Surroundings,
     ) -> BTreeMap<ObjectRef, Vec<Condition>> {
-        let prefixes = self.prefixes(surroundings);
-        let view = View { identities, surroundings, prefixes: &prefixes };
+        let local = self.local_identities(surroundings);
+        let view = View { identities, surroundings, local: &local };
         let of_policy = |policy: &Policy| (policy.object.clone(), view.of_policy(policy));
         self.policies.values().map(of_policy).filter(|(_, conditions)| !conditions.is_empty()).collect()
     }

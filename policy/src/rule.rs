@@ -3,6 +3,7 @@
 use auth_ebpf_abi::{AuthType, Direction};
 
 use crate::condition::Condition;
+use crate::label::Source;
 use crate::label_set::LabelSet;
 use crate::object::{ObjectRef, RuleList};
 use crate::peer::Peers;
@@ -61,17 +62,18 @@ impl Spec {
 pub enum Subject {
     /// The endpoints selected.
     Endpoints(Selector),
-    /// Nodes, which aren't endpoints: nothing here.
-    Nodes,
+    /// The nodes selected, each as its own host. No hook enforces that yet; traces look at it.
+    Nodes(Selector),
 }
 
 impl Subject {
-    /// Whether an endpoint with these labels is meant.
+    /// Whether an endpoint with these labels is meant, or a host with those of its node.
     #[must_use]
     pub fn matches(&self, labels: &LabelSet) -> bool {
+        let is_host = labels.get(Source::Reserved, "host").is_some();
         match self {
-            Self::Endpoints(selector) => selector.matches(labels),
-            Self::Nodes => false,
+            Self::Endpoints(selector) => !is_host && selector.matches(labels),
+            Self::Nodes(selector) => is_host && selector.matches(labels),
         }
     }
 }

@@ -19,15 +19,17 @@ use crate::selector::Selector;
 pub struct Surroundings {
     /// The named ports of each identity's pods.
     pub named_ports: BTreeMap<IdentityNumber, NamedPorts>,
-    /// The addresses of each identity's pods, and of the nodes under `remote-node`: an `ipBlock` of a
-    /// NetworkPolicy selects an identity if it has all of them.
+    /// The addresses of each identity's pods, and of all nodes under `remote-node` and `host`: an `ipBlock` of
+    /// a NetworkPolicy selects an identity if it has all of them.
     pub addresses: BTreeMap<IdentityNumber, BTreeSet<IpAddr>>,
     /// Services, by namespace and name.
     pub services: BTreeMap<(String, String), Service>,
     /// Groups of prefixes, by name.
     pub cidr_groups: BTreeMap<String, CidrGroup>,
-    /// The labels of the nodes, by name.
-    pub nodes: BTreeMap<String, LabelSet>,
+    /// The nodes, by name.
+    pub nodes: BTreeMap<String, Node>,
+    /// The name of the node that is `host` for the endpoints here, if it is one of these.
+    pub host: Option<String>,
     /// The addresses that DNS has given for a name, as [`canonical_name`](crate::canonical_name) writes it.
     pub names: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Namespaces whose endpoints are audited: what policies would drop there passes, and is reported.
@@ -47,6 +49,15 @@ pub struct Service {
     /// Selects its pods, namespace included; none if its addresses are kept by hand.
     pub pods: Option<Selector>,
     /// The addresses of its endpoints, where it has no selector.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// A node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Its labels, that of its cluster ([`CLUSTER_KEY`](crate::CLUSTER_KEY)) among them.
+    pub labels: LabelSet,
+    /// Its own addresses.
     pub addresses: BTreeSet<IpAddr>,
 }
 

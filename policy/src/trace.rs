@@ -4,9 +4,10 @@
 use auth_ebpf_abi::{AuthType, Direction, IdentityNumber, identity as reserved};
 use serde::{Serialize, Serializer};
 
-use crate::cidr::Prefixes;
 use crate::compile::{Compiled, Input, compile, selected};
 use crate::identity::Identity;
+use crate::label_set::LabelSet;
+use crate::local::LocalIdentities;
 use crate::lookup::lookup;
 use crate::object::RuleRef;
 use crate::peer::Peers;
@@ -186,29 +187,57 @@ impl Trace {
     }
 }
 
+/// Nodes that are the ends of packets, by their labels; see [`Node`](crate::Node).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Nodes<'a> {
+    /// The node that they come from.
+    pub from: Option<&'a LabelSet>,
+    /// The node that they go to.
+    pub to: Option<&'a LabelSet>,
+}
+
 /// Traces packets through the policies of both ends.
 #[must_use]
 pub fn trace(input: Input<'_>, traffic: Traffic) -> Trace {
-    let compiled = compile(input, [traffic.from, traffic.to]);
-    let tracer = Tracer { input, compiled, prefixes: input.policies.prefixes(input.surroundings), traffic };
+    trace_with_nodes(input, traffic, Nodes::default())
+}
+
+/// The same, with the policies for the nodes that the ends are.
+#[must_use]
+pub fn trace_with_nodes(input: Input<'_>, traffic: Traffic, nodes: Nodes<'_>) -> Trace {
     let Traffic { from, to, .. } = traffic;
-    let egress = tracer.end(from, to, Direction::Egress);
-    let ingress = tracer.end(to, from, Direction::Ingress);
+    let egress = end(input, traffic, (from, to, Direction::Egress), nodes.from);
+    let ingress = end(input, traffic, (to, from, Direction::Ingress), nodes.to);
     Trace::of_ends(egress, ingress, reserved::is_reserved(from) || reserved::is_reserved(to))
+}
+
+/// What is said at one end, which for a node is its host.
+fn end(
+    input: Input<'_>,
+    traffic: Traffic,
+    (local, remote, direction): (IdentityNumber, IdentityNumber, Direction),
+    node: Option<&LabelSet>,
+) -> DirectionTrace {
+    let of_host = node.map(|labels| input.identities.with_host(labels));
+    let identities = of_host.as_ref().unwrap_or(input.identities);
+    let local = if node.is_some() { reserved::HOST } else { local };
+    if node.is_none() && reserved::is_reserved(local) && !HAVE_POLICIES.contains(&local) {
+        return OPEN;
+    }
+    let input = Input { identities, ..input };
+    let places = input.policies.local_identities(input.surroundings);
+    Tracer { input, compiled: compile(input, [local]), places, traffic }.end(local, remote, direction)
 }
 
 struct Tracer<'a> {
     input: Input<'a>,
     compiled: Compiled,
-    prefixes: Prefixes,
+    places: LocalIdentities,
     traffic: Traffic,
 }
 
 impl Tracer<'_> {
     fn end(&self, local: IdentityNumber, remote: IdentityNumber, direction: Direction) -> DirectionTrace {
-        if reserved::is_reserved(local) && !HAVE_POLICIES.contains(&local) {
-            return OPEN;
-        }
         let endpoint = self.input.identities.get(local);
         let considered = endpoint.map(|endpoint| self.considered(endpoint, remote, direction));
         let open = DirectionTrace { considered: considered.unwrap_or_default(), ..OPEN };
@@ -267,7 +296,7 @@ impl Tracer<'_> {
     fn matches_peer(&self, rule: &Rule, endpoint: &Identity, remote: IdentityNumber) -> bool {
         let Input { identities, surroundings, .. } = self.input;
         rule.peers == Peers::Any
-            || selected(rule, endpoint.labels(), identities, &self.prefixes, surroundings).contains(&remote)
+            || selected(rule, endpoint.labels(), identities, &self.places, surroundings).contains(&remote)
     }
 
     fn matches_port(&self, rule: &Rule, endpoint: &Identity, remote: IdentityNumber) -> bool {

@@ -31,8 +31,8 @@ fn input<'a>(policies: &'a PolicySet, identities: &'a IdentitySet) -> Input<'a> 
 }
 
 fn remotes(policies: &PolicySet) -> Vec<IdentityNumber> {
-    let prefixes = policies.prefixes(&surroundings());
-    let outside = prefixes.iter().map(|(number, ..)| number);
+    let local = policies.local_identities(&surroundings());
+    let outside = local.remotes().map(|remote| remote.number);
     (1..=10).chain(PODS).chain([STRANGER]).chain(outside).collect()
 }
 
@@ -44,7 +44,7 @@ proptest! {
         let identities = identities();
         let input = input(&policies, &identities);
         let compiled = compile(input, PODS);
-        let prefixes = policies.prefixes(input.surroundings);
+        let local_identities = policies.local_identities(input.surroundings);
         for local in PODS {
             for remote in remotes(&policies) {
                 for direction in [Direction::Ingress, Direction::Egress] {
@@ -55,7 +55,7 @@ proptest! {
                         });
                         let found = Verdict { passes, tried: choice.is_some_and(|choice| choice.entry.audit == 1) };
                         let packet = PortPrefix::port(*protocol, *port);
-                        let expected = Question { input, local, remote, direction, packet, prefixes: &prefixes }.naive();
+                        let expected = Question { input, local, remote, direction, packet, places: &local_identities }.naive();
                         prop_assert_eq!(
                             found, expected,
                             "{} {:?} {} {}/{}: {:?}", local, direction, remote, protocol, port, choice

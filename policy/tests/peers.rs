@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use policy::{
-    CidrGroup, Identity, IdentityNumber, IdentitySet, Input, Label, LabelSet, NamedPort, Pod, Policy,
+    CidrGroup, Identity, IdentityNumber, IdentitySet, Input, Label, LabelSet, NamedPort, Node, Pod, Policy,
     PolicySet, Requirement, Selector, Service, Source, Surroundings, Trace, TraceVerdict, Traffic, compile,
     protocol, reserved, trace,
 };
@@ -33,6 +33,10 @@ fn labels(labels: &[(&str, &str)]) -> LabelSet {
     LabelSet::from_labels(labels).unwrap()
 }
 
+fn node(address: &str, of_node: &[(&str, &str)]) -> Node {
+    Node { labels: labels(of_node), addresses: BTreeSet::from([address.parse().unwrap()]) }
+}
+
 fn selects(key: &str, value: &str) -> Selector {
     let label = Label::new(Source::K8s, key, value).unwrap();
     Selector { requirements: vec![Requirement::equals(label.label_key().clone(), value)] }
@@ -52,8 +56,9 @@ fn surroundings() -> Surroundings {
         ("api.cilium.io".into(), BTreeSet::from([address("198.51.100.2"), address("2001:db8::2")])),
     ]);
     surroundings.nodes = BTreeMap::from([
-        ("n1".into(), labels(&[("zone", "a"), ("os", "linux")])),
-        ("n2".into(), labels(&[("zone", "b"), ("os", "linux")])),
+        ("n1".into(), node("10.0.0.1", &[("zone", "a"), ("os", "linux")])),
+        ("n2".into(), node("10.0.0.2", &[("zone", "b"), ("os", "linux")])),
+        ("n3".into(), node("10.0.0.3", &[("os", "plan9")])),
     ]);
     let nets = BTreeSet::from(["203.0.113.0/24".parse().unwrap()]);
     let group = CidrGroup { labels: labels(&[("role", "vpn")]), nets };
@@ -82,7 +87,11 @@ fn annotated(annotations: &str, rest: &str) -> Case {
         "{{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {{name: p, namespace: shop, annotations: {annotations}}}, \
          spec: {{endpointSelector: {{matchLabels: {{app: myService}}}}, {rest}}}}}"
     );
-    let policy = Policy::from_value(&serde_saphyr::from_str(&yaml).unwrap()).unwrap();
+    of_policy(&yaml)
+}
+
+fn of_policy(yaml: &str) -> Case {
+    let policy = Policy::from_value(&serde_saphyr::from_str(yaml).unwrap()).unwrap();
     Case { policies: PolicySet::from_iter([policy]), identities: identities(), surroundings: surroundings() }
 }
 
@@ -92,7 +101,7 @@ impl Case {
     }
 
     fn of(&self, address: &str) -> IdentityNumber {
-        self.policies.prefixes(&self.surroundings).identity_of(address.parse().unwrap())
+        self.policies.local_identities(&self.surroundings).identity_of(address.parse().unwrap())
     }
 
     fn ask(&self, from: IdentityNumber, to: IdentityNumber, protocol: u8, port: u16) -> Trace {
@@ -229,17 +238,64 @@ fn names_of_dns() {
 
 #[test]
 fn nodes() {
-    let from = |selector: &str| case(&format!("ingress: [{{fromNodes: [{selector}]}}]"));
-    let passes = |case: &Case| case.ask(reserved::REMOTE_NODE, APP, 6, 80).verdict == TraceVerdict::Allowed;
-    let every = from("{matchLabels: {os: linux}}");
-    assert!(passes(&every) && every.conditions().is_empty());
-    assert!(passes(&from("{}")));
-    let some = from("{matchLabels: {zone: a}}");
-    assert!(!passes(&some), "nodes can't be told apart");
-    assert_eq!(some.conditions(), ["Ambiguous"]);
-    let deny =
+    let passing = |case: &Case| {
+        let local = case.policies.local_identities(&case.surroundings);
+        let passes = |node: &&str| {
+            let from = local.identity_of_node(node);
+            case.ask(from, APP, 6, 80).verdict == TraceVerdict::Allowed
+        };
+        ["n1", "n2", "n3", "unknown"].into_iter().filter(passes).collect::<Vec<_>>()
+    };
+    let from = |selector: &str| passing(&case(&format!("ingress: [{{fromNodes: [{selector}]}}]")));
+    assert_eq!(from("{}"), ["n1", "n2", "n3", "unknown"]);
+    assert_eq!(from("{matchLabels: {os: linux}}"), ["n1", "n2"]);
+    assert_eq!(from("{matchLabels: {zone: a}}"), ["n1"]);
+    assert_eq!(from("{matchExpressions: [{key: zone, operator: DoesNotExist}]}"), ["n3"]);
+    assert_eq!(from("{matchLabels: {zone: a}}, {matchLabels: {zone: b}}"), ["n1", "n2"]);
+    let all_but =
         case("ingress: [{fromEntities: [all]}], ingressDeny: [{fromNodes: [{matchLabels: {zone: a}}]}]");
-    assert!(!passes(&deny), "so a rule that denies means all");
+    assert_eq!(passing(&all_but), ["n2", "n3", "unknown"]);
+    // The entity means every node, whether it has an identity of its own or not.
+    let entity =
+        case("ingress: [{fromEntities: [remote-node]}], egress: [{toNodes: [{matchLabels: {zone: a}}]}]");
+    assert_eq!(passing(&entity), ["n1", "n2", "n3", "unknown"]);
+    let none = case("ingress: [{fromNodes: [{matchLabels: {zone: c}}]}]");
+    assert_eq!((passing(&none), none.conditions()), (vec![], vec!["SelectsNothing".to_owned()]));
+    let required =
+        case("ingress: [{fromNodes: [{matchLabels: {zone: a}}], authentication: {mode: required}}]");
+    assert_eq!(required.conditions(), ["AuthImpossible"]);
+}
+
+/// The host of an endpoint is a node too: the one that the endpoint is on.
+#[test]
+fn the_own_node() {
+    let to = |labels: &str, host: Option<&str>| {
+        let mut case = case(&format!("egress: [{{toNodes: [{{matchLabels: {{{labels}}}}}]}}]"));
+        case.surroundings.host = host.map(str::to_owned);
+        case.reaches(reserved::HOST, 80)
+    };
+    assert!(to("zone: a", Some("n1")) && !to("zone: b", Some("n1")) && !to("zone: a", None));
+}
+
+/// Kubernetes: an `ipBlock` is about any address, a node's too.
+#[test]
+fn nodes_in_an_ip_block() {
+    let passing = |blocks: &str| {
+        let policy = format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: shop}}, \
+             spec: {{podSelector: {{}}, ingress: [{{from: [{blocks}]}}]}}}}"
+        );
+        let case = of_policy(&policy);
+        let local = case.policies.local_identities(&case.surroundings);
+        let passes =
+            |node: &&str| case.ask(local.identity_of_node(node), APP, 6, 80).verdict == TraceVerdict::Allowed;
+        let own = local.by_node().len();
+        (["n1", "n2", "n3"].into_iter().filter(passes).collect::<Vec<_>>(), own)
+    };
+    assert_eq!(passing("{ipBlock: {cidr: 10.0.0.2/32}}"), (vec!["n2"], 1));
+    assert_eq!(passing("{ipBlock: {cidr: 10.0.0.0/24, except: [10.0.0.2/32]}}"), (vec!["n1", "n3"], 2));
+    assert_eq!(passing("{ipBlock: {cidr: 192.0.2.0/24}}"), (vec![], 0));
+    assert_eq!(passing("{ipBlock: {cidr: 0.0.0.0/0}}").1, 0, "all of them are `remote-node`");
 }
 
 #[test]

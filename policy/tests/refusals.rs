@@ -217,7 +217,7 @@ fn a_refused_policy_without_a_selector_denies_its_namespace_or_everything() {
     let nodes = clusterwide(json!({"nodeSelector": {}, "ingres": []}));
     assert!(!passes(&nodes, WORLD, ELSEWHERE, 80));
     let understood = clusterwide(json!({"nodeSelector": {}, "ingress": [{}]}));
-    assert!(passes(&understood, WORLD, ELSEWHERE, 80), "a policy for nodes");
+    assert!(passes(&understood, WORLD, ELSEWHERE, 80), "a policy for nodes is about no pod");
     assert_eq!(Policy::from_value(&understood).unwrap().conditions[0].kind.as_str(), "Unsupported");
 }
 

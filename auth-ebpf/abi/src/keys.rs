@@ -38,10 +38,10 @@ pub mod identity {
     pub const WORLD_IPV6: IdentityNumber = 10;
     /// The first number that stands for a set of labels.
     pub const FIRST_USER: IdentityNumber = 256;
-    /// The first number that one node alone knows: it stands for a prefix outside the cluster.
+    /// The first number that one node alone knows: it stands for a prefix outside the cluster, or another node.
     pub const FIRST_LOCAL: IdentityNumber = 1 << 24;
 
-    /// Whether `number` is reserved, or a prefix: no SVID exists for it, so it can't satisfy `required`.
+    /// Whether `number` is reserved, or known to one node alone: no SVID exists for it, so it can't satisfy `required`.
     #[must_use]
     #[inline(always)]
     pub const fn is_reserved(number: IdentityNumber) -> bool {

@@ -20,7 +20,7 @@ use serde::Serialize;
 use super::loader::Loader;
 use super::manifest::{self, API_VERSION, Body, Object};
 use super::problem::{Problem, Severity};
-use super::{Error, snapshot};
+use super::{Error, Site, snapshot};
 
 /// The file that allocated numbers are appended to.
 pub const IDENTITIES_FILE: &str = "authd-identities.yaml";
@@ -73,18 +73,18 @@ impl fmt::Display for Summary {
 /// # Errors
 /// [`Error`] if the directory can't be read or written, or if something in it that decides about numbers is
 /// wrong; then nothing is written.
-pub fn allocate(directory: &Path) -> Result<Summary, Error> {
+pub fn allocate(directory: &Path, site: &Site) -> Result<Summary, Error> {
     // An absent directory is reported as such, not by the file that can't be made in it.
-    Loader::new(directory).load()?;
+    Loader::new(directory, site).load()?;
     let mut highest = Highest::lock(directory)?;
-    let mut loader = Loader::new(directory);
+    let mut loader = Loader::new(directory, site);
     let cluster = loader.load()?;
     let blocking: Vec<Problem> = cluster.problems.into_iter().filter(blocks).collect();
     if !blocking.is_empty() {
         return Err(Error::Problems(blocking));
     }
     let objects = loader.objects();
-    let (label_sets, nodes) = wanted(&objects)?;
+    let (label_sets, nodes) = wanted(&objects, &site.cluster)?;
     let numbers = node_numbers(&objects);
     let (identity, node) = highest.numbers;
     let allocated = Allocated {
@@ -119,7 +119,7 @@ fn blocks(problem: &Problem) -> bool {
     problem.severity == Severity::Error && decides
 }
 
-fn wanted(objects: &[Object]) -> Result<(Vec<LabelSet>, Vec<String>), Error> {
+fn wanted(objects: &[Object], cluster: &str) -> Result<(Vec<LabelSet>, Vec<String>), Error> {
     let namespaces = snapshot::namespaces(objects);
     let (mut label_sets, mut nodes, mut problems) = (Vec::new(), Vec::new(), Vec::new());
     for object in objects {
@@ -127,7 +127,7 @@ fn wanted(objects: &[Object]) -> Result<(Vec<LabelSet>, Vec<String>), Error> {
             Body::Node { .. } => nodes.push(object.key.name.clone()),
             Body::Pod(pod) if !pod.host_network && !pod.has_ended => {
                 let namespace = object.key.namespace.as_deref().unwrap_or_default();
-                match snapshot::labels(namespace, pod, &namespaces) {
+                match snapshot::labels(cluster, namespace, pod, &namespaces) {
                     Ok(labels) => label_sets.push(labels),
                     Err((field, message)) => problems.push(object.error(field, message)),
                 }

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::files::directory_id;
 use super::loader::Loader;
 use super::problem::Problem;
-use super::{Cluster, Error};
+use super::{Cluster, Error, Site};
 
 /// How long nothing must happen before the directory is read.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -55,8 +55,8 @@ enum Wake {
 ///
 /// # Errors
 /// [`Error::Directory`] if it can't be listed; whatever is wrong inside it is among the snapshot's problems.
-pub fn load(directory: &Path) -> Result<Cluster, Error> {
-    Loader::new(directory).load()
+pub fn load(directory: &Path, site: &Site) -> Result<Cluster, Error> {
+    Loader::new(directory, site).load()
 }
 
 /// Reads the directory and goes on watching it: the receiver has the present snapshot at once, and sees
@@ -64,12 +64,12 @@ pub fn load(directory: &Path) -> Result<Cluster, Error> {
 ///
 /// # Errors
 /// [`Error`] if the directory can't be listed or watched.
-pub fn watch(directory: &Path) -> Result<(watch::Receiver<Arc<Cluster>>, Watch), Error> {
+pub fn watch(directory: &Path, site: &Site) -> Result<(watch::Receiver<Arc<Cluster>>, Watch), Error> {
     let (wake, woken) = channel();
     // Watched before it is read, so that no change falls between the two.
     let mut watcher = Watcher { directory: directory.to_owned(), wake: wake.clone(), watched: None };
     watcher.renew()?;
-    let mut loader = Loader::new(directory);
+    let mut loader = Loader::new(directory, site);
     let cluster = loader.load()?;
     report(&Cluster::default(), &cluster);
     let (sender, receiver) = watch::channel(Arc::new(cluster));

@@ -11,11 +11,12 @@ use super::files::{self, Listing};
 use super::manifest::{self, Body, Manifest, Object, ObjectKey, Refused};
 use super::problem::Problem;
 use super::snapshot::{self, Duplicate, Memory, Missing};
-use super::{Cluster, Error, policies};
+use super::{Cluster, Error, Site, policies};
 
 /// The directory as it was when it was last read.
 pub(super) struct Loader {
     directory: PathBuf,
+    site: Site,
     files: BTreeMap<String, File>,
     memory: Memory,
     missing: Missing,
@@ -36,9 +37,10 @@ pub(super) struct Effective {
 }
 
 impl Loader {
-    pub(super) fn new(directory: &Path) -> Self {
+    pub(super) fn new(directory: &Path, site: &Site) -> Self {
         Self {
             directory: directory.to_owned(),
+            site: site.clone(),
             files: BTreeMap::new(),
             memory: Memory::default(),
             missing: Missing::Reported,
@@ -46,8 +48,8 @@ impl Loader {
     }
 
     /// The snapshot of these files, in which what nobody declared or numbered is assumed.
-    pub(super) fn assume(listing: Listing) -> Cluster {
-        let mut loader = Self { missing: Missing::Assumed, ..Self::new(Path::new("")) };
+    pub(super) fn assume(listing: Listing, site: &Site) -> Cluster {
+        let mut loader = Self { missing: Missing::Assumed, ..Self::new(Path::new(""), site) };
         loader.take(listing)
     }
 
@@ -123,7 +125,7 @@ impl Loader {
                 Some(_) | None => problems.push(problem),
             }
         }
-        let mut cluster = snapshot::build(&objects, &mut self.memory, self.missing);
+        let mut cluster = snapshot::build(&objects, &mut self.memory, self.missing, &self.site);
         let (policies, refusals) = policies::collect(&objects, refused, &cluster, self.missing);
         cluster.policies = policies;
         cluster.problems.extend(problems);

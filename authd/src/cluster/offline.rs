@@ -7,13 +7,13 @@ use std::path::PathBuf;
 
 use super::files::{self, Listing};
 use super::loader::Loader;
-use super::{Cluster, Error};
+use super::{Cluster, Error, Site};
 
 /// The snapshot of these files and directories together. Problems name files by the path given.
 ///
 /// # Errors
 /// [`Error`] if one of them can't be read; whatever is wrong inside is among the snapshot's problems.
-pub fn load_offline(paths: &[PathBuf]) -> Result<Cluster, Error> {
+pub fn load_offline(paths: &[PathBuf], site: &Site) -> Result<Cluster, Error> {
     let mut all = Listing::default();
     for path in paths {
         if path.is_dir() {
@@ -30,5 +30,5 @@ pub fn load_offline(paths: &[PathBuf]) -> Result<Cluster, Error> {
             all.files.insert(path.display().to_string(), Ok(text));
         }
     }
-    Ok(Loader::assume(all))
+    Ok(Loader::assume(all, site))
 }

@@ -52,7 +52,7 @@ fn denying(policy: Policy, message: &str) -> Policy {
     }
     let selector = |subject| match subject {
         Subject::Endpoints(selector) => Some(selector),
-        Subject::Nodes => None,
+        Subject::Nodes(_) => None,
     };
     let scope = policy.specs.into_iter().filter_map(|spec| selector(spec.subject)).collect();
     let condition = Condition {

@@ -13,7 +13,7 @@ use policy::{Identity, IdentityNumber, LabelSet, NodeNumber};
 use super::manifest::{Body, Object, ObjectKey, PodBody};
 use super::problem::Problem;
 use super::surroundings;
-use super::{CLUSTER_NAME, Cluster, Node, Pod};
+use super::{Cluster, Node, Pod, Site};
 
 /// The label that the API server sets on every namespace.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -55,10 +55,11 @@ pub(super) enum Missing {
 }
 
 /// Builds the snapshot; its policies are left empty.
-pub(super) fn build(objects: &[Object], memory: &mut Memory, missing: Missing) -> Cluster {
+pub(super) fn build(objects: &[Object], memory: &mut Memory, missing: Missing, site: &Site) -> Cluster {
     let mut builder = Builder {
         cluster: Cluster::default(),
         missing,
+        site,
         memory,
         namespaces: BTreeMap::new(),
         holders: BTreeMap::new(),
@@ -80,7 +81,7 @@ pub(super) fn build(objects: &[Object], memory: &mut Memory, missing: Missing) -
             builder.cluster.revoked.add(revoked);
         }
     }
-    builder.cluster.surroundings = surroundings::collect(objects, &builder.cluster);
+    builder.cluster.surroundings = surroundings::collect(objects, &builder.cluster, site);
     builder.cluster.services = surroundings::services(objects);
     let Builder { mut cluster, memory, holders, namespaces, .. } = builder;
     cluster.namespaces = namespaces;
@@ -134,6 +135,7 @@ pub(super) fn unique(objects: Vec<Object>, memory: &mut Memory) -> (Vec<Object>,
 struct Builder<'a> {
     cluster: Cluster,
     missing: Missing,
+    site: &'a Site,
     memory: &'a mut Memory,
     namespaces: BTreeMap<String, BTreeMap<String, String>>,
     holders: BTreeMap<IpAddr, ObjectKey>,
@@ -259,7 +261,7 @@ impl Builder<'_> {
         let labels = objects.iter().filter_map(|object| {
             let Body::Pod(body) = &object.body else { return None };
             let namespace = object.key.namespace.as_deref().unwrap_or_default();
-            labels(namespace, body, &self.namespaces).ok().filter(|_| !body.host_network)
+            labels(&self.site.cluster, namespace, body, &self.namespaces).ok().filter(|_| !body.host_network)
         });
         let nodes = BTreeMap::new();
         let allocated = policy::Allocated {
@@ -318,7 +320,7 @@ impl Builder<'_> {
 
     fn identity(&mut self, object: &Object, body: &PodBody) -> Option<IdentityNumber> {
         let namespace = object.key.namespace.as_deref().unwrap_or_default();
-        let found = match labels(namespace, body, &self.namespaces) {
+        let found = match labels(&self.site.cluster, namespace, body, &self.namespaces) {
             Ok(labels) => {
                 let identity = self.cluster.identities.by_labels(&labels).map(Identity::number);
                 identity
@@ -423,6 +425,7 @@ pub(super) fn namespaces(objects: &[Object]) -> BTreeMap<String, BTreeMap<String
 
 /// The labels of a pod's identity, or the field at fault and why.
 pub(super) fn labels(
+    cluster: &str,
     namespace: &str,
     body: &PodBody,
     namespaces: &BTreeMap<String, BTreeMap<String, String>>,
@@ -431,7 +434,7 @@ pub(super) fn labels(
         let message = format!("there is no Namespace {namespace}; the pod has no identity until there is");
         ("metadata.namespace", message)
     })?;
-    let pod = policy::Pod { cluster: CLUSTER_NAME, namespace, service_account: &body.service_account };
+    let pod = policy::Pod { cluster, namespace, service_account: &body.service_account };
     pod.labels(
         body.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())),
         of_namespace.iter().map(|(key, value)| (key.as_str(), value.as_str())),

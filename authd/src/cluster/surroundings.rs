@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use policy::{CidrGroup, Label, LabelSet, Requirement, Selector, Source, Surroundings, reserved};
 
 use super::manifest::{Body, Object};
-use super::{Cluster, Service};
+use super::{Cluster, Service, Site};
 
 /// The surroundings of these objects; pods and nodes are those of the snapshot.
-pub(super) fn collect(objects: &[Object], cluster: &Cluster) -> Surroundings {
+pub(super) fn collect(objects: &[Object], cluster: &Cluster, site: &Site) -> Surroundings {
     let mut surroundings = Surroundings::default();
+    surroundings.host.clone_from(&site.node);
     for pod in &cluster.pods {
         let Some(identity) = pod.identity else { continue };
         surroundings.addresses.entry(identity).or_default().extend(&pod.addresses);
@@ -24,7 +25,7 @@ pub(super) fn collect(objects: &[Object], cluster: &Cluster) -> Surroundings {
         }
     }
     for object in objects {
-        add(object, &mut surroundings);
+        add(object, cluster, site, &mut surroundings);
     }
     add_endpoints(objects, &mut surroundings);
     surroundings
@@ -40,14 +41,17 @@ pub(super) fn services(objects: &[Object]) -> BTreeMap<(String, String), Service
     objects.iter().filter_map(service).collect()
 }
 
-fn add(object: &Object, surroundings: &mut Surroundings) {
+fn add(object: &Object, cluster: &Cluster, site: &Site, surroundings: &mut Surroundings) {
     let name = object.key.name.clone();
     match &object.body {
         Body::Namespace { audit: true, .. } => {
             surroundings.audited_namespaces.insert(name);
         }
         Body::Node { labels, .. } => {
-            surroundings.nodes.insert(name, label_set(labels));
+            let addresses = cluster.nodes.get(&name).map(|node| node.addresses.iter().copied().collect());
+            let labels = node_labels(labels, &site.cluster);
+            let node = policy::Node { labels, addresses: addresses.unwrap_or_default() };
+            surroundings.nodes.insert(name, node);
         }
         Body::CidrGroup { labels, nets } => {
             let group = CidrGroup { labels: label_set(labels), nets: nets.iter().copied().collect() };
@@ -89,6 +93,15 @@ fn pods(namespace: &str, labels: &BTreeMap<String, String>) -> Selector {
         Some(Requirement::equals(label.label_key().clone(), value))
     };
     Selector { requirements: all.filter_map(equals).collect() }
+}
+
+/// Labels of a node, with that of its cluster, whatever its own say of that.
+fn node_labels(labels: &BTreeMap<String, String>, cluster: &str) -> LabelSet {
+    let mut labels = label_set(labels).without(Source::K8s, policy::CLUSTER_KEY);
+    if let Ok(label) = Label::new(Source::K8s, policy::CLUSTER_KEY, cluster) {
+        labels.insert(label).unwrap_or_default();
+    }
+    labels
 }
 
 /// Labels of an object; one that can't be a label is left out, so nothing selects it.

@@ -23,7 +23,7 @@ impl Directory {
         let directory = Self::new();
         directory.write("base.yaml", &documents(&[namespace("default"), node(1), node(2)]));
         directory.write("pods.yaml", &documents(&[pod("xwing", 1, 11), pod("deathstar", 2, 10)]));
-        allocate(directory.path()).unwrap();
+        allocate(directory.path(), &Site::default()).unwrap();
         directory
     }
 
@@ -44,7 +44,7 @@ impl Directory {
     }
 
     fn load(&self) -> Cluster {
-        load(self.path()).unwrap()
+        load(self.path(), &Site::default()).unwrap()
     }
 }
 

@@ -31,6 +31,9 @@ settings! {
     /// Name of this node in the cluster state [default: the host's name]
     #[arg(env = "AUTHD_NODE_NAME", value_name = "NAME")]
     node_name: String,
+    /// Name of this cluster, in the labels of identities [default: default]
+    #[arg(env = "AUTHD_CLUSTER_NAME", value_name = "NAME")]
+    cluster_name: String,
     /// Directory of manifests [default: /etc/authd/cluster]
     #[arg(env = "AUTHD_CLUSTER_DIR", value_name = "DIR")]
     cluster_dir: PathBuf,

@@ -8,9 +8,12 @@ use ipnet::IpNet;
 use spire_adapter::tls::Groups;
 
 use super::ConfigError;
+use crate::cluster::DEFAULT_CLUSTER_NAME;
 
 /// Longest path that a unix socket can have (`sockaddr_un`).
 const SOCKET_PATH_MAX: usize = 107;
+/// Longest name of a cluster, as Cilium has it.
+const CLUSTER_NAME_MAX: usize = 32;
 /// Longest name of an interface (`IFNAMSIZ`).
 const INTERFACE_NAME_MAX: usize = 15;
 
@@ -94,6 +97,27 @@ pub(super) fn socket_path(
         return Err(invalid(key, text, format!("is longer than a unix socket's {SOCKET_PATH_MAX} bytes")));
     }
     Ok(path)
+}
+
+pub(super) fn cluster_name(name: Option<String>) -> Result<String, ConfigError> {
+    let name = name.unwrap_or_else(|| DEFAULT_CLUSTER_NAME.to_owned());
+    parse_cluster_name(&name).map_err(|reason| invalid("cluster-name", name, reason))
+}
+
+/// Reads the name of a cluster, which is the value of a label.
+///
+/// # Errors
+/// What a name must be.
+pub fn parse_cluster_name(name: &str) -> Result<String, String> {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let is_edged = name.starts_with('-') || name.ends_with('-');
+    if !name.is_empty() && name.len() <= CLUSTER_NAME_MAX && !is_edged && name.bytes().all(allowed) {
+        Ok(name.to_owned())
+    } else {
+        Err(format!(
+            "is no name of a cluster: lower-case letters, digits and dashes, at most {CLUSTER_NAME_MAX}"
+        ))
+    }
 }
 
 pub(super) fn node_name(name: Option<String>) -> Result<String, ConfigError> {

@@ -10,6 +10,8 @@ use crate::{
         v1::{DropReason, Verdict},
         word::Word,
     },
+    cluster::{DEFAULT_CLUSTER_NAME, Site},
+    config::parse_cluster_name,
     trace::{End, Port},
 };
 
@@ -174,6 +176,8 @@ pub(super) enum IdentitiesCommand {
         /// The directory; the numbers are appended to authd-identities.yaml in it
         #[arg(value_name = "DIR")]
         directory: PathBuf,
+        #[command(flatten)]
+        cluster: ClusterName,
     },
 }
 
@@ -210,6 +214,8 @@ pub(super) enum PolicyCommand {
         /// Files, or directories whose *.yaml, *.yml and *.json are read
         #[arg(value_name = "FILE|DIR", required = true)]
         paths: Vec<PathBuf>,
+        #[command(flatten)]
+        cluster: ClusterName,
     },
     /// Say what policy says about packets from one end to another, and which rules say so
     Trace(TraceArgs),
@@ -229,6 +235,30 @@ pub(super) struct Manifests {
     /// Directory or file of manifests to read instead of asking the daemon
     #[arg(long, value_name = "DIR")]
     pub(super) manifests: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(super) cluster: ClusterName,
+}
+
+/// The cluster that manifests are of.
+#[derive(Debug, Args)]
+pub(super) struct ClusterName {
+    /// Name of the cluster of the manifests, as the daemons have it
+    #[arg(
+        long = "cluster-name",
+        value_name = "NAME",
+        env = "AUTHD_CLUSTER_NAME",
+        hide_env_values = true,
+        default_value = DEFAULT_CLUSTER_NAME,
+        value_parser = parse_cluster_name
+    )]
+    name: String,
+}
+
+impl ClusterName {
+    /// Where the manifests are read: on no node in particular.
+    pub(super) fn site(&self) -> Site {
+        Site { cluster: self.name.clone(), node: None }
+    }
 }
 
 /// An end is a pod (namespace/name), identity:NUMBER, ip:ADDRESS or entity:NAME. The address of a service stands

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     api::v1::{Identity, SvidState},
-    cluster,
+    cluster::{self, Site},
 };
 
 #[derive(Debug, Serialize)]
@@ -30,8 +30,8 @@ pub(super) async fn list(global: &Global, output: &mut Output<'_>) -> Result<(),
 }
 
 /// Numbers what has no number in `directory`; needs no daemon.
-pub(super) fn allocate(directory: &Path, output: &mut Output<'_>) -> Result<(), Error> {
-    let summary = cluster::allocate(directory)?;
+pub(super) fn allocate(directory: &Path, site: &Site, output: &mut Output<'_>) -> Result<(), Error> {
+    let summary = cluster::allocate(directory, site)?;
     let text = match output.format {
         Format::Table => format!("{summary}\n"),
         Format::Json => json(&summary)?,

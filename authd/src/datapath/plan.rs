@@ -163,6 +163,19 @@ impl Plan {
         }
     }
 
+    /// Gives other nodes that policies choose by label their identities.
+    pub fn add_nodes(&mut self, nodes: &BTreeMap<String, IdentityNumber>, inputs: &Inputs<'_>) {
+        for (name, number) in nodes.iter().filter(|(name, _)| *name != inputs.node) {
+            let addresses = inputs.cluster.nodes.get(name).map(|node| node.addresses.as_slice());
+            for address in addresses.unwrap_or_default() {
+                let entry = self.addresses.get_mut(&Address::from(*address));
+                if let Some(entry) = entry.filter(|entry| entry.identity == identity::REMOTE_NODE) {
+                    entry.identity = *number;
+                }
+            }
+        }
+    }
+
     /// Identities of the pods here: those for which policy is compiled and SVIDs are needed.
     #[must_use]
     pub fn local_identities(&self) -> BTreeSet<IdentityNumber> {

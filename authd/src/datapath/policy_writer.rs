@@ -9,7 +9,7 @@ use std::{
 };
 
 use auth_ebpf::Maps;
-use auth_ebpf_abi::{IdentityNumber, PolicyClasses, capacity};
+use auth_ebpf_abi::{Address, AddressEntry, IdentityNumber, PolicyClasses, capacity, identity};
 use ipnet::IpNet;
 use policy::{AuthenticationPairs, Engine, Overflow, Step};
 
@@ -35,8 +35,9 @@ pub(super) struct PolicyWriter {
 impl PolicyWriter {
     /// Writes what has changed, if anything has.
     ///
-    /// Addresses change their identity only where both have the same verdicts: a prefix outside the cluster
-    /// gets its entries before its addresses, and loses them after those; an identity's addresses go first.
+    /// Addresses change their identity only where both have the same verdicts: a prefix outside the cluster,
+    /// or another node, gets its entries before its addresses, and loses them after those; an identity's
+    /// addresses go first.
     /// That holds without room for all entries too, since what is held back is as strict towards new
     /// identities as what should have been written.
     pub(super) fn write(
@@ -53,10 +54,10 @@ impl PolicyWriter {
             return Ok(());
         }
         if !is_followed {
-            let is_new = self.engine.hold_prefixes(cluster.policy_input());
+            let is_new = self.engine.hold_places(cluster.policy_input());
             if self.source.is_some() && (is_new || !self.is_known) {
                 self.apply(maps)?;
-                self.write_prefixes(maps, plan, inputs)?;
+                self.write_places(maps, plan, inputs)?;
             }
             forget_addresses(maps, &self.engine.gone(&cluster.identities))?;
             self.engine.follow(cluster.policy_input(), &locals);
@@ -64,8 +65,8 @@ impl PolicyWriter {
             self.describe();
         }
         self.apply(maps)?;
-        if self.engine.release_prefixes() {
-            self.write_prefixes(maps, plan, inputs)?;
+        if self.engine.release_places() {
+            self.write_places(maps, plan, inputs)?;
             self.apply(maps)?;
         }
         Ok(())
@@ -109,11 +110,14 @@ impl PolicyWriter {
         Ok(())
     }
 
-    /// Writes the identities of addresses outside the cluster.
-    fn write_prefixes(&self, maps: &Maps, plan: &Plan, inputs: &Inputs<'_>) -> Result<(), auth_ebpf::Error> {
-        let mut named = Plan { prefixes: plan.prefixes.clone(), ..Plan::default() };
+    /// Writes the identities of addresses outside the cluster, and of other nodes' addresses.
+    fn write_places(&self, maps: &Maps, plan: &Plan, inputs: &Inputs<'_>) -> Result<(), auth_ebpf::Error> {
+        let (addresses, prefixes) = (plan.addresses.clone(), plan.prefixes.clone());
+        let mut named = Plan { addresses, prefixes, ..Plan::default() };
         named.add_prefixes(self.engine.prefixes(), inputs);
-        maps.prefixes().reconcile(&named.prefixes).map(drop)
+        named.add_nodes(self.engine.nodes(), inputs);
+        maps.prefixes().reconcile(&named.prefixes)?;
+        write_nodes(maps, &named.addresses)
     }
 
     fn describe(&mut self) {
@@ -141,6 +145,11 @@ impl PolicyWriter {
         self.engine.prefixes()
     }
 
+    /// Identities of other nodes that policies choose by label.
+    pub(super) const fn nodes(&self) -> &BTreeMap<String, IdentityNumber> {
+        self.engine.nodes()
+    }
+
     /// Why the map doesn't hold all that policies ask.
     pub(super) fn overflow(&self) -> Option<&Overflow> {
         self.overflow.as_deref()
@@ -165,6 +174,23 @@ impl PolicyWriter {
         });
         self.conditions.iter().cloned().chain(growth).collect()
     }
+}
+
+/// Gives the nodes' addresses in the map their identities. One that is no node's any more becomes unknown,
+/// which drops what it sends and receives until it is written for whom it is now.
+fn write_nodes(maps: &Maps, wanted: &BTreeMap<Address, AddressEntry>) -> Result<(), auth_ebpf::Error> {
+    let is_node = |entry: &AddressEntry| {
+        entry.identity == identity::REMOTE_NODE || entry.identity >= identity::FIRST_LOCAL
+    };
+    let addresses = maps.addresses();
+    for (address, entry) in addresses.entries()?.iter().filter(|(_, entry)| is_node(entry)) {
+        match wanted.get(address).filter(|wanted| is_node(wanted)) {
+            Some(wanted) if wanted == entry => {}
+            Some(wanted) => addresses.insert(address, wanted)?,
+            None => drop(addresses.remove(address)?),
+        }
+    }
+    Ok(())
 }
 
 /// Makes the addresses of these identities unknown, which drops what they send and receive.

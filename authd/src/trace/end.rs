@@ -2,9 +2,9 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
-use policy::{Identity, IdentityNumber, Prefixes, RESERVED};
+use policy::{Identity, IdentityNumber, LocalIdentities, RESERVED};
 
-use super::{Error, service::Service};
+use super::{Error, node, service::Service};
 use crate::cluster::{Cluster, Node, Pod};
 
 /// An end as it is written. Prints and parses as `NAMESPACE/POD`, `identity:NUMBER`, `ip:ADDRESS` or
@@ -90,32 +90,41 @@ pub(super) struct Resolved {
     pub(super) service: Option<String>,
     /// The address, if one was given.
     pub(super) address: Option<IpAddr>,
+    /// The name of the node, if it is one and known which.
+    pub(super) node: Option<String>,
 }
 
 impl End {
-    /// The end in this cluster. Of a node's own address the other end decides whether it is its host.
-    pub(super) fn resolve(&self, cluster: &Cluster, other: &Self) -> Result<Resolved, Error> {
-        match self {
+    /// Whoever is meant in this cluster: one, or, where it isn't said which node is, one of each kind that
+    /// policies tell apart. Of a node's own address the other end decides whether it is its host.
+    pub(super) fn resolve(&self, cluster: &Cluster, other: &Self) -> Result<Vec<Resolved>, Error> {
+        let one = match self {
+            Self::Identity(number @ (policy::reserved::HOST | policy::reserved::REMOTE_NODE))
+            | Self::Entity(number @ (policy::reserved::HOST | policy::reserved::REMOTE_NODE)) => {
+                return Ok(node::kinds(cluster, other.node(cluster), *number == policy::reserved::HOST));
+            }
             Self::Pod { namespace, name } => {
                 let pod = cluster.pod(namespace, name).ok_or_else(|| no_pod(cluster, namespace, name))?;
-                of_pod(cluster, pod, other)
+                of_pod(cluster, pod, other)?
             }
             Self::Entity(
                 number @ (policy::reserved::WORLD
                 | policy::reserved::WORLD_IPV4
                 | policy::reserved::WORLD_IPV6),
-            ) => Ok(of_world(cluster, *number)),
+            ) => of_world(cluster, *number),
             Self::Identity(number) | Self::Entity(number) => {
-                let identity = cluster.identities.get(*number);
-                identity
-                    .map(|identity| of_identity(cluster, identity.number()))
-                    .ok_or_else(|| Error(format!("there is no identity {number}")))
+                let local = cluster.policies.local_identities(&cluster.surroundings);
+                if cluster.identities.get(*number).is_none() && local.get(*number).is_none() {
+                    return Err(Error(format!("there is no identity {number}")));
+                }
+                of_local(cluster, &local, *number)
             }
             Self::Address(address) => {
                 let resolved = of_address(cluster, *address, other)?;
-                Ok(Resolved { address: Some(*address), ..resolved })
+                Resolved { address: Some(*address), ..resolved }
             }
-        }
+        };
+        Ok(vec![one])
     }
 
     /// The service with this address, if pods stand behind it.
@@ -147,20 +156,21 @@ fn of_identity(cluster: &Cluster, number: IdentityNumber) -> Resolved {
         pod: None,
         service: None,
         address: None,
+        node: None,
     }
 }
 
 /// A pod; of one on its node's network the other end decides whether it is its host.
 pub(super) fn of_pod(cluster: &Cluster, pod: &Pod, other: &End) -> Result<Resolved, Error> {
     let full_name = format!("{}/{}", pod.namespace, pod.name);
-    let number = match pod.identity {
-        Some(number) => number,
-        None if pod.host_network => of_node(cluster, pod.node.as_deref(), other),
+    let end = match pod.identity {
+        Some(number) => of_identity(cluster, number),
+        None if pod.host_network => node::of_node(cluster, pod.node.as_deref(), other.node(cluster)),
         None => {
             return Err(Error(format!("Pod {full_name} has no identity; `authctl policy check` says why")));
         }
     };
-    Ok(Resolved { pod: Some(full_name), ..of_identity(cluster, number) })
+    Ok(Resolved { pod: Some(full_name), ..end })
 }
 
 pub(super) fn of_address(cluster: &Cluster, address: IpAddr, other: &End) -> Result<Resolved, Error> {
@@ -171,7 +181,7 @@ pub(super) fn of_address(cluster: &Cluster, address: IpAddr, other: &End) -> Res
         return of_pod(cluster, pod, other);
     }
     if let Some(node) = node_with(cluster, address) {
-        return Ok(of_identity(cluster, of_node(cluster, Some(&node.name), other)));
+        return Ok(node::of_node(cluster, Some(&node.name), other.node(cluster)));
     }
     let in_cluster =
         cluster.nodes.values().flat_map(|node| &node.pod_cidrs).any(|range| range.contains(&address));
@@ -179,28 +189,23 @@ pub(super) fn of_address(cluster: &Cluster, address: IpAddr, other: &End) -> Res
         // Nobody's address in the cluster's ranges can't be decided about, so it is denied.
         return Ok(of_identity(cluster, policy::reserved::UNKNOWN));
     }
-    let prefixes = cluster.policies.prefixes(&cluster.surroundings);
-    Ok(of_outside(cluster, &prefixes, prefixes.identity_of(address)))
+    let local = cluster.policies.local_identities(&cluster.surroundings);
+    Ok(of_local(cluster, &local, local.identity_of(address)))
 }
 
 /// An address outside the cluster that no policy names; of IPv4, unless it is said.
 fn of_world(cluster: &Cluster, family: IdentityNumber) -> Resolved {
-    let prefixes = cluster.policies.prefixes(&cluster.surroundings);
+    let local = cluster.policies.local_identities(&cluster.surroundings);
     let all = if family == policy::reserved::WORLD_IPV6 { policy::ALL_V6 } else { policy::ALL_V4 };
-    let number = prefixes.by_net().get(&all).copied().unwrap_or(policy::reserved::WORLD);
-    of_outside(cluster, &prefixes, number)
+    let number = local.by_net().get(&all).copied().unwrap_or(policy::reserved::WORLD);
+    of_local(cluster, &local, number)
 }
 
-fn of_outside(cluster: &Cluster, prefixes: &Prefixes, number: IdentityNumber) -> Resolved {
-    let Some((_, labels)) = prefixes.get(number) else { return of_identity(cluster, number) };
-    let labels = labels.iter().map(ToString::to_string).collect();
+/// An identity that may be known on one node only.
+pub(super) fn of_local(cluster: &Cluster, local: &LocalIdentities, number: IdentityNumber) -> Resolved {
+    let Some(remote) = local.get(number) else { return of_identity(cluster, number) };
+    let labels = remote.labels.iter().map(ToString::to_string).collect();
     Resolved { labels, ..of_identity(cluster, number) }
-}
-
-/// What a node is for the other end: its host, or another node.
-fn of_node(cluster: &Cluster, node: Option<&str>, other: &End) -> IdentityNumber {
-    let is_host = node.is_some() && other.node(cluster) == node;
-    if is_host { policy::reserved::HOST } else { policy::reserved::REMOTE_NODE }
 }
 
 fn pod_with(cluster: &Cluster, address: IpAddr) -> Option<&Pod> {

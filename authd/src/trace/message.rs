@@ -31,9 +31,11 @@ pub(super) fn trace(
 }
 
 pub(super) fn end(end: Resolved) -> v1::TraceEnd {
+    // A node that has an identity of its own is one of the others all the same.
+    let of_node = end.node.as_ref().map(|_| "remote-node");
     v1::TraceEnd {
         identity: end.identity,
-        name: policy::reserved_name(end.identity).unwrap_or_default().to_owned(),
+        name: policy::reserved_name(end.identity).or(of_node).unwrap_or_default().to_owned(),
         labels: end.labels,
         pod: end.pod.unwrap_or_default(),
         service: end.service.unwrap_or_default(),
@@ -111,7 +113,7 @@ fn number(place: usize) -> u32 {
 pub(super) fn policy(policy: &Policy, conditions: &[Condition]) -> v1::Policy {
     let of_spec = policy.specs.iter().map(|spec| match &spec.subject {
         Subject::Endpoints(selector) => selector.to_string(),
-        Subject::Nodes => "nodes".to_owned(),
+        Subject::Nodes(selector) => format!("nodes: {selector}"),
     });
     let of_refused = policy.refused.iter().flatten().map(ToString::to_string);
     let condition = |condition: &Condition| v1::PolicyCondition {

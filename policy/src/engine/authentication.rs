@@ -161,7 +161,7 @@ pub(super) fn requires(rule: &Rule) -> bool {
 /// Whether a rule that requires authentication may be about this identity, seen from its own cluster.
 fn is_about(world: &World, spec: &Spec, local: IdentityNumber) -> bool {
     let Some(identity) = world.identities.get(local) else { return false };
-    let remote = Remote { number: local, labels: identity.labels(), net: None };
+    let remote = Remote { number: local, labels: identity.labels(), place: None };
     let mut rules = spec.rules.iter().filter(|rule| requires(rule));
     rules.any(|rule| rule.peers == Peers::Any || world.selects(rule, identity.labels(), remote))
 }

@@ -3,12 +3,11 @@
 use std::collections::BTreeSet;
 
 use auth_ebpf_abi::IdentityNumber;
-use ipnet::IpNet;
 
 use super::Engine;
-use crate::cidr::with_v4;
 use crate::compile::Input;
 use crate::identity::{Identity, IdentitySet};
+use crate::local::Place;
 use crate::object::ObjectRef;
 
 impl Engine {
@@ -43,27 +42,27 @@ impl Engine {
         known.filter(|one| identities.get(one.number()) != Some(one)).map(Identity::number).collect()
     }
 
-    /// Gives identities to the prefixes that these policies name, beside those of the policies in force, and
-    /// keeps all of them until [`Engine::release_prefixes`]; whether any is new.
+    /// Gives identities to the prefixes and nodes that these policies name, beside those of the policies in
+    /// force, and keeps all of them until [`Engine::release_places`]; whether any is new.
     ///
-    /// With this the prefix of an address can change when both identities have the same verdicts: first the
-    /// new prefixes under the old policies, then their addresses, then the new policies. Were it all at once,
-    /// the old identity of an address could be judged by the new policies, which neither state does.
-    pub fn hold_prefixes(&mut self, input: Input<'_>) -> bool {
-        let wanted: BTreeSet<IpNet> = input.policies.nets(input.surroundings).flat_map(with_v4).collect();
-        let held: BTreeSet<IpNet> = self.prefixes().keys().copied().collect();
+    /// With this the identity of an address can change when both identities have the same verdicts: first the
+    /// new identities under the old policies, then their addresses, then the new policies. Were it all at
+    /// once, the old identity of an address could be judged by the new policies, which neither state does.
+    pub fn hold_places(&mut self, input: Input<'_>) -> bool {
+        let wanted: BTreeSet<Place> = input.policies.places(input.surroundings).collect();
+        let held: BTreeSet<Place> = self.world.local.places().cloned().collect();
         let is_new = !wanted.is_subset(&held);
         if held != wanted {
-            self.set_nets(None, &held | &wanted);
+            self.set_places(None, &held | &wanted);
         }
         is_new
     }
 
-    /// Takes back the identities of prefixes that were only held; whether there were any. Their addresses go
+    /// Takes back the identities of places that were only held; whether there were any. Their addresses go
     /// first, then their entries.
-    pub fn release_prefixes(&mut self) -> bool {
-        let held = self.prefixes().len();
-        self.set_nets(None, BTreeSet::new());
-        held != self.prefixes().len()
+    pub fn release_places(&mut self) -> bool {
+        let held = self.world.local.places().count();
+        self.set_places(None, BTreeSet::new());
+        held != self.world.local.places().count()
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use auth_ebpf_abi::IdentityNumber;
 
 use super::by_label::{Asking, Place};
-use super::world::{World, is_indirect, names_addresses};
+use super::world::{World, is_indirect, names_places};
 use crate::compile::cookie::Cookies;
 use crate::compile::splits_shared;
 use crate::compile::terms::{Resolve, SelectionKey};
@@ -34,8 +34,8 @@ struct Selection {
 pub(super) struct Selections {
     by_key: BTreeMap<SelectionKey, Selection>,
     asking: Asking<SelectionKey>,
-    /// Those that select prefixes by their addresses.
-    of_addresses: BTreeSet<SelectionKey>,
+    /// Those that select local identities by the places that they stand for.
+    of_places: BTreeSet<SelectionKey>,
 }
 
 /// What a change of a selection makes of the sides that use it.
@@ -82,14 +82,14 @@ impl Selections {
     fn forget(&mut self, key: &SelectionKey) {
         self.by_key.remove(key);
         self.asking.remove(key);
-        self.of_addresses.remove(key);
+        self.of_places.remove(key);
     }
 
     /// Those that may select this identity.
     pub(super) fn candidates(&self, remote: Remote<'_>) -> Vec<SelectionKey> {
         let mut keys = self.asking.candidates(remote.labels);
-        if remote.net.is_some() {
-            keys.extend(&self.of_addresses);
+        if remote.place.is_some() {
+            keys.extend(&self.of_places);
         }
         keys.into_iter().cloned().collect()
     }
@@ -100,7 +100,7 @@ impl Selections {
             let peers = self.by_key.get(*key).map(|selection| selection.rule.peers.list());
             peers.into_iter().flatten().any(|peer| matches!(peer, Peer::IpBlock(_)))
         };
-        self.of_addresses.iter().filter(has_block).cloned().collect()
+        self.of_places.iter().filter(has_block).cloned().collect()
     }
 
     /// Looks again whether these select the identity with this number, which may be gone.
@@ -154,8 +154,8 @@ impl Selections {
         let members = Arc::new(world.selected(rule, own));
         let peers = rule.peers.list();
         self.asking.insert(key.clone(), self.places(peers, own));
-        if peers.iter().any(names_addresses) {
-            self.of_addresses.insert(key.clone());
+        if peers.iter().any(names_places) {
+            self.of_places.insert(key.clone());
         }
         let splits = splits_shared(rule, &members, &world.surroundings);
         let (rule, own) = (rule.clone(), own.clone());

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use auth_ebpf_abi::{Direction, IdentityNumber};
+use auth_ebpf_abi::{Direction, IdentityNumber, identity as reserved};
 
 use super::{Dirty, Engine, has_indirect_peers, looks_at_pods, mark};
 use crate::plan::Side;
@@ -48,14 +48,16 @@ impl Engine {
         }
         self.set_audited(&now.audited_namespaces);
         let have = &mut self.world.surroundings;
-        let is_indirectly_other = (&have.services, &have.cidr_groups, &have.nodes, &have.names)
-            != (&now.services, &now.cidr_groups, &now.nodes, &now.names);
-        if is_indirectly_other {
+        let has_other_nodes = (&have.nodes, &have.host) != (&now.nodes, &now.host);
+        let is_indirectly_other =
+            (&have.services, &have.cidr_groups, &have.names) != (&now.services, &now.cidr_groups, &now.names);
+        if is_indirectly_other || has_other_nodes {
             have.services.clone_from(&now.services);
             have.cidr_groups.clone_from(&now.cidr_groups);
             have.nodes.clone_from(&now.nodes);
+            have.host.clone_from(&now.host);
             have.names.clone_from(&now.names);
-            self.indirect_changed();
+            self.indirect_changed(has_other_nodes);
         }
         if self.world.surroundings.shared() != now.shared() {
             self.world.surroundings.set_shared(now.shared());
@@ -81,15 +83,23 @@ impl Engine {
     }
 
     /// Services, groups of prefixes, nodes or names are different.
-    fn indirect_changed(&mut self) {
+    fn indirect_changed(&mut self, has_other_nodes: bool) {
         let dirty = &mut self.dirty;
         self.selections.select_indirect(&self.world, |side, effect| mark(dirty, side, effect));
+        if has_other_nodes {
+            let blocks = self.selections.of_blocks();
+            let nodes: Vec<IdentityNumber> = self.nodes().values().copied().collect();
+            let all = [reserved::HOST, reserved::REMOTE_NODE].into_iter().chain(nodes);
+            all.for_each(|number| self.look_again(&blocks, number));
+        }
+        let names_places =
+            |policy: &Policy| has_indirect_peers(policy) || (has_other_nodes && looks_at_pods(policy));
         let indirect = |policies: &PolicySet| -> Vec<Policy> {
-            policies.iter().filter(|policy| has_indirect_peers(policy)).cloned().collect()
+            policies.iter().filter(|policy| names_places(policy)).cloned().collect()
         };
         for policy in indirect(&self.world.policies) {
-            let nets = self.world.nets(&policy);
-            self.set_nets(Some(&policy.object), nets);
+            let places = self.world.places(&policy);
+            self.set_places(Some(&policy.object), places);
         }
         self.recondition(has_indirect_peers);
         let locals: Vec<IdentityNumber> = self.locals.iter().copied().collect();

@@ -3,13 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use auth_ebpf_abi::{IdentityNumber, identity as reserved};
-use ipnet::IpNet;
 
 use super::by_label::ByLabel;
-use crate::cidr::{Prefixes, with_v4};
 use crate::identity::IdentitySet;
 use crate::label::{CLUSTER_KEY, Source};
 use crate::label_set::LabelSet;
+use crate::local::{LocalIdentities, Place, complete};
 use crate::object::ObjectRef;
 use crate::peer::{Peer, Peers, Remote};
 use crate::policy_set::PolicySet;
@@ -22,13 +21,13 @@ pub(super) struct World {
     pub(super) policies: PolicySet,
     pub(super) identities: IdentitySet,
     pub(super) surroundings: Surroundings,
-    pub(super) prefixes: Prefixes,
-    /// Every identity, those of prefixes too.
+    pub(super) local: LocalIdentities,
+    /// Every identity, local ones too.
     labels: ByLabel<IdentityNumber>,
-    /// How many policies name a prefix.
-    nets: BTreeMap<IpNet, usize>,
-    /// The prefixes that each policy names, and those held for none.
-    nets_of: BTreeMap<Option<ObjectRef>, BTreeSet<IpNet>>,
+    /// How many policies name a place.
+    places: BTreeMap<Place, usize>,
+    /// The places that each policy names, and those held for none.
+    places_of: BTreeMap<Option<ObjectRef>, BTreeSet<Place>>,
 }
 
 impl World {
@@ -44,16 +43,16 @@ impl World {
     /// The identity with this number, as rules look at it.
     pub(super) fn remote(&self, number: IdentityNumber) -> Option<Remote<'_>> {
         if let Some(identity) = self.identities.get(number) {
-            return Some(Remote { number, labels: identity.labels(), net: None });
+            return Some(Remote { number, labels: identity.labels(), place: None });
         }
-        self.prefixes.get(number).map(|(net, labels)| Remote { number, labels, net: Some(net) })
+        self.local.get(number)
     }
 
     /// Adds an identity to those that are found by label, or takes it out.
     pub(super) fn index(&mut self, number: IdentityNumber, is_there: bool) {
-        let Self { identities, prefixes, labels, .. } = self;
-        let of_prefix = prefixes.get(number).map(|(_, labels)| labels);
-        if let Some(of) = identities.get(number).map(crate::Identity::labels).or(of_prefix) {
+        let Self { identities, local, labels, .. } = self;
+        let of_place = local.get(number).map(|remote| remote.labels);
+        if let Some(of) = identities.get(number).map(crate::Identity::labels).or(of_place) {
             labels.set_labels(of, &number, is_there);
         }
     }
@@ -67,7 +66,7 @@ impl World {
                 remotes.filter(|remote| is_selected(*remote)).map(|remote| remote.number).collect()
             }
             None => {
-                let remotes = self.identities.remotes().chain(self.prefixes.remotes());
+                let remotes = self.identities.remotes().chain(self.local.remotes());
                 remotes.filter(|remote| is_selected(*remote)).map(|remote| remote.number).collect()
             }
         }
@@ -89,7 +88,7 @@ impl World {
         let mut candidates = BTreeSet::new();
         for peer in peers {
             let nets = peer.nets(&self.surroundings);
-            candidates.extend(nets.iter().flat_map(|net| self.prefixes.within(*net)));
+            candidates.extend(nets.iter().flat_map(|net| self.local.within(*net)));
             match peer {
                 Peer::Selector(selector) => candidates.extend(self.with_labels(selector)?),
                 Peer::OwnCluster => {
@@ -105,60 +104,64 @@ impl World {
                     }
                 }
                 Peer::IpBlock(_) => candidates.extend(self.surroundings.addresses.keys()),
-                Peer::Nodes(_) => candidates.extend([reserved::REMOTE_NODE, reserved::KUBE_APISERVER]),
+                Peer::Nodes(_) => {
+                    candidates.extend([reserved::HOST, reserved::REMOTE_NODE, reserved::KUBE_APISERVER]);
+                    candidates.extend(self.local.by_node().values());
+                }
                 Peer::Cidr(_) | Peer::CidrGroups { .. } | Peer::Name(_) => {}
             }
         }
         Some(candidates)
     }
 
-    /// The prefixes that a policy names.
-    pub(super) fn nets(&self, policy: &Policy) -> BTreeSet<IpNet> {
+    /// The places that a policy names.
+    pub(super) fn places(&self, policy: &Policy) -> BTreeSet<Place> {
         let rules = policy.specs.iter().flat_map(|spec| &spec.rules);
-        rules.flat_map(|rule| rule.peers.nets(&self.surroundings)).flat_map(with_v4).collect()
+        rules.flat_map(|rule| rule.peers.places(&self.surroundings)).flat_map(complete).collect()
     }
 
-    /// Notes the prefixes that a policy names now, or that are held for none; gives those that nothing named
+    /// Notes the places that a policy names now, or that are held for none; gives those that nothing named
     /// before, and those that nothing does any more.
-    pub(super) fn count_nets(
+    pub(super) fn count_places(
         &mut self,
         object: Option<&ObjectRef>,
-        nets: BTreeSet<IpNet>,
-    ) -> (Vec<IpNet>, Vec<IpNet>) {
+        places: BTreeSet<Place>,
+    ) -> (Vec<Place>, Vec<Place>) {
         let object = object.cloned();
-        let before = self.nets_of.remove(&object).unwrap_or_default();
+        let before = self.places_of.remove(&object).unwrap_or_default();
         let (mut new, mut gone) = (Vec::new(), Vec::new());
-        for net in nets.difference(&before) {
-            let count = self.nets.entry(*net).or_default();
+        for place in places.difference(&before) {
+            let count = self.places.entry(place.clone()).or_default();
             *count += 1;
             if *count == 1 {
-                new.push(*net);
+                new.push(place.clone());
             }
         }
-        for net in before.difference(&nets) {
-            let Some(count) = self.nets.get_mut(net) else { continue };
+        for place in before.difference(&places) {
+            let Some(count) = self.places.get_mut(place) else { continue };
             *count -= 1;
             if *count == 0 {
-                self.nets.remove(net);
-                gone.push(*net);
+                self.places.remove(place);
+                gone.push(place.clone());
             }
         }
-        if !nets.is_empty() {
-            self.nets_of.insert(object, nets);
+        if !places.is_empty() {
+            self.places_of.insert(object, places);
         }
         (new, gone)
     }
 }
 
-/// Whether a peer selects prefixes by their addresses.
-pub(super) const fn names_addresses(peer: &Peer) -> bool {
+/// Whether a peer selects local identities by the places that they stand for.
+pub(super) const fn names_places(peer: &Peer) -> bool {
     match peer {
         Peer::Cidr(_)
         | Peer::IpBlock(_)
         | Peer::CidrGroups { .. }
         | Peer::Services { .. }
+        | Peer::Nodes(_)
         | Peer::Name(_) => true,
-        Peer::Selector(_) | Peer::OwnCluster | Peer::Nodes(_) => false,
+        Peer::Selector(_) | Peer::OwnCluster => false,
     }
 }
 

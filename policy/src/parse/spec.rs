@@ -87,11 +87,12 @@ fn parse_subject(
             Ok(Subject::Endpoints(selector))
         }
         (None, Some(nodes)) if object.kind == Kind::CiliumClusterwideNetworkPolicy => {
-            selector::parse(&nodes)?;
-            let message = "policies for nodes are not supported yet: this one has no effect".to_owned();
-            let path = nodes.path().to_owned();
+            let selector = selector::parse(&nodes)?;
+            let message = "no hook enforces policies for nodes yet: whatever this one denies passes; a trace \
+                           to or from a node shows what it says";
+            let (path, message) = (nodes.path().to_owned(), message.to_owned());
             conditions.push(Condition { kind: ConditionKind::Unsupported, path, message });
-            Ok(Subject::Nodes)
+            Ok(Subject::Nodes(selector))
         }
         (None, Some(nodes)) => Err(nodes.invalid("only a CiliumClusterwideNetworkPolicy can have it")),
         (Some(_), Some(nodes)) => Err(nodes.invalid("can't be beside `endpointSelector`")),

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use auth_ebpf_abi::{AuthType, IdentityNumber};
+use auth_ebpf_abi::{AuthType, IdentityNumber, identity::is_reserved};
 
-use crate::cidr::Prefixes;
 use crate::compile::splits_shared;
 use crate::condition::{Condition, ConditionKind};
 use crate::identity::{IdentitySet, RESERVED, reserved_name};
 use crate::label_set::LabelSet;
+use crate::local::{LocalIdentities, Place};
 use crate::peer::{Peer, Peers};
 use crate::rule::{Policy, Rule, Spec};
 use crate::surroundings::Surroundings;
@@ -18,7 +18,7 @@ use crate::surroundings::Surroundings;
 pub(crate) struct View<'a> {
     pub(crate) identities: &'a IdentitySet,
     pub(crate) surroundings: &'a Surroundings,
-    pub(crate) prefixes: &'a Prefixes,
+    pub(crate) local: &'a LocalIdentities,
 }
 
 impl View<'_> {
@@ -36,8 +36,7 @@ impl View<'_> {
     fn of_rule(&self, spec: &Spec, rule: &Rule) -> Vec<Condition> {
         let place = spec.place.map_or("spec".to_owned(), |place| format!("specs[{place}]"));
         let path = format!("{place}.{}[{}]", rule.list.as_str(), rule.index);
-        let found =
-            [self.impossible(rule), self.shared(rule), self.nodes(rule), self.blocks(rule), self.ports(rule)];
+        let found = [self.impossible(rule), self.shared(rule), self.blocks(rule), self.ports(rule)];
         let conditions = found.into_iter().flatten().chain(self.nothing(rule));
         let at = |(kind, field, message): (ConditionKind, &str, String)| {
             let dot = if field.is_empty() { "" } else { "." };
@@ -56,15 +55,19 @@ impl View<'_> {
             .filter(|(number, _)| self.selects(rule, *number))
             .filter_map(|(number, _)| reserved_name(*number))
             .collect();
-        let has_prefix = |peers: &Peers| match peers {
+        let has_place = |is_wanted: fn(&Place) -> bool| match &rule.peers {
             Peers::Any => false,
-            Peers::Selected(_) => self.prefixes.remotes().any(|remote| {
+            peers @ Peers::Selected(_) => self.local.remotes().any(|remote| {
                 // The endpoint's own labels matter for pods of its cluster only.
-                peers.select(remote, &LabelSet::new(), self.surroundings, false)
+                remote.place.is_some_and(is_wanted)
+                    && peers.select(remote, &LabelSet::new(), self.surroundings, false)
             }),
         };
-        if !names.contains(&"world") && has_prefix(&rule.peers) {
+        if !names.contains(&"world") && has_place(|place| matches!(place, Place::Net(_))) {
             names.push("addresses outside the cluster");
+        }
+        if !names.contains(&"remote-node") && has_place(|place| matches!(place, Place::Node(_))) {
+            names.push("nodes");
         }
         (!names.is_empty()).then(|| {
             let message = format!(
@@ -101,20 +104,6 @@ impl View<'_> {
         })
     }
 
-    /// Some nodes are meant and others aren't.
-    fn nodes(&self, rule: &Rule) -> Option<(ConditionKind, &'static str, String)> {
-        let tells_apart = |peer: &Peer| {
-            let Peer::Nodes(selector) = peer else { return false };
-            let meant = self.surroundings.nodes.values().filter(|labels| selector.matches(labels)).count();
-            meant != 0 && meant != self.surroundings.nodes.len()
-        };
-        rule.peers.list().iter().any(tells_apart).then(|| {
-            let effect = if rule.list.is_deny() { "denies all of them" } else { "allows none of them" };
-            let message = format!("nodes have one identity and can't be told apart: the rule {effect}");
-            (ConditionKind::Ambiguous, "", message)
-        })
-    }
-
     /// An `ipBlock` has some addresses of an identity, but not all.
     fn blocks(&self, rule: &Rule) -> Option<(ConditionKind, &'static str, String)> {
         let blocks = || {
@@ -129,7 +118,9 @@ impl View<'_> {
                 addresses.iter().filter(|address| blocks().any(|block| block.has(**address))).count();
             inside != 0 && inside != addresses.len()
         };
-        let mut partial = self.surroundings.addresses.iter().filter(|(_, addresses)| partly(addresses));
+        // Nodes are told apart.
+        let addresses = self.surroundings.addresses.iter().filter(|(number, _)| !is_reserved(**number));
+        let mut partial = addresses.filter(|(_, addresses)| partly(addresses));
         let (number, _) = partial.next()?;
         let message = format!(
             "an ipBlock has some addresses of identity {number} but not all: pods of one identity can't be \
@@ -154,21 +145,23 @@ impl View<'_> {
 
     /// Something that is named isn't there.
     fn nothing(&self, rule: &Rule) -> Option<(ConditionKind, &'static str, String)> {
-        let is_missing = |peer: &&Peer| match peer {
-            Peer::CidrGroups { groups, .. } => groups.of(self.surroundings).next().is_none(),
-            Peer::Services { namespace, services } => {
-                services.of(namespace.as_deref(), self.surroundings).next().is_none()
+        let missing = |peer: &Peer| match peer {
+            Peer::CidrGroups { groups, .. } => {
+                groups.of(self.surroundings).next().is_none().then_some("CiliumCIDRGroup")
             }
-            Peer::Selector(_)
-            | Peer::OwnCluster
-            | Peer::Cidr(_)
-            | Peer::IpBlock(_)
-            | Peer::Nodes(_)
-            | Peer::Name(_) => false,
+            Peer::Services { namespace, services } => {
+                let mut found = services.of(namespace.as_deref(), self.surroundings);
+                found.next().is_none().then_some("service")
+            }
+            Peer::Nodes(selector) => {
+                let mut nodes = self.surroundings.nodes.values();
+                let is_known =
+                    selector.requirements.is_empty() || nodes.any(|node| selector.matches(&node.labels));
+                (!is_known).then_some("node")
+            }
+            Peer::Selector(_) | Peer::OwnCluster | Peer::Cidr(_) | Peer::IpBlock(_) | Peer::Name(_) => None,
         };
-        let missing = rule.peers.list().iter().find(is_missing)?;
-        let is_service = matches!(missing, Peer::Services { .. });
-        let what = if is_service { "service" } else { "CiliumCIDRGroup" };
+        let what = rule.peers.list().iter().find_map(missing)?;
         let message = format!("there is no {what} like this, so it selects nothing");
         Some((ConditionKind::SelectsNothing, "", message))
     }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use auth_ebpf_abi::PolicyClasses;
 use policy::{
-    Direction, Engine, Identity, IdentityNumber, IdentitySet, Input, NamedPort, NamedPorts, ObjectRef,
-    Policy, PolicyMap, PolicySet, Step, Surroundings, compile, lookup, protocol,
+    Direction, Engine, Identity, IdentityNumber, IdentitySet, Input, LabelSet, NamedPort, NamedPorts,
+    ObjectRef, Policy, PolicyMap, PolicySet, Step, Surroundings, compile, lookup, protocol,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -127,11 +127,11 @@ impl Model {
                 let identities = self.identities();
                 let mut fresh = Engine::new();
                 assert_eq!(
-                    fresh.hold_prefixes(self.input(&identities)),
-                    !self.compiled().prefixes.is_empty()
+                    fresh.hold_places(self.input(&identities)),
+                    !self.compiled().prefixes.is_empty() || !self.compiled().nodes.is_empty()
                 );
                 fresh.follow(self.input(&identities), &self.locals);
-                assert!(!fresh.release_prefixes());
+                assert!(!fresh.release_places());
                 engine.follow(self.input(&identities), &self.locals);
                 assert_eq!(fresh.compiled(), engine.compiled());
                 assert_eq!(fresh.authentication(), engine.authentication());
@@ -331,12 +331,50 @@ fn held_prefixes_say_what_their_addresses_had() {
     {
         let policies = PolicySet::from_iter([policy(spec)]);
         let input = Input { policies: &policies, identities: &identities, surroundings: &surroundings };
-        assert_eq!(engine.hold_prefixes(input), is_new);
+        assert_eq!(engine.hold_places(input), is_new);
         assert_eq!(verdict(&mut engine), before);
         engine.follow(input, &BTreeSet::from([256]));
         assert_eq!(verdict(&mut engine), after);
-        assert_eq!(engine.release_prefixes(), at_end.is_none());
+        assert_eq!(engine.release_places(), at_end.is_none());
         assert_eq!(verdict(&mut engine), at_end);
+    }
+}
+
+/// The same of nodes, which are `remote-node` where no policy chooses them; also where a node gets a label.
+#[test]
+fn held_nodes_say_what_their_addresses_had() {
+    let from = |peers: Value| json!({"endpointSelector": {}, "ingress": [peers]});
+    let all = from(json!({"fromEntities": ["remote-node"]}));
+    let some = from(json!({"fromNodes": [{"matchLabels": {"a": "1"}}]}));
+    let mut surroundings = surroundings();
+    let mut engine = engine(std::slice::from_ref(&all), &surroundings);
+    let verdicts = |engine: &mut Engine| {
+        let numbers: Vec<IdentityNumber> = ["n1", "n2"]
+            .map(|name| engine.nodes().get(name).copied().unwrap_or(policy::reserved::REMOTE_NODE))
+            .into();
+        numbers.into_iter().map(|number| allows(engine, number, Direction::Ingress, 80)).collect::<Vec<_>>()
+    };
+    let policy = |spec: &Value| {
+        let kind = "CiliumClusterwideNetworkPolicy";
+        named(json!({"apiVersion": "cilium.io/v2", "kind": kind, "metadata": {}, "spec": spec}), 0)
+    };
+    let identities = IdentitySet::from_identities([identity(256)]).unwrap();
+    assert_eq!((verdicts(&mut engine), engine.nodes().len()), (vec![true, true], 0));
+    for (spec, label, held, after, own) in [
+        (&some, "k8s:a=0", [true, true], [true, false], 1),
+        (&some, "k8s:a=1", [true, false], [true, true], 2),
+        (&all, "k8s:a=1", [true, true], [true, true], 0),
+    ] {
+        let labels = LabelSet::from_labels([label.parse().unwrap()]).unwrap();
+        surroundings.nodes.get_mut("n2").unwrap().labels = labels;
+        let policies = PolicySet::from_iter([policy(spec)]);
+        let input = Input { policies: &policies, identities: &identities, surroundings: &surroundings };
+        engine.hold_places(input);
+        assert_eq!(verdicts(&mut engine), held, "{label}");
+        engine.follow(input, &BTreeSet::from([256]));
+        assert_eq!(verdicts(&mut engine), after, "{label}");
+        engine.release_places();
+        assert_eq!((verdicts(&mut engine), engine.nodes().len()), (after.to_vec(), own), "{label}");
     }
 }
 

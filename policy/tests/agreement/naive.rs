@@ -1,7 +1,7 @@
 //! The rules read one by one, packet by packet.
 
 use policy::{
-    AuthType, Direction, IdentityNumber, Input, LabelSet, Peers, Policy, PortPrefix, Prefixes, Rule,
+    AuthType, Direction, IdentityNumber, Input, LabelSet, LocalIdentities, Peers, Policy, PortPrefix, Rule,
 };
 
 use crate::random::HOST;
@@ -23,7 +23,7 @@ pub(crate) struct Question<'a> {
     pub(crate) remote: IdentityNumber,
     pub(crate) direction: Direction,
     pub(crate) packet: PortPrefix,
-    pub(crate) prefixes: &'a Prefixes,
+    pub(crate) places: &'a LocalIdentities,
 }
 
 impl Question<'_> {
@@ -79,7 +79,7 @@ impl Question<'_> {
     fn covers(&self, rule: &Rule, own: &LabelSet) -> Option<(u8, bool)> {
         let Input { identities, surroundings, .. } = self.input;
         let is_any = rule.peers == Peers::Any;
-        let mut remotes = identities.remotes().chain(self.prefixes.remotes());
+        let mut remotes = identities.remotes().chain(self.places.remotes());
         let remote = remotes.find(|remote| remote.number == self.remote);
         let is_deny = rule.list.is_deny();
         if !is_any && !remote.is_some_and(|remote| rule.peers.select(remote, own, surroundings, is_deny)) {

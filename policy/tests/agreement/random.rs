@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use policy::{
-    CidrGroup, Identity, IdentityNumber, IdentitySet, LabelSet, NamedPort, Pod, Policy, PolicySet,
+    CidrGroup, Identity, IdentityNumber, IdentitySet, LabelSet, NamedPort, Node, Pod, Policy, PolicySet,
     Requirement, Selector, Service, Surroundings, protocol,
 };
 use proptest::collection::vec;
@@ -48,7 +48,10 @@ pub(crate) fn surroundings() -> Surroundings {
     let nets = BTreeSet::from([net("10.2.0.0/16"), net("198.51.100.0/24")]);
     surroundings.cidr_groups.insert("g".to_owned(), CidrGroup { labels: label("k8s:kind=group"), nets });
     surroundings.names.insert("a.example".to_owned(), BTreeSet::from(["192.0.2.7".parse().unwrap()]));
-    surroundings.nodes.insert("n1".to_owned(), label("k8s:a=1"));
+    for (name, labels, last) in [("n1", "k8s:a=1", 1), ("n2", "k8s:a=0", 2), ("n3", "k8s:b=1", 6)] {
+        let addresses = BTreeSet::from([[10, 1, 0, last].into()]);
+        surroundings.nodes.insert(name.to_owned(), Node { labels: label(labels), addresses });
+    }
     for (number, ports) in [(256, vec![80]), (257, vec![81]), (258, vec![80, 443]), (261, vec![80])] {
         let name = NamedPort::new("http", protocol::TCP);
         surroundings.named_ports.insert(number, BTreeMap::from([(name, ports.into_iter().collect())]));

@@ -8,7 +8,8 @@ const PODS: &str = "
     default/other app=other
     kube-system/dns k8s-app=kube-dns
     name cilium.io ip:192.0.2.4
-    node n1 node-access=ssh";
+    node n1 node-access=ssh
+    node n2 role=worker";
 
 fn app(rules: &str) -> Scene {
     let policy = format!(
@@ -99,13 +100,21 @@ fn groups_and_requirements() {
     assert_eq!(scene.conditions(), ["Unsupported spec.ingress[0].fromRequires"]);
 }
 
-/// Policies for nodes touch no pod.
+/// Policies for nodes touch no pod, and no hook enforces them at nodes; traces show what they say there.
 #[test]
 fn host_policies() {
     let policy = "{apiVersion: cilium.io/v2, kind: CiliumClusterwideNetworkPolicy, metadata: {name: demo-host-policy}, \
                   spec: {description: '', nodeSelector: {matchLabels: {node-access: ssh}}, ingress: [{fromEntities: [cluster]}, \
                   {toPorts: [{ports: [{port: '22', protocol: TCP}]}]}, {icmps: [{fields: [{type: EchoRequest, family: IPv4}]}]}]}}";
     let scene = Scene::new(PODS, policy);
-    scene.check("other,entity:world -> app 80/TCP allowed\n app -> other 80/TCP allowed");
+    scene.check(
+        "other,entity:world -> app 80/TCP allowed
+         app -> other 80/TCP allowed
+         app,node:n2 -> node:n1 80/TCP,22/TCP,8/ICMP allowed
+         entity:world -> node:n1 22/TCP,8/ICMP allowed
+         entity:world -> node:n1 80/TCP,0/ICMP denied
+         entity:world -> node:n2 80/TCP allowed
+         node:n1 -> entity:world,app 80/TCP allowed",
+    );
     assert_eq!(scene.conditions(), ["Unsupported spec.nodeSelector"]);
 }

@@ -8,4 +8,5 @@ mod cilium_layer4;
 mod cilium_unsupported;
 mod galaxy;
 mod kubernetes;
+mod recipes;
 mod scene;

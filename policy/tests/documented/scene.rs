@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use policy::{
-    AuthType, CidrGroup, Identity, IdentityNumber, IdentitySet, Input, Label, LabelSet, NamedPort, Pod,
-    Policy, PolicySet, RESERVED, Requirement, Selector, Service, Source, Surroundings, TraceVerdict, Traffic,
-    canonical_name, protocol, reserved, trace,
+    AuthType, CidrGroup, Identity, IdentityNumber, IdentitySet, Input, Label, LabelSet, NamedPort, Node,
+    Nodes, Pod, Policy, PolicySet, RESERVED, Requirement, Selector, Service, Source, Surroundings,
+    TraceVerdict, Traffic, canonical_name, protocol, reserved, trace_with_nodes,
 };
 
 /// A cluster and its policies.
@@ -59,7 +59,9 @@ impl Scene {
                 self.surroundings.cidr_groups.insert((*name).into(), group);
             }
             ["node", name] => {
-                self.surroundings.nodes.insert((*name).into(), labels(&line.labels));
+                let of_node = [line.labels.as_slice(), &[(policy::CLUSTER_KEY, "default")]].concat();
+                let node = Node { labels: labels(&of_node), addresses: line.addresses() };
+                self.surroundings.nodes.insert((*name).into(), node);
             }
             ["name", name] => {
                 self.surroundings.names.insert(canonical_name(name), line.addresses());
@@ -98,7 +100,8 @@ impl Scene {
         }
     }
 
-    /// Checks lines of `from -> to ports verdict`, each but the verdict one or several with commas between.
+    /// Checks lines of `from -> to ports verdict`, each but the verdict one or several with commas between. An end is a
+    /// pod, `ip:ADDRESS`, `entity:NAME`, or `node:NAME` as its own host and as others see it.
     #[track_caller]
     pub(crate) fn check(&self, table: &str) {
         for line in table.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -125,7 +128,9 @@ impl Scene {
         let port = if protocol::is_icmp(protocol) { number << 8 } else { number };
         let traffic = Traffic { from: self.end(from), to: self.end(to), protocol, port };
         let Self { identities, surroundings, policies, .. } = self;
-        let trace = trace(Input { policies, identities, surroundings }, traffic);
+        let node = |name: &str| Some(&self.surroundings.nodes.get(name.strip_prefix("node:")?)?.labels);
+        let nodes = Nodes { from: node(from), to: node(to) };
+        let trace = trace_with_nodes(Input { policies, identities, surroundings }, traffic, nodes);
         match (trace.verdict, trace.authentication.0) {
             (TraceVerdict::Denied, _) => "denied",
             (TraceVerdict::Allowed, AuthType::Disabled) => "allowed",
@@ -135,11 +140,12 @@ impl Scene {
     }
 
     fn end(&self, name: &str) -> IdentityNumber {
-        let prefixes = || self.policies.prefixes(&self.surroundings);
+        let local = || self.policies.local_identities(&self.surroundings);
         match name.split_once(':') {
-            Some(("ip", address)) => prefixes().identity_of(address.parse().unwrap()),
+            Some(("ip", address)) => local().identity_of(address.parse().unwrap()),
+            Some(("node", name)) => local().identity_of_node(name),
             Some(("entity", "world")) => {
-                prefixes().by_net().get(&policy::ALL_V4).copied().unwrap_or(reserved::WORLD)
+                local().by_net().get(&policy::ALL_V4).copied().unwrap_or(reserved::WORLD)
             }
             Some(("entity", name)) => {
                 let found = RESERVED.iter().find(|(_, names)| names.first() == Some(&name));

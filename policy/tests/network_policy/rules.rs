@@ -224,7 +224,7 @@ fn addresses_outside_the_cluster() {
         "{podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8, 192.168.0.0/16]}}]}]}",
     );
     let policies = policies(&[&yaml]);
-    let prefixes = policies.prefixes(&cluster.surroundings);
+    let prefixes = policies.local_identities(&cluster.surroundings);
     let reaches = |to: &str| {
         let to = prefixes.identity_of(to.parse().unwrap());
         is_allowed(&cluster, &policies, xa, to, protocol::TCP, 443)

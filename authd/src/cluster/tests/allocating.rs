@@ -9,7 +9,7 @@ fn allocates_and_says_what() {
     let directory = Directory::new();
     directory.write("base.yaml", &documents(&[namespace("default"), node(1), node(2)]));
     directory.write("pods.yaml", &documents(&[pod("xwing", 1, 11), pod("deathstar", 2, 10)]));
-    let summary = allocate(directory.path()).unwrap();
+    let summary = allocate(directory.path(), &Site::default()).unwrap();
     assert_eq!(summary.nodes, BTreeMap::from([("node1".to_owned(), 1), ("node2".to_owned(), 2)]));
     assert_eq!(summary.identities.keys().copied().collect::<Vec<_>>(), [256, 257]);
     let text = summary.to_string();
@@ -29,7 +29,7 @@ fn allocates_and_says_what() {
 fn doing_it_again_changes_nothing() {
     let directory = Directory::galaxy();
     let before = std::fs::read(directory.file(IDENTITIES_FILE)).unwrap();
-    let summary = allocate(directory.path()).unwrap();
+    let summary = allocate(directory.path(), &Site::default()).unwrap();
     assert_eq!(summary.to_string(), "nothing to allocate: 2 identities and 2 node numbers are there");
     assert_eq!(std::fs::read(directory.file(IDENTITIES_FILE)).unwrap(), before);
 }
@@ -42,7 +42,7 @@ fn the_same_directory_gives_the_same_file() {
         "all.yaml",
         &documents(&[pod("deathstar", 2, 10), node(2), pod("xwing", 1, 11), node(1), namespace("default")]),
     );
-    allocate(other.path()).unwrap();
+    allocate(other.path(), &Site::default()).unwrap();
     assert_eq!(read(&Directory::galaxy()), read(&other));
 }
 
@@ -54,7 +54,7 @@ fn labels_that_look_like_other_types_survive() {
         "labels: {a: 'true', b: '1e3', c: '', d: 'null', e: '0x10', f: '~', g: \"x: y # z\", ",
     );
     directory.write("odd.yaml", &odd);
-    allocate(directory.path()).unwrap();
+    allocate(directory.path(), &Site::default()).unwrap();
     assert_eq!(texts(&directory.load()), Vec::<String>::new());
 }
 
@@ -64,7 +64,7 @@ fn what_was_there_is_kept() {
     let before = std::fs::read_to_string(directory.file(IDENTITIES_FILE)).unwrap();
     directory.write(IDENTITIES_FILE, format!("# mine\n{before}").trim_end());
     directory.write("more.yaml", &pod("bwing", 1, 30));
-    allocate(directory.path()).unwrap();
+    allocate(directory.path(), &Site::default()).unwrap();
     let after = std::fs::read_to_string(directory.file(IDENTITIES_FILE)).unwrap();
     assert!(after.starts_with(&format!("# mine\n{}---\n", before)), "{after}");
     assert_eq!(directory.load().pod("default", "bwing").unwrap().identity, Some(258));
@@ -74,7 +74,7 @@ fn what_was_there_is_kept() {
 fn numbers_of_removed_documents_are_not_given_again() {
     let directory = Directory::galaxy();
     std::fs::remove_file(directory.file(IDENTITIES_FILE)).unwrap();
-    let summary = allocate(directory.path()).unwrap();
+    let summary = allocate(directory.path(), &Site::default()).unwrap();
     assert_eq!(summary.identities.keys().copied().collect::<Vec<_>>(), [258, 259]);
     assert_eq!(summary.nodes["node1"], 3);
 }
@@ -96,7 +96,7 @@ fn refuses_while_something_that_matters_is_wrong() {
         let directory = Directory::galaxy();
         let before = std::fs::read(directory.file(IDENTITIES_FILE)).unwrap();
         directory.write("z.yaml", text);
-        let error = allocate(directory.path()).unwrap_err().to_string();
+        let error = allocate(directory.path(), &Site::default()).unwrap_err().to_string();
         assert!(
             error.starts_with("nothing allocated: mend this first:\n  ") && error.contains(expected),
             "{error}"
@@ -112,14 +112,14 @@ fn errors_in_policies_do_not_matter() {
         "z.yaml",
         &documents(&[policy("rule", "x").replace("ingress:", "ingres:"), pod("bwing", 1, 30)]),
     );
-    assert!(allocate(directory.path()).is_ok());
+    assert!(allocate(directory.path(), &Site::default()).is_ok());
 }
 
 #[test]
 fn a_mangled_memory_is_not_guessed_at() {
     let directory = Directory::galaxy();
     std::fs::write(directory.file(".authd-identities.highest"), "many\n").unwrap();
-    let error = allocate(directory.path()).unwrap_err().to_string();
+    let error = allocate(directory.path(), &Site::default()).unwrap_err().to_string();
     assert!(
         error.contains("write the highest identity number and the highest node number into it"),
         "{error}"
@@ -129,7 +129,7 @@ fn a_mangled_memory_is_not_guessed_at() {
 #[test]
 fn an_absent_directory_is_named() {
     assert!(
-        allocate(Path::new("/nonexistent"))
+        allocate(Path::new("/nonexistent"), &Site::default())
             .unwrap_err()
             .to_string()
             .starts_with("cluster directory /nonexistent: ")
@@ -143,8 +143,9 @@ fn two_at_once_give_no_number_twice() {
     directory.write("base.yaml", &documents(&[namespace("default"), node(1)]));
     directory.write("pods.yaml", &documents(&pods));
     let allocated: usize = std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..4).map(|_| scope.spawn(|| allocate(directory.path()).unwrap().identities.len())).collect();
+        let threads: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| allocate(directory.path(), &Site::default()).unwrap().identities.len()))
+            .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
     assert_eq!(allocated, 20);
@@ -159,7 +160,7 @@ pub(super) fn demo() -> Directory {
         let entry = entry.unwrap();
         std::fs::copy(entry.path(), directory.path().join(entry.file_name())).unwrap();
     }
-    allocate(directory.path()).unwrap();
+    allocate(directory.path(), &Site::default()).unwrap();
     directory
 }
 
@@ -187,14 +188,14 @@ proptest! {
             all.extend((1..=node_count).map(node));
             all.extend(pods.iter().map(|host| pod(&format!("p{host}"), 1, *host)));
             directory.write("all.yaml", &documents(&all));
-            let first = allocate(directory.path()).unwrap();
+            let first = allocate(directory.path(), &Site::default()).unwrap();
             for (number, identity) in first.identities {
                 prop_assert!(identities.insert(number, identity.hash).is_none());
             }
             for (name, number) in first.nodes {
                 prop_assert!(nodes.insert(number, name).is_none());
             }
-            let again = allocate(directory.path()).unwrap();
+            let again = allocate(directory.path(), &Site::default()).unwrap();
             prop_assert!(again.identities.is_empty() && again.nodes.is_empty());
             let cluster = directory.load();
             prop_assert_eq!(texts(&cluster), Vec::<String>::new());

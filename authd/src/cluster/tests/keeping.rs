@@ -13,7 +13,7 @@ struct Running {
 impl Running {
     fn new() -> Self {
         let directory = Directory::galaxy();
-        let mut loader = Loader::new(directory.path());
+        let mut loader = Loader::new(directory.path(), &Site::default());
         assert_eq!(texts(&loader.load().unwrap()), Vec::<String>::new());
         Self { directory, loader }
     }
@@ -188,7 +188,7 @@ proptest! {
         writes in proptest::collection::vec((0_u8..3, proptest::collection::vec(0_usize..16, 0..5)), 1..8)
     ) {
         let (directory, pool) = (Directory::new(), pool());
-        let mut loader = Loader::new(directory.path());
+        let mut loader = Loader::new(directory.path(), &Site::default());
         let mut numbers = BTreeMap::new();
         for (file, chosen) in writes {
             let text: Vec<_> = chosen.iter().map(|index| pool[*index].clone()).collect();

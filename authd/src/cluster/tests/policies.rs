@@ -86,7 +86,7 @@ fn what_was_never_readable_denies_everything() {
 fn a_good_policy_that_breaks_stays() {
     let directory = Directory::galaxy();
     directory.write("policy.yaml", &policy("rule", "deathstar"));
-    let mut loader = Loader::new(directory.path());
+    let mut loader = Loader::new(directory.path(), &Site::default());
     let good = loader.load().unwrap();
     for broken in
         [policy("rule", "deathstar").replace("ingress:", "ingres:"), "a: [".to_owned(), "\u{1}".to_owned()]
@@ -106,7 +106,7 @@ fn a_good_policy_that_breaks_stays() {
 fn a_bad_policy_added_to_a_good_file_denies() {
     let directory = Directory::galaxy();
     directory.write("policy.yaml", &policy("rule", "deathstar"));
-    let mut loader = Loader::new(directory.path());
+    let mut loader = Loader::new(directory.path(), &Site::default());
     loader.load().unwrap();
     let new = policy("new", "xwing").replace("ingress:", "ingres:");
     directory.write("policy.yaml", &documents(&[policy("rule", "other"), new]));
@@ -121,7 +121,7 @@ fn a_bad_policy_added_to_a_good_file_denies() {
 fn of_two_policies_with_one_name_the_first_stays() {
     let directory = Directory::galaxy();
     directory.write("policy.yaml", &policy("rule", "deathstar"));
-    let mut loader = Loader::new(directory.path());
+    let mut loader = Loader::new(directory.path(), &Site::default());
     let before = loader.load().unwrap();
     directory.write("a.yaml", &policy("rule", "xwing"));
     let cluster = loader.load().unwrap();
@@ -133,7 +133,7 @@ fn of_two_policies_with_one_name_the_first_stays() {
         ]
     );
     // Without a past nobody can tell which one is meant, and time doesn't tell either.
-    let mut loader = Loader::new(directory.path());
+    let mut loader = Loader::new(directory.path(), &Site::default());
     let cluster = loader.load().unwrap();
     assert_eq!(loader.load().unwrap(), cluster);
     assert_eq!(denied(&cluster), ["deathstar"]);

@@ -147,7 +147,7 @@ fn addresses_that_mean_something_else_are_refused() {
     ] {
         let directory = Directory::new();
         directory.write("n.yaml", &node(1).replace("10.0.0.1", &format!("'{address}'")));
-        allocate(directory.path()).ok();
+        allocate(directory.path(), &Site::default()).ok();
         let texts = texts(&directory.load());
         let expected = format!(
             "n.yaml:5: Node node1: status.addresses[0].address: {address} is {kind}; the address is not used"
@@ -160,7 +160,7 @@ fn addresses_that_mean_something_else_are_refused() {
 fn overlapping_ranges_are_refused() {
     let directory = Directory::galaxy();
     directory.write("z.yaml", &node(3).replace("10.244.3.0/24", "10.244.0.0/16"));
-    allocate(directory.path()).unwrap_err();
+    allocate(directory.path(), &Site::default()).unwrap_err();
     let cluster = directory.load();
     let refused = "z.yaml:4: Node node3: spec.podCIDRs[0]: 10.244.0.0/16 overlaps a range of node node1; it is not used";
     assert!(texts(&cluster).contains(&refused.to_owned()), "{:?}", texts(&cluster));
@@ -204,7 +204,7 @@ fn duplicate_node_numbers_are_refused() {
 fn duplicate_objects_are_refused() {
     let directory = Directory::galaxy();
     directory.write("z.yaml", &documents(&[pod("xwing", 2, 99), pod("ywing", 1, 12), pod("ywing", 1, 13)]));
-    allocate(directory.path()).unwrap_err();
+    allocate(directory.path(), &Site::default()).unwrap_err();
     let cluster = directory.load();
     let texts = texts(&cluster);
     for expected in [

@@ -17,7 +17,7 @@ struct Watched {
 impl Watched {
     fn new() -> Self {
         let directory = Directory::galaxy();
-        let (receiver, watch) = watch(directory.path()).unwrap();
+        let (receiver, watch) = watch(directory.path(), &Site::default()).unwrap();
         Self { directory, receiver, watch }
     }
 
@@ -142,10 +142,12 @@ async fn ends_when_dropped() {
 
 #[test]
 fn an_absent_directory_is_an_error_that_names_the_flag() {
-    let error = watch(Path::new("/nonexistent/manifests")).unwrap_err().to_string();
+    let error = watch(Path::new("/nonexistent/manifests"), &Site::default()).unwrap_err().to_string();
     assert_eq!(
         error,
         "cluster directory /nonexistent/manifests: No such file or directory (os error 2); set --cluster-dir to the directory of the manifests"
     );
-    assert!(watch(Path::new("/etc/passwd")).unwrap_err().to_string().contains("--cluster-dir"));
+    assert!(
+        watch(Path::new("/etc/passwd"), &Site::default()).unwrap_err().to_string().contains("--cluster-dir")
+    );
 }

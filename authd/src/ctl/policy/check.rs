@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::{
-    cluster::{self, Problem, Severity},
+    cluster::{self, Problem, Severity, Site},
     ctl::{
         cli::Format,
         error::Error,
@@ -34,8 +34,8 @@ struct Finding {
 }
 
 /// Prints what is wrong; the exit status is 1 if anything is refused.
-pub(super) fn run(paths: &[PathBuf], output: &mut Output<'_>) -> Result<u8, Error> {
-    let cluster = cluster::load_offline(paths)?;
+pub(super) fn run(paths: &[PathBuf], site: &Site, output: &mut Output<'_>) -> Result<u8, Error> {
+    let cluster = cluster::load_offline(paths, site)?;
     let errors = cluster.problems.iter().filter(|problem| problem.severity == Severity::Error).count();
     let report = Report {
         policies: cluster.policies.len(),

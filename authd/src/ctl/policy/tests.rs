@@ -355,7 +355,8 @@ fn the_world_is_that_of_ipv4_unless_it_is_said() {
 async fn a_daemon_says_the_same_as_its_manifests() {
     let directory = galaxy();
     let path = directory.path().to_str().unwrap();
-    let cluster = || cluster::load_offline(&[directory.path().to_owned()]).unwrap();
+    let cluster =
+        || cluster::load_offline(&[directory.path().to_owned()], &cluster::Site::default()).unwrap();
     let ends = ["--from", "galaxy/tiefighter", "--to", "galaxy/deathstar", "--port"];
     for question in [
         [&["trace"][..], &ends, &["80/TCP"]].concat(),
@@ -379,7 +380,7 @@ async fn a_daemon_says_the_same_as_its_manifests() {
 #[tokio::test]
 async fn a_daemon_names_the_end_that_is_not_there() {
     let directory = galaxy();
-    let cluster = cluster::load_offline(&[directory.path().to_owned()]).unwrap();
+    let cluster = cluster::load_offline(&[directory.path().to_owned()], &cluster::Site::default()).unwrap();
     let question =
         ["policy", "trace", "--from", "galaxy/ywing", "--to", "galaxy/deathstar", "--port", "80/TCP"];
     let done = with_daemon(Fake { cluster, ..Fake::default() }, &question).await;

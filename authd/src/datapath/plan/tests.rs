@@ -110,6 +110,26 @@ fn prefixes_of_policies_never_take_the_clusters_own() {
 }
 
 #[test]
+fn nodes_that_policies_choose_have_identities_of_their_own() {
+    let (cluster, sessions, interfaces) = (cluster(), BTreeMap::new(), interfaces());
+    let before = BTreeMap::new();
+    let inputs = Inputs {
+        cluster: &cluster,
+        node: "n1",
+        interfaces: &interfaces,
+        cluster_cidrs: &[],
+        sessions: &sessions,
+        before: &before,
+    };
+    let mut plan = Plan::make(&inputs);
+    let nodes = ["n1", "n2", "gone"].map(|name| (name.to_owned(), 1 << 24));
+    plan.add_nodes(&nodes.into(), &inputs);
+    let of = |address| entry(&plan, address).map(|entry| (entry.identity, entry.node));
+    assert_eq!(of("10.0.0.2"), Some((1 << 24, 2)));
+    assert_eq!(of("10.0.0.1"), Some((identity::HOST, 0)), "this node is the host");
+}
+
+#[test]
 fn a_node_without_a_number_and_its_pods_stay_unknown() {
     let mut cluster = cluster();
     cluster.nodes.get_mut("n2").unwrap().number = None;
