@@ -5,6 +5,7 @@
 //! nothing about traffic and talks to nobody.
 
 mod allocate;
+mod capacity;
 mod directory;
 mod files;
 mod loader;
@@ -26,8 +27,9 @@ use ipnet::IpNet;
 use policy::{IdentityNumber, IdentitySet, Input, NamedPort, NodeNumber, PolicySet, Surroundings};
 
 pub use allocate::{IDENTITIES_FILE, Summary, allocate};
+pub use capacity::capacity;
 pub use directory::{Watch, load, watch};
-pub use offline::load_offline;
+pub use offline::{from_text, load_offline};
 pub use problem::{Problem, Severity};
 pub use revocation::{Revocations, Revoked, revoke};
 

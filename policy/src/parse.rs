@@ -20,11 +20,11 @@ use serde_json::Value;
 
 use crate::condition::{Condition, ConditionKind};
 use crate::label_set::LabelSet;
+use crate::nearest::nearest;
 use crate::object::{Kind, ObjectRef};
 use crate::rule::Policy;
 use crate::selector::Selector;
 use node::Node;
-use policy_error::nearest;
 
 /// Namespace of an object that doesn't say one, as in Kubernetes.
 const DEFAULT_NAMESPACE: &str = "default";
@@ -91,7 +91,7 @@ fn parse(value: &Value, object: &ObjectRef) -> Result<Policy, Fault> {
             let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
             let known =
                 [Kind::CiliumNetworkPolicy, Kind::CiliumClusterwideNetworkPolicy, Kind::NetworkPolicy];
-            let meant = nearest(kind, &known.map(Kind::as_str));
+            let meant = nearest(kind, known.map(Kind::as_str));
             let hint = meant.map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
             return Err(Fault::new("kind", Problem::UnknownKind { hint }));
         }

@@ -133,7 +133,7 @@ fn wanted(objects: &[Object], cluster: &str) -> Result<(Vec<LabelSet>, Vec<Strin
                 }
             }
             Body::Pod(_)
-            | Body::Workload(_)
+            | Body::StandIn(_)
             | Body::Namespace { .. }
             | Body::Service { .. }
             | Body::Endpoints { .. }
@@ -153,7 +153,7 @@ fn node_numbers(objects: &[Object]) -> BTreeMap<String, NodeNumber> {
         Body::Namespace { .. }
         | Body::Node { .. }
         | Body::Pod(_)
-        | Body::Workload(_)
+        | Body::StandIn(_)
         | Body::Service { .. }
         | Body::Endpoints { .. }
         | Body::CidrGroup { .. }

@@ -18,6 +18,7 @@ use super::problem::Problem;
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 /// A file written to more recently than this may not be complete yet.
 const SETTLE: Duration = Duration::from_millis(50);
+const NOT_REGULAR: &str = "not a regular file";
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 
 /// The directory's files as they were read.
@@ -31,15 +32,24 @@ pub(super) struct Listing {
     pub(super) unsettled: bool,
 }
 
+/// What becomes of symbolic links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Links {
+    /// They are refused, which keeps the daemon from being pointed at other files.
+    Refused,
+    /// They lead where they lead: a person has named the directory.
+    Followed,
+}
+
 /// Reads every `*.yaml`, `*.yml` and `*.json` in `directory`; hidden files belong to editors and tools.
 ///
 /// # Errors
 /// If the directory itself can't be listed.
-pub(super) fn read(directory: &Path) -> Result<Listing, Error> {
+pub(super) fn read(directory: &Path, links: Links) -> Result<Listing, Error> {
     let unreadable = |source| Error::Directory { directory: directory.to_owned(), source };
     let mut listing = Listing::default();
     for entry in std::fs::read_dir(directory).map_err(unreadable)? {
-        read_entry(&entry.map_err(unreadable)?, &mut listing);
+        read_entry(&entry.map_err(unreadable)?, links, &mut listing);
     }
     listing.problems.sort();
     Ok(listing)
@@ -48,6 +58,18 @@ pub(super) fn read(directory: &Path) -> Result<Listing, Error> {
 /// Reads one file that was named by a person, whatever it is called and wherever it leads.
 pub(super) fn read_named(path: &Path) -> Result<String, String> {
     let bytes = read_bounded(File::open(path).map_err(|error| error.to_string())?)?;
+    String::from_utf8(bytes)
+        .map_err(|error| format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
+}
+
+fn read_followed(path: &Path) -> Result<String, String> {
+    let metadata = std::fs::metadata(path).map_err(|error| error.to_string())?;
+    if metadata.is_file() { read_named(path) } else { Err(NOT_REGULAR.to_owned()) }
+}
+
+/// Reads what is piped in.
+pub(super) fn read_stdin() -> Result<String, String> {
+    let bytes = read_bounded(io::stdin().lock())?;
     String::from_utf8(bytes)
         .map_err(|error| format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
 }
@@ -61,7 +83,7 @@ pub(super) fn directory_id(directory: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-fn read_entry(entry: &DirEntry, listing: &mut Listing) {
+fn read_entry(entry: &DirEntry, links: Links, listing: &mut Listing) {
     let file_name = entry.file_name();
     let name = file_name.to_string_lossy().into_owned();
     if name.starts_with('.') {
@@ -77,6 +99,7 @@ fn read_entry(entry: &DirEntry, listing: &mut Listing) {
         return;
     }
     let read = match file_name.to_str() {
+        Some(_) if links == Links::Followed => read_followed(&entry.path()),
         Some(_) => read_file(&entry.path(), &mut listing.unsettled),
         None => Err("file name is not UTF-8".to_owned()),
     };
@@ -84,7 +107,7 @@ fn read_entry(entry: &DirEntry, listing: &mut Listing) {
 }
 
 fn read_file(path: &Path, unsettled: &mut bool) -> Result<String, String> {
-    // Not following links keeps the daemon from being pointed at other files; not blocking, at a pipe.
+    // Not blocking keeps the daemon from being pointed at a pipe.
     let flags = O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
     let is_link = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
     if is_link {
@@ -94,14 +117,14 @@ fn read_file(path: &Path, unsettled: &mut bool) -> Result<String, String> {
         OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|error| error.to_string())?;
     let metadata = file.metadata().map_err(|error| error.to_string())?;
     if !metadata.is_file() {
-        return Err("not a regular file".to_owned());
+        return Err(NOT_REGULAR.to_owned());
     }
     *unsettled |= metadata.modified().is_ok_and(is_recent);
     let text = read_bounded(file)?;
     String::from_utf8(text).map_err(|error| format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
 }
 
-fn read_bounded(file: File) -> Result<Vec<u8>, String> {
+fn read_bounded(file: impl Read) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let read = file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
     if read as u64 > MAX_FILE_BYTES {
@@ -128,7 +151,7 @@ mod tests {
         for name in ["a.yaml", "b.yml", "c.json", "d.txt", ".e.yaml", "f.yaml~", "README"] {
             std::fs::write(directory.path().join(name), name).unwrap();
         }
-        let listing = read(directory.path()).unwrap();
+        let listing = read(directory.path(), Links::Refused).unwrap();
         assert_eq!(listing.files.keys().collect::<Vec<_>>(), ["a.yaml", "b.yml", "c.json"]);
         assert_eq!(listing.files["a.yaml"], Ok("a.yaml".to_owned()));
         assert!(listing.unsettled && listing.problems.is_empty());
@@ -145,7 +168,7 @@ mod tests {
         std::fs::write(path("huge.yaml"), vec![b'#'; 4 * 1024 * 1024 + 1]).unwrap();
         std::fs::write(path("full.yaml"), vec![b'#'; 4 * 1024 * 1024]).unwrap();
         nix::unistd::mkfifo(&path("pipe.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let files = read(directory.path()).unwrap().files;
+        let files = read(directory.path(), Links::Refused).unwrap().files;
         let refused = |name: &str| files[name].clone().unwrap_err();
         assert_eq!(refused("link.yaml"), "symbolic links are not followed; copy the file here");
         assert_eq!(refused("dangling.yaml"), refused("link.yaml"));
@@ -157,11 +180,20 @@ mod tests {
     }
 
     #[test]
+    fn a_person_may_lead_to_files_by_links() {
+        let (directory, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(elsewhere.path().join("a"), "a: 1").unwrap();
+        symlink(elsewhere.path().join("a"), directory.path().join("a.yaml")).unwrap();
+        let files = read(directory.path(), Links::Followed).unwrap().files;
+        assert_eq!(files["a.yaml"], Ok("a: 1".to_owned()));
+    }
+
+    #[test]
     fn says_that_subdirectories_are_not_read() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("more")).unwrap();
         std::fs::create_dir(directory.path().join(".git")).unwrap();
-        let problems = read(directory.path()).unwrap().problems;
+        let problems = read(directory.path(), Links::Refused).unwrap().problems;
         assert_eq!(
             problems.iter().map(Problem::to_string).collect::<Vec<_>>(),
             ["more: subdirectories are not read; put the manifests into the directory itself"]
@@ -170,7 +202,7 @@ mod tests {
 
     #[test]
     fn an_absent_directory_names_the_flag() {
-        let error = read(Path::new("/nonexistent/authd")).unwrap_err();
+        let error = read(Path::new("/nonexistent/authd"), Links::Refused).unwrap_err();
         assert!(error.to_string().contains("--cluster-dir"), "{error}");
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::files::{self, Listing};
+use super::files::{self, Links, Listing};
 use super::manifest::{self, Body, Manifest, Object, ObjectKey, Refused};
 use super::problem::Problem;
 use super::snapshot::{self, Duplicate, Memory, Missing};
@@ -55,13 +55,13 @@ impl Loader {
 
     /// Reads the directory and builds the snapshot.
     pub(super) fn load(&mut self) -> Result<Cluster, Error> {
-        let listing = files::read(&self.directory)?;
+        let listing = files::read(&self.directory, Links::Refused)?;
         Ok(self.take(listing))
     }
 
     /// The same, but leaves everything as it is if a writer may still be at a file.
     pub(super) fn load_settled(&mut self) -> Result<Option<Cluster>, Error> {
-        let listing = files::read(&self.directory)?;
+        let listing = files::read(&self.directory, Links::Refused)?;
         Ok((!listing.unsettled).then(|| self.take(listing)))
     }
 
@@ -115,8 +115,8 @@ impl Loader {
     fn build(&mut self, effective: Effective) -> Cluster {
         let Effective { mut objects, mut refused, mut problems } = effective;
         match self.missing {
-            Missing::Reported => objects.retain(|object| !matches!(object.body, Body::Workload(_))),
-            Missing::Assumed => problems.extend(assume_pods(&mut objects)),
+            Missing::Reported => objects.retain(|object| !matches!(object.body, Body::StandIn(_))),
+            Missing::Assumed => problems.extend(stand_in(&mut objects)),
         }
         let (objects, duplicates) = snapshot::unique(objects, &mut self.memory);
         for Duplicate { object, problem, is_settled } in duplicates {
@@ -147,17 +147,22 @@ impl Loader {
     }
 }
 
-/// Makes Deployments and the like the pods that they will make, one of each, under their own names. Gives
-/// what is wrong with them.
-fn assume_pods(objects: &mut [Object]) -> Vec<Problem> {
-    let name = |object: &Object| (object.key.namespace.clone(), object.key.name.clone());
-    let is_pod = |object: &&Object| matches!(object.body, Body::Pod(_));
-    let mut pods: BTreeSet<_> = objects.iter().filter(is_pod).map(name).collect();
+/// Has objects that stand for others be these, under their own names, unless the others are there: a
+/// Deployment is the pods that it makes, as one of them. Gives what is wrong with them.
+fn stand_in(objects: &mut [Object]) -> Vec<Problem> {
+    let of = |body: &Body, key: &ObjectKey| {
+        let is_identity = matches!(body, Body::Identity(_));
+        let kind = (matches!(body, Body::Pod(_)), matches!(body, Body::Node { .. }), is_identity);
+        (kind, key.namespace.clone(), key.name.clone())
+    };
+    let is_real = |object: &&Object| !matches!(object.body, Body::StandIn(_));
+    let mut there: BTreeSet<_> =
+        objects.iter().filter(is_real).map(|object| of(&object.body, &object.key)).collect();
     let mut problems = Vec::new();
     for object in objects {
-        let Body::Workload(workload) = &object.body else { continue };
-        match workload {
-            Ok(pod) if pods.insert(name(object)) => object.body = Body::Pod(pod.clone()),
+        let Body::StandIn(stands_for) = &object.body else { continue };
+        match stands_for {
+            Ok(body) if there.insert(of(body, &object.key)) => object.body = Body::clone(body),
             Ok(_) => {}
             Err((field, message)) => problems.push(object.error(field, message)),
         }

@@ -5,6 +5,7 @@
 //! at; our own kinds may have no others.
 
 mod body;
+mod cilium;
 mod spec;
 mod strict;
 
@@ -14,7 +15,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use policy::{Identity, NamedPort, Policy};
+use policy::{Identity, LabelSet, NamedPort, Policy};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -68,9 +69,9 @@ pub(super) enum Body {
         pod_cidrs: Vec<IpNet>,
     },
     Pod(PodBody),
-    /// What makes pods, as one of them, or the field at fault and why: looked at only where manifests are
-    /// tried.
-    Workload(Result<PodBody, (String, String)>),
+    /// What it stands for, or the field at fault and why: looked at only where manifests are tried. What
+    /// makes pods stands for one of them, what Cilium keeps for what it is about.
+    StandIn(Result<Box<Self>, (String, String)>),
     /// `selector` is none if its endpoints are kept by hand.
     Service {
         labels: BTreeMap<String, String>,
@@ -105,6 +106,8 @@ pub(super) struct PodBody {
     pub(super) addresses: Vec<(String, IpAddr)>,
     /// The ports of its containers that have names.
     pub(super) named_ports: Vec<(NamedPort, u16)>,
+    /// The labels of its identity, where they are given and don't follow from its own.
+    pub(super) identity: Option<LabelSet>,
 }
 
 /// A policy, or what may have been one, that can't be applied.
@@ -269,7 +272,9 @@ impl Reader {
         match scope {
             Scope::Policy => self.manifest.refused.push(Refused { key, value, problem }),
             Scope::Namespaced | Scope::Cluster => self.manifest.problems.push(problem),
-            Scope::Workload => tracing::debug!(%problem, "ignored a manifest of a kind that isn't used"),
+            Scope::StandIn { .. } => {
+                tracing::debug!(%problem, "ignored a manifest of a kind that isn't used")
+            }
         }
     }
 
@@ -285,8 +290,10 @@ impl Reader {
 enum Scope {
     Namespaced,
     Cluster,
-    /// In a namespace, and of no use to the daemon.
-    Workload,
+    /// In a namespace or not, and of no use to the daemon: it stands for something else.
+    StandIn {
+        in_namespace: bool,
+    },
     /// A policy: its kind decides, and the `policy` crate knows which.
     Policy,
 }
@@ -324,8 +331,13 @@ fn class(header: &Header) -> Class {
             return Class::Used(Scope::Namespaced);
         }
         ("apps/v1", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet")
-        | ("batch/v1", "Job" | "CronJob") => {
-            return Class::Used(Scope::Workload);
+        | ("batch/v1", "Job" | "CronJob")
+        | ("v1", "ReplicationController")
+        | ("cilium.io/v2", "CiliumEndpoint") => {
+            return Class::Used(Scope::StandIn { in_namespace: true });
+        }
+        ("cilium.io/v2", "CiliumIdentity" | "CiliumNode") => {
+            return Class::Used(Scope::StandIn { in_namespace: false });
         }
         ("v1", "Namespace" | "Node")
         | (API_VERSION, "Identity" | "NodeNumber" | "Revocation")
@@ -339,12 +351,12 @@ fn class(header: &Header) -> Class {
     }
     // A misspelt policy must not be taken for a kind that doesn't matter.
     let may_be_policy = kind.contains("NetworkPolicy")
-        || strict::nearest(kind, POLICIES).is_some()
+        || policy::nearest(kind, POLICIES).is_some()
         || (group == "cilium.io" && !NOT_POLICIES.contains(&kind));
     if may_be_policy {
         return Class::Used(Scope::Policy);
     }
-    match strict::nearest(kind, CORE) {
+    match policy::nearest(kind, CORE) {
         Some(near) if group.is_empty() => Class::Mistaken(kind_mistaken(kind, Some(near))),
         _ => Class::Ignored,
     }
@@ -355,7 +367,7 @@ fn ours_mistaken(header: &Header) -> Mistake {
         let message = format!("unknown version {}; use {API_VERSION}", header.api_version);
         return Mistake::new("apiVersion", message);
     }
-    kind_mistaken(&header.kind, strict::nearest(&header.kind, OURS))
+    kind_mistaken(&header.kind, policy::nearest(&header.kind, OURS))
 }
 
 fn kind_mistaken(kind: &str, near: Option<&str>) -> Mistake {
@@ -367,8 +379,8 @@ fn key(header: &Header, scope: Scope) -> Result<ObjectKey, Mistake> {
     let name = header.metadata.name.clone().ok_or_else(|| Mistake::new("metadata.name", "missing"))?;
     check_name("metadata.name", &name)?;
     let is_namespaced = match scope {
-        Scope::Namespaced | Scope::Workload => true,
-        Scope::Cluster => false,
+        Scope::Namespaced | Scope::StandIn { in_namespace: true } => true,
+        Scope::Cluster | Scope::StandIn { in_namespace: false } => false,
         Scope::Policy => !header.kind.contains("Clusterwide"),
     };
     let namespace =

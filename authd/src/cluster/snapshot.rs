@@ -430,6 +430,9 @@ pub(super) fn labels(
     body: &PodBody,
     namespaces: &BTreeMap<String, BTreeMap<String, String>>,
 ) -> Result<LabelSet, (&'static str, String)> {
+    if let Some(labels) = &body.identity {
+        return Ok(labels.clone());
+    }
     let of_namespace = namespaces.get(namespace).ok_or_else(|| {
         let message = format!("there is no Namespace {namespace}; the pod has no identity until there is");
         ("metadata.namespace", message)

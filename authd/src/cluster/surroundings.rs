@@ -66,7 +66,7 @@ fn add(object: &Object, cluster: &Cluster, site: &Site, surroundings: &mut Surro
         Body::Namespace { .. }
         | Body::Endpoints { .. }
         | Body::Pod(_)
-        | Body::Workload(_)
+        | Body::StandIn(_)
         | Body::Identity(_)
         | Body::NodeNumber(_)
         | Body::Revocation(_)

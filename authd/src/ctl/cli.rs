@@ -211,7 +211,7 @@ pub(super) enum BundleCommand {
 pub(super) enum PolicyCommand {
     /// Look for mistakes in manifests; exit status 1 if there are errors
     Check {
-        /// Files, or directories whose *.yaml, *.yml and *.json are read
+        /// Files, `-` for standard input, or directories whose *.yaml, *.yml and *.json are read
         #[arg(value_name = "FILE|DIR", required = true)]
         paths: Vec<PathBuf>,
         #[command(flatten)]
@@ -232,7 +232,7 @@ pub(super) enum PolicyCommand {
 /// Where policies, pods and identities are read from.
 #[derive(Debug, Args)]
 pub(super) struct Manifests {
-    /// Directory or file of manifests to read instead of asking the daemon
+    /// Directory or file of manifests (`-` for standard input) to read instead of asking the daemon
     #[arg(long, value_name = "DIR")]
     pub(super) manifests: Vec<PathBuf>,
     #[command(flatten)]

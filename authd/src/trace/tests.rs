@@ -121,6 +121,49 @@ fn what_makes_pods_stands_for_one_of_them() {
     assert_eq!(problem.field.as_deref(), Some("spec.template.metadata.labels.app"), "{problem}");
 }
 
+/// What `kubectl get -o yaml` gives of a cluster that Cilium runs in stands for pods, nodes and identities.
+#[test]
+fn what_cilium_keeps_stands_for_what_it_is_about() {
+    let text = "
+{apiVersion: cilium.io/v2, kind: CiliumIdentity, metadata: {name: '12345'}, security-labels: {'k8s:app': web, 'k8s:io.cilium.k8s.policy.cluster': default, 'k8s:io.cilium.k8s.policy.serviceaccount': default, 'k8s:io.kubernetes.pod.namespace': shop}}
+---
+{apiVersion: cilium.io/v2, kind: CiliumEndpoint, metadata: {name: web-1, namespace: shop}, status: {identity: {id: 12345, labels: ['k8s:app=web', 'k8s:io.cilium.k8s.policy.cluster=default', 'k8s:io.cilium.k8s.policy.serviceaccount=default', 'k8s:io.kubernetes.pod.namespace=shop']}, networking: {addressing: [{ipv4: 10.0.0.5}], node: 192.168.0.1}, named-ports: [{name: http, port: 8080, protocol: TCP}]}}
+---
+{apiVersion: cilium.io/v2, kind: CiliumEndpoint, metadata: {name: far, namespace: shop}, status: {identity: {id: 1, labels: ['k8s:app=client', 'k8s:io.cilium.k8s.policy.cluster=other', 'k8s:io.cilium.k8s.policy.serviceaccount=default', 'k8s:io.kubernetes.pod.namespace=shop']}}}
+---
+{apiVersion: cilium.io/v2, kind: CiliumNode, metadata: {name: n1, labels: {zone: a}}, spec: {addresses: [{ip: 192.168.0.9, type: InternalIP}, {ip: 192.0.2.1, type: ExternalIP}], ipam: {podCIDRs: [10.0.0.0/24]}}}
+---
+{apiVersion: v1, kind: ReplicationController, metadata: {name: client, namespace: shop}, spec: {template: {metadata: {labels: {app: client}}}}}
+---
+{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: web, namespace: shop}, spec: {endpointSelector: {matchLabels: {app: web}}, ingress: [{fromEndpoints: [{matchLabels: {app: client, io.cilium.k8s.policy.cluster: default}}], toPorts: [{ports: [{port: http}]}]}, {fromNodes: [{matchLabels: {zone: a}}]}]}}
+";
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cilium.yaml");
+    std::fs::write(&file, text).unwrap();
+    let cluster = cluster::load_offline(std::slice::from_ref(&file), &cluster::Site::default()).unwrap();
+    assert!(cluster.problems.is_empty(), "{:?}", cluster.problems);
+    for (from, to, port, verdict) in [
+        ("shop/client", "shop/web-1", "8080/TCP", "allowed"),
+        ("shop/client", "identity:12345", "8080/TCP", "allowed"),
+        ("shop/client", "ip:10.0.0.5", "http/TCP", "allowed"),
+        ("shop/client", "shop/web-1", "80/TCP", "denied"),
+        ("shop/far", "shop/web-1", "8080/TCP", "denied"),
+        ("ip:192.168.0.9", "shop/web-1", "80/TCP", "allowed"),
+        ("ip:192.0.2.1", "shop/web-1", "80/TCP", "denied"),
+    ] {
+        let port = port.parse().unwrap();
+        let question = Question { from: from.parse().unwrap(), to: to.parse().unwrap(), port };
+        assert_eq!(answer(&cluster, &question).unwrap().verdict, verdict, "{from} -> {to}");
+    }
+    assert_eq!(cluster.pod("shop", "web-1").unwrap().identity, Some(12345));
+    // What Kubernetes says itself counts.
+    let pod =
+        "\n---\n{apiVersion: v1, kind: Pod, metadata: {name: web-1, namespace: shop, labels: {app: other}}}";
+    std::fs::write(&file, format!("{text}{pod}")).unwrap();
+    let cluster = cluster::load_offline(&[file], &cluster::Site::default()).unwrap();
+    assert_ne!(cluster.pod("shop", "web-1").unwrap().identity, Some(12345));
+}
+
 #[test]
 fn what_cannot_be_answered_says_why() {
     for (from, to, port, expected) in [

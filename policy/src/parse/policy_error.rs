@@ -1,6 +1,7 @@
 //! Why an object can't be understood: which object, which field, and the way out.
 
 use crate::label::LabelError;
+use crate::nearest::nearest;
 use crate::object::ObjectRef;
 use crate::rule::Policy;
 use crate::selector::Selector;
@@ -111,57 +112,15 @@ impl From<PolicyError> for Policy {
 
 /// What may be meant by `found`: the nearest of `known`, or all of them if none is near.
 pub(super) fn hint(found: &str, known: &[&str]) -> String {
-    match nearest(found, known) {
+    match nearest(found, known.iter().copied()) {
         Some(name) => format!("did you mean `{name}`?"),
         None => format!("known are {}", known.join(", ")),
     }
 }
 
-/// The nearest of `known`, if at most every third character differs.
-pub(super) fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
-    let lower = found.to_lowercase();
-    let distances = known.iter().map(|name| (distance(&lower, &name.to_lowercase()), *name));
-    let (distance, name) = distances.min()?;
-    (distance <= (found.len().max(name.len()) / 3).max(1)).then_some(name)
-}
-
-/// How many characters to insert, delete, replace or swap with their neighbour to get from one to the other.
-fn distance(from: &str, to: &str) -> usize {
-    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
-    let mut before: Vec<usize> = Vec::new();
-    let mut above: Vec<usize> = (0..=to.len()).collect();
-    for (i, a) in from.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, b) in to.iter().enumerate() {
-            let cell = |row: &[usize], at: usize| row.get(at).copied().unwrap_or(usize::MAX - 1);
-            let replaced = cell(&above, j) + usize::from(a != b);
-            let edited = replaced.min(cell(&above, j + 1) + 1).min(cell(&row, j) + 1);
-            let is_swap = i > 0 && j > 0 && from.get(i - 1) == Some(b) && to.get(j - 1) == Some(a);
-            row.push(if is_swap { edited.min(cell(&before, j - 1) + 1) } else { edited });
-        }
-        before = std::mem::replace(&mut above, row);
-    }
-    above.last().copied().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn edit_distance() {
-        for (from, to, expected) in [
-            ("", "", 0),
-            ("", "abc", 3),
-            ("abc", "", 3),
-            ("kitten", "sitting", 3),
-            ("ab", "ba", 1),
-            ("tpc", "tcp", 1),
-            ("a", "a", 0),
-        ] {
-            assert_eq!(distance(from, to), expected, "{from} {to}");
-        }
-    }
 
     #[test]
     fn hints() {

@@ -10,7 +10,7 @@ use super::super::revocation::Revoked;
 use super::spec::{self, Header};
 use crate::cluster::{ServicePort, TargetPort};
 
-use super::{Body, Mistake, ObjectKey, PodBody, Scope, check_name, strict, typed};
+use super::{Body, Mistake, ObjectKey, PodBody, Scope, check_name, cilium, strict, typed};
 
 /// Reads an object's body.
 pub(super) fn read(key: &ObjectKey, header: Header, value: &Value, scope: Scope) -> Result<Body, Mistake> {
@@ -46,10 +46,14 @@ pub(super) fn read(key: &ObjectKey, header: Header, value: &Value, scope: Scope)
             Ok(Body::CidrGroup { labels, nets })
         }
         "Pod" => Ok(Body::Pod(pod_body(labels, typed(value)?)?)),
-        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" | "Job" => {
+        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" | "ReplicationController" | "Job" => {
             Ok(workload_body(&["spec", "template"], value))
         }
         "CronJob" => Ok(workload_body(&["spec", "jobTemplate", "spec", "template"], value)),
+        kind if cilium::KINDS.contains(&kind) => {
+            let read = cilium::read(kind, &key.name, labels, value);
+            Ok(Body::StandIn(read.map(Box::new).map_err(|mistake| (mistake.field, mistake.message))))
+        }
         "Identity" => {
             known(value, &spec::IDENTITY)?;
             identity_body(&key.name, typed(value)?)
@@ -178,6 +182,7 @@ fn pod_body(labels: BTreeMap<String, String>, pod: spec::Pod) -> Result<PodBody,
         host_network: spec.host_network.unwrap_or_default(),
         has_ended,
         addresses,
+        identity: None,
     })
 }
 
@@ -193,7 +198,7 @@ fn workload_body(path: &[&str], value: &Value) -> Body {
         let field = [path.join("."), mistake.field].join(".");
         (field.trim_end_matches('.').to_owned(), mistake.message)
     };
-    Body::Workload(read().map_err(within))
+    Body::StandIn(read().map(|pod| Box::new(Body::Pod(pod))).map_err(within))
 }
 
 fn identity_body(name: &str, identity: spec::Identity) -> Result<Body, Mistake> {

@@ -1,5 +1,6 @@
 //! Unknown fields of our own kinds: refused, with the nearest known name.
 
+use policy::nearest;
 use serde_json::Value;
 
 /// Which fields an object may have.
@@ -22,14 +23,6 @@ pub(super) fn unknown_field(value: &Value, shape: &Shape) -> Option<Unknown> {
     search(value, shape, "")
 }
 
-/// The name out of `known` that is meant by `name`, if one is near enough.
-pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let far = 1 + name.chars().count() / 4;
-    let lower = name.to_lowercase();
-    let distances = known.into_iter().map(|known| (distance(&lower, &known.to_lowercase()), known));
-    distances.filter(|(distance, _)| *distance <= far).min().map(|(_, known)| known)
-}
-
 fn search(value: &Value, shape: &Shape, path: &str) -> Option<Unknown> {
     let (Value::Object(map), Shape::Map(fields)) = (value, shape) else { return None };
     map.iter().find_map(|(name, value)| {
@@ -49,29 +42,8 @@ fn message(name: &str, fields: &[(&str, Shape)]) -> String {
     }
 }
 
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (cell, cb) in row.iter_mut().zip(std::iter::once(None).chain(b.chars().map(Some))) {
-            let Some(cb) = cb else {
-                *cell = i + 1;
-                continue;
-            };
-            let above = *cell;
-            left = (above + 1).min(left + 1).min(diagonal + usize::from(ca != cb));
-            diagonal = above;
-            *cell = left;
-        }
-    }
-    row.last().copied().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -89,33 +61,5 @@ mod tests {
         let found = unknown_field(&json!({"status": {}}), &SHAPE).unwrap();
         assert_eq!(found.message, "unknown field; known here: kind, spec");
         assert_eq!(unknown_field(&json!({"kind": 1, "spec": {"hash": []}}), &SHAPE), None);
-    }
-
-    #[test]
-    fn finds_the_nearest_name() {
-        assert_eq!(nearest("pods", ["Pod", "Node"]), Some("Pod"));
-        assert_eq!(
-            nearest("CiliumNetworkPolcy", ["CiliumNetworkPolicy", "NetworkPolicy"]),
-            Some("CiliumNetworkPolicy")
-        );
-        assert_eq!(nearest("Service", ["Pod", "Node", "Namespace"]), None);
-    }
-
-    #[test]
-    fn measures_distances() {
-        for (a, b, expected) in
-            [("", "", 0), ("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)]
-        {
-            assert_eq!(distance(a, b), expected, "{a} {b}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn distance_is_a_metric(a in "[ab]{0,6}", b in "[ab]{0,6}", c in "[ab]{0,6}") {
-            prop_assert_eq!(distance(&a, &a), 0);
-            prop_assert_eq!(distance(&a, &b), distance(&b, &a));
-            prop_assert!(distance(&a, &c) <= distance(&a, &b) + distance(&b, &c));
-        }
     }
 }

@@ -69,7 +69,7 @@ fn ignores_kinds_without_use() {
     for (version, kind) in [
         ("apps/v1", "ControllerRevision"),
         ("v1", "ConfigMap"),
-        ("cilium.io/v2", "CiliumNode"),
+        ("cilium.io/v2", "CiliumNodeConfig"),
         ("kyverno.io/v1", "ClusterPolicy"),
         ("policy/v1", "PodDisruptionBudget"),
     ] {

@@ -35,7 +35,8 @@ struct Finding {
 
 /// Prints what is wrong; the exit status is 1 if anything is refused.
 pub(super) fn run(paths: &[PathBuf], site: &Site, output: &mut Output<'_>) -> Result<u8, Error> {
-    let cluster = cluster::load_offline(paths, site)?;
+    let mut cluster = cluster::load_offline(paths, site)?;
+    cluster.problems.extend(cluster::capacity(&cluster, auth_ebpf_abi::capacity::POLICY));
     let errors = cluster.problems.iter().filter(|problem| problem.severity == Severity::Error).count();
     let report = Report {
         policies: cluster.policies.len(),
