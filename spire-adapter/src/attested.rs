@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::proto::agent::{AgentMask, LIST, ListRequest, ListResponse, SERVICE};
-use crate::server::Server;
+use crate::server::{Server, ServerAddress};
 use crate::{ApiError, Selector, SpiffeId};
 
 const PAGE: i32 = 500;
@@ -25,14 +25,19 @@ pub struct AttestedAgent {
     pub banned: bool,
 }
 
-/// A client of the Agent API on SPIRE server's unix socket.
+/// A client of the Agent API of SPIRE server.
 #[derive(Debug, Clone)]
 pub struct AgentClient(Server);
 
 impl AgentClient {
     /// A client for the server's socket at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self(Server::new(path.into(), SERVICE))
+        Self::at(ServerAddress::Socket(path.into()))
+    }
+
+    /// A client for the server at `address`.
+    pub fn at(address: ServerAddress) -> Self {
+        Self(Server::new(address, SERVICE))
     }
 
     /// Every agent, page by page.

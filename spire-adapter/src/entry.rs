@@ -1,4 +1,4 @@
-//! Registration entries, by the Entry API on SPIRE server's unix socket.
+//! Registration entries, by the Entry API of SPIRE server.
 //!
 //! A batch is not atomic and its statuses are per entry, so every outcome is reported; requests go out in
 //! batches of 200, lists come back in pages.
@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::proto::{self, SelectorParts, SpiffeIdParts};
-use crate::server::Server;
+use crate::server::{Server, ServerAddress};
 use crate::{ApiError, SpiffeId, TrustDomain};
 
-const BATCH: usize = 200;
+pub(crate) const BATCH: usize = 200;
 const PAGE: i32 = 500;
 const OK: i32 = 0;
 const NOT_FOUND: i32 = 5;
@@ -24,6 +24,11 @@ pub(crate) const FIELDS: proto::entry::EntryMask = proto::entry::EntryMask {
     selectors: true,
     x509_svid_ttl: true,
     federates_with: true,
+    admin: true,
+    downstream: true,
+    expires_at: true,
+    dns_names: true,
+    store_svid: true,
     hint: true,
 };
 
@@ -66,6 +71,16 @@ pub struct Entry {
     pub federates_with: BTreeSet<TrustDomain>,
     /// Free text that the server stores.
     pub hint: String,
+    /// Its holder may do anything at the server.
+    pub admin: bool,
+    /// Its holder may have CA certificates signed.
+    pub downstream: bool,
+    /// Its SVIDs go to a store and to no workload.
+    pub store_svid: bool,
+    /// DNS names in its SVIDs.
+    pub dns_names: BTreeSet<String>,
+    /// Until when the server keeps it, in seconds since 1970; 0 for good.
+    pub expires_at: i64,
 }
 
 impl Entry {
@@ -83,6 +98,11 @@ impl Entry {
             svid_ttl: None,
             federates_with: BTreeSet::new(),
             hint: String::new(),
+            admin: false,
+            downstream: false,
+            store_svid: false,
+            dns_names: BTreeSet::new(),
+            expires_at: 0,
         }
     }
 }
@@ -117,7 +137,12 @@ pub struct EntryClient(Server);
 impl EntryClient {
     /// A client for the server's socket at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self(Server::new(path.into(), proto::entry::SERVICE))
+        Self::at(ServerAddress::Socket(path.into()))
+    }
+
+    /// A client for the server at `address`.
+    pub fn at(address: ServerAddress) -> Self {
+        Self(Server::new(address, proto::entry::SERVICE))
     }
 
     /// Creates entries; outcomes come in their order. After an error some may exist: list and compare.
@@ -217,7 +242,7 @@ impl EntryClient {
         from_message(message).map_err(|reason| self.0.unusable(reason))
     }
 
-    /// The socket this client talks to.
+    /// What this client talks to: a socket's path, or a host and port.
     pub fn path(&self) -> &Path {
         self.0.path()
     }
@@ -242,6 +267,11 @@ pub(crate) fn to_message(entry: &Entry) -> proto::entry::Entry {
         x509_svid_ttl: i32::try_from(ttl).unwrap_or(i32::MAX),
         federates_with: entry.federates_with.iter().map(ToString::to_string).collect(),
         hint: entry.hint.clone(),
+        admin: entry.admin,
+        downstream: entry.downstream,
+        store_svid: entry.store_svid,
+        dns_names: entry.dns_names.iter().cloned().collect(),
+        expires_at: entry.expires_at,
         ..proto::entry::Entry::default()
     }
 }
@@ -266,6 +296,11 @@ pub(crate) fn from_message(message: proto::entry::Entry) -> Result<Entry, String
         svid_ttl: (ttl > 0).then(|| Duration::from_secs(ttl)),
         federates_with,
         hint: message.hint,
+        admin: message.admin,
+        downstream: message.downstream,
+        store_svid: message.store_svid,
+        dns_names: message.dns_names.into_iter().collect(),
+        expires_at: message.expires_at,
         id: message.id,
     })
 }

@@ -39,6 +39,7 @@ pub use bundle::{Bundle, Bundles};
 pub use delegated::DelegatedAgent;
 pub use entry::{Entry, EntryClient, Outcome, Selector};
 pub use error::Error;
+pub use server::ServerAddress;
 pub use snapshot::{Snapshot, State};
 pub use socket::ApiError;
 pub use spiffe::{SpiffeId, TrustDomain};

@@ -1,41 +1,58 @@
 //! Registration entries, kept as somebody wants them: which of those that the server has are created, updated
 //! in place or deleted. Pure; [`converge()`] does what is planned here.
 //!
-//! An entry is ours if its ID begins with [`ID_PREFIX`]. The rest of the ID is a hash of parent and SPIFFE ID, so
-//! two writers make the same entry, not two, and an entry that does not fit its ID has been tampered with.
+//! An entry is ours if its ID begins with the mark of its [`Owner`]. The rest of the ID is a hash of parent and
+//! SPIFFE ID, so two writers make the same entry, not two, and an entry that does not fit its ID has been tampered
+//! with.
 
 mod converge;
+mod owner;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
-
-pub use converge::{Options, Registered, Report, converge};
+pub use converge::{Changes, Options, Registered, Report, Round, converge, survey};
+pub use owner::Owner;
 
 use crate::{Entry, SpiffeId};
 
-/// What the IDs of our entries begin with.
-pub const ID_PREFIX: &str = "authd.";
 /// How long an entry stays that nobody wants any more.
 pub const GRACE: Duration = Duration::from_secs(600);
 
 /// The entries that should be there, by their IDs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wanted(BTreeMap<String, Entry>);
+pub struct Wanted {
+    owner: Owner,
+    entries: BTreeMap<String, Entry>,
+    revoked: BTreeSet<SpiffeId>,
+}
 
 impl Wanted {
+    /// Nothing yet; what else `owner` has at the server is not wanted.
+    pub fn new(owner: Owner) -> Self {
+        Self { owner, ..Self::default() }
+    }
+
     /// An entry; of two with the same parent and SPIFFE ID the later one counts.
     pub fn add(&mut self, mut entry: Entry) {
-        entry.id = entry_id(&entry.parent_id, &entry.spiffe_id);
-        self.0.insert(entry.id.clone(), entry);
+        entry.id = self.owner.entry_id(&entry.parent_id, &entry.spiffe_id);
+        self.entries.insert(entry.id.clone(), entry);
+    }
+
+    /// Whatever we have registered as `spiffe_id`, or below it as parent, goes at once.
+    pub fn revoke(&mut self, spiffe_id: SpiffeId) {
+        self.revoked.insert(spiffe_id);
     }
 
     /// The entries with their IDs.
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.0.values()
+        self.entries.values()
+    }
+
+    fn is_revoked(&self, entry: &Entry) -> bool {
+        self.revoked.contains(&entry.spiffe_id) || self.revoked.contains(&entry.parent_id)
     }
 }
 
@@ -50,8 +67,8 @@ impl FromIterator<Entry> for Wanted {
 /// What is to be done at the server, in this order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// IDs of entries to delete.
-    pub delete: Vec<String>,
+    /// Entries to delete.
+    pub delete: Vec<Entry>,
     /// Entries to change in place.
     pub update: Vec<Entry>,
     /// Entries to create.
@@ -85,18 +102,19 @@ impl Registrar {
         let mut plan = Plan::default();
         let mut unwanted = BTreeMap::new();
         let (ours, foreign): (Vec<&Entry>, Vec<&Entry>) =
-            present.iter().partition(|entry| entry.id.starts_with(ID_PREFIX));
+            present.iter().partition(|entry| wanted.owner.owns(entry));
         for entry in &ours {
-            match wanted.0.get(&entry.id) {
+            match wanted.entries.get(&entry.id) {
+                _ if wanted.is_revoked(entry) => plan.delete.push((*entry).clone()),
                 Some(wanted) if wanted == *entry => {}
                 Some(wanted) => plan.update.push(wanted.clone()),
-                None if entry.id != entry_id(&entry.parent_id, &entry.spiffe_id) => {
-                    plan.delete.push(entry.id.clone());
+                None if entry.id != wanted.owner.entry_id(&entry.parent_id, &entry.spiffe_id) => {
+                    plan.delete.push((*entry).clone());
                 }
                 None => {
                     let since = self.unwanted.get(&entry.id).copied().unwrap_or(now);
                     if now.saturating_duration_since(since) >= self.grace {
-                        plan.delete.push(entry.id.clone());
+                        plan.delete.push((*entry).clone());
                     }
                     unwanted.insert(entry.id.clone(), since);
                 }
@@ -105,7 +123,8 @@ impl Registrar {
         self.unwanted = unwanted;
         let ours: BTreeSet<&str> = ours.iter().map(|entry| entry.id.as_str()).collect();
         let foreign: BTreeSet<_> = foreign.iter().map(|entry| registration(entry)).collect();
-        for entry in wanted.iter().filter(|entry| !ours.contains(entry.id.as_str())) {
+        let missing = |entry: &&Entry| !ours.contains(entry.id.as_str()) && !wanted.is_revoked(entry);
+        for entry in wanted.iter().filter(missing) {
             if foreign.contains(&registration(entry)) {
                 plan.foreign.insert(entry.id.clone());
             } else {
@@ -124,12 +143,4 @@ impl Registrar {
 /// What the server holds to be the same entry.
 fn registration(entry: &Entry) -> (&SpiffeId, &SpiffeId, &BTreeSet<crate::Selector>) {
     (&entry.parent_id, &entry.spiffe_id, &entry.selectors)
-}
-
-/// The ID of the entry by which the agent `parent_id` may obtain `spiffe_id`.
-pub fn entry_id(parent_id: &SpiffeId, spiffe_id: &SpiffeId) -> String {
-    // No SPIFFE ID has a space in it.
-    let hash = Sha256::digest(format!("{parent_id} {spiffe_id}"));
-    let hash: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    format!("{ID_PREFIX}{hash}")
 }

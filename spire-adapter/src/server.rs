@@ -1,29 +1,52 @@
-//! Unary calls at SPIRE server's unix socket. Connects anew for each: calls are rare and the server may restart.
+//! Unary calls at SPIRE server. Connects anew for each: calls are rare and the server may restart.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http::uri::PathAndQuery;
+use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic_prost::ProstCodec;
 
-use crate::socket::{self, ApiError, CALL_DEADLINE};
+use crate::Snapshot;
+use crate::socket::{self, ApiError};
 
 const MAX_MESSAGE: usize = 64 << 20;
 
-/// A server's socket, for one of its services.
+/// How long a call may take: with ten thousand entries under one parent a batch of 200 takes SPIRE 15 s.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Where a server is, and how it knows who calls.
+#[derive(Debug, Clone)]
+pub enum ServerAddress {
+    /// Its unix socket. Whoever may connect there may do anything.
+    Socket(PathBuf),
+    /// TCP, by mutual TLS with an SVID of the server's trust domain.
+    Tcp {
+        /// Host and port, such as `spire-server.spire:8081`.
+        address: String,
+        /// Whose SVID says who calls.
+        own: watch::Receiver<Snapshot>,
+    },
+}
+
+/// A server, for one of its services.
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
-    path: PathBuf,
+    address: ServerAddress,
     service: &'static str,
 }
 
 impl Server {
-    pub(crate) fn new(path: PathBuf, service: &'static str) -> Self {
-        Self { path, service }
+    pub(crate) fn new(address: ServerAddress, service: &'static str) -> Self {
+        Self { address, service }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        match &self.address {
+            ServerAddress::Socket(path) => path,
+            ServerAddress::Tcp { address, .. } => Path::new(address),
+        }
     }
 
     pub(crate) async fn unary<Q, R>(&self, method: &'static str, request: Q) -> Result<R, ApiError>
@@ -31,18 +54,28 @@ impl Server {
         Q: prost::Message + Default + Send + Sync + 'static,
         R: prost::Message + Default + Send + Sync + 'static,
     {
-        let channel = socket::connect(&self.path).await?;
-        let call = call(channel, PathAndQuery::from_static(method), request);
-        match tokio::time::timeout(CALL_DEADLINE, call).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(status)) => Err(ApiError::from_status(&self.path, self.service, &status)),
-            Err(_elapsed) => Err(ApiError::Deadline { path: self.path.clone(), deadline: CALL_DEADLINE }),
+        let asked = async {
+            let channel = self.connect().await?;
+            let answer = call(channel, PathAndQuery::from_static(method), request).await;
+            answer.map_err(|status| ApiError::from_status(self.path(), self.service, &status))
+        };
+        let stuck = || ApiError::Deadline { path: self.path().to_path_buf(), deadline: DEADLINE };
+        tokio::time::timeout(DEADLINE, asked).await.unwrap_or_else(|_elapsed| Err(stuck()))
+    }
+
+    async fn connect(&self) -> Result<Channel, ApiError> {
+        match &self.address {
+            ServerAddress::Socket(path) => socket::connect(path).await,
+            ServerAddress::Tcp { address, own } => {
+                let own = own.borrow().clone();
+                socket::connect_server(address, &own).await
+            }
         }
     }
 
     /// A message from here that cannot be used.
     pub(crate) fn unusable(&self, reason: String) -> ApiError {
-        ApiError::Message { path: self.path.clone(), reason }
+        ApiError::Message { path: self.path().to_path_buf(), reason }
     }
 }
 

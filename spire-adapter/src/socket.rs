@@ -10,18 +10,19 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::{ExpectedPeer, Groups, Snapshot, State, Svid, tls};
+use crate::{ExpectedPeer, Groups, Snapshot, SpiffeId, State, Svid, tls};
 
-/// How long connecting and each unary call may take.
-pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long connecting may take.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Why an API behind a unix socket could not be used.
+/// Why an API of SPIRE could not be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApiError {
@@ -90,7 +91,7 @@ pub enum ApiError {
         reason: String,
     },
     /// There is no SVID of this process with which to say who it is.
-    #[error("no valid SVID of this node with which to authenticate at {}", path.display())]
+    #[error("no valid SVID of this process with which to authenticate at {}", path.display())]
     NoSvid {
         /// The socket.
         path: PathBuf,
@@ -203,35 +204,65 @@ impl Dial {
 
 /// The agent's own SPIFFE ID is below this path.
 const AGENT_PATH: &str = "/spire/agent";
+/// The server's own SPIFFE ID.
+const SERVER_PATH: &str = "/spire/server";
 
 async fn connect_mutual(path: &Path, own: &Snapshot) -> Result<Channel, ApiError> {
-    let Some(svid) = own.svid() else {
+    let svid = own_svid(path, own)?;
+    let agent = ExpectedPeer::PathPrefix(svid.spiffe_id().trust_domain().clone(), AGENT_PATH.to_owned());
+    let stream = secured(path, own, agent, connect_stream(path).await?).await?;
+    open(path, stream).await.map_err(|_closed| refused(path, svid))
+}
+
+/// Connects once to the server at `address`, with the SVID of `own`.
+pub(crate) async fn connect_server(address: &str, own: &Snapshot) -> Result<Channel, ApiError> {
+    let path = Path::new(address);
+    let trust_domain = own_svid(path, own)?.spiffe_id().trust_domain().clone();
+    let expected = SpiffeId::new(format!("{}{SERVER_PATH}", trust_domain.id_string()));
+    let expected = expected.map_err(|error| failed(path, error.to_string()))?;
+    let stream = TcpStream::connect(address).await.map_err(|error| ApiError::from_io(path, &error))?;
+    open(path, secured(path, own, ExpectedPeer::Exact(expected), stream).await?).await
+}
+
+/// The SVID with which this process says who it is.
+fn own_svid<'s>(path: &Path, own: &'s Snapshot) -> Result<&'s Svid, ApiError> {
+    own.svid().ok_or_else(|| {
         let path = path.to_path_buf();
         // Who has been taken off the list of identities must not go on as somebody.
-        return Err(match own.state {
+        match own.state {
             State::Withdrawn => {
-                ApiError::NotAuthorized { path, reason: "the SVID of this node is withdrawn".to_owned() }
+                ApiError::NotAuthorized { path, reason: "the SVID of this process is withdrawn".to_owned() }
             }
             State::Pending | State::Usable(_) | State::Expired => ApiError::NoSvid { path },
-        });
-    };
-    let failed = |reason: String| ApiError::Connect { path: path.to_path_buf(), reason };
-    let agent = ExpectedPeer::PathPrefix(svid.spiffe_id().trust_domain().clone(), AGENT_PATH.to_owned());
-    let config = tls::client_config(svid, &own.bundles, agent, b"h2", &Groups::Any.into())
-        .map_err(|error| failed(error.to_string()))?;
-    let name = ServerName::try_from("spire-agent").map_err(|error| failed(error.to_string()))?;
-    let stream = connect_stream(path).await?;
-    let stream = TlsConnector::from(config)
-        .connect(name, stream)
-        .await
-        .map_err(|error| failed(format!("TLS: {error}")))?;
-    open(path, stream).await.map_err(|_closed| refused(path, svid))
+        }
+    })
+}
+
+/// Mutual TLS over `stream`.
+async fn secured<S>(
+    path: &Path,
+    own: &Snapshot,
+    expected: ExpectedPeer,
+    stream: S,
+) -> Result<TlsStream<S>, ApiError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let config = tls::client_config(own_svid(path, own)?, &own.bundles, expected, b"h2", &Groups::Any.into())
+        .map_err(|error| failed(path, error.to_string()))?;
+    // SPIRE goes by SPIFFE IDs and looks at no name.
+    let name = ServerName::try_from("spire").map_err(|error| failed(path, error.to_string()))?;
+    let connected = TlsConnector::from(config).connect(name, stream).await;
+    connected.map_err(|error| failed(path, format!("TLS: {error}")))
+}
+
+fn failed(path: &Path, reason: String) -> ApiError {
+    ApiError::Connect { path: path.to_path_buf(), reason }
 }
 
 fn refused(path: &Path, svid: &Svid) -> ApiError {
     let id = svid.spiffe_id();
-    let reason = format!("closed by the agent after the TLS handshake: is {id} among its brokers?");
-    ApiError::Connect { path: path.to_path_buf(), reason }
+    failed(path, format!("closed by the agent after the TLS handshake: is {id} among its brokers?"))
 }
 
 /// Connects once. The channel does not reconnect by itself: whoever supervises it does, knowingly.

@@ -61,6 +61,7 @@ on_both! {
     issue::svids_are_chosen_by_spiffe_id_whatever_their_order,
     issue::svids_come_by_both_apis,
     registration::a_thousand_entries_are_made_kept_and_mended,
+    registration::every_field_of_an_entry_is_mended,
     registration::the_server_says_which_agents_it_has_attested,
     registration::unwanted_entries_go_after_their_grace_and_a_server_away_loses_nothing,
     registration::what_the_server_refuses_is_told_and_what_others_have_made_is_left,

@@ -68,7 +68,7 @@ impl Agent {
         state: &'s State,
         selectors: &'s BTreeSet<Selector>,
     ) -> impl Iterator<Item = &'s Entry> {
-        self.entries(state).filter(|entry| entry.selectors.is_subset(selectors))
+        self.entries(state).filter(|entry| !entry.store_svid && entry.selectors.is_subset(selectors))
     }
 
     /// Entries of this node.
@@ -95,6 +95,17 @@ impl Agent {
         selectors: &BTreeSet<Selector>,
     ) -> Result<Vec<Current>, Status> {
         self.matching(state, selectors).filter_map(|entry| self.svid(state, entry).transpose()).collect()
+    }
+
+    /// The same for what others may ask on their behalf: nobody gets an administrator's SVID that way.
+    pub(crate) fn current_delegated(
+        &self,
+        state: &State,
+        selectors: &BTreeSet<Selector>,
+    ) -> Result<Vec<Current>, Status> {
+        let mut current = self.current(state, selectors)?;
+        current.retain(|svid| !svid.entry.admin && !svid.entry.downstream);
+        Ok(current)
     }
 
     /// The SVID of an entry. With the server away that is the last one, expired or not, as SPIRE's agent
@@ -145,10 +156,13 @@ fn renewal(ttl: Duration) -> Duration {
 pub(crate) fn attest<T>(request: &Request<T>) -> Result<BTreeSet<Selector>, Status> {
     let credentials = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
     let credentials = credentials.ok_or_else(|| Status::internal("no peer credentials"))?;
-    Ok(BTreeSet::from([
+    let program = credentials.pid().and_then(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).ok());
+    let mut selectors = BTreeSet::from([
         Selector::new("unix", format!("uid:{}", credentials.uid())),
         Selector::new("unix", format!("gid:{}", credentials.gid())),
-    ]))
+    ]);
+    selectors.extend(program.map(|path| Selector::new("unix", format!("path:{}", path.display()))));
+    Ok(selectors)
 }
 
 /// A message, and when the next is due if nothing else changes.

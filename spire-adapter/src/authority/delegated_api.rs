@@ -47,7 +47,7 @@ impl DelegatedApi {
         let agent = Arc::clone(&self.agent);
         let build = move |state: &State| {
             agent.authorize(state, &caller)?;
-            agent.current(state, &selectors).map(|current| svids(&current))
+            agent.current_delegated(state, &selectors).map(|current| svids(&current))
         };
         Ok(updates(&self.agent, self.stop.clone(), build))
     }

@@ -93,6 +93,21 @@ impl EntryApi {
         if !mask.federates_with {
             message.federates_with = current.federates_with;
         }
+        if !mask.admin {
+            message.admin = current.admin;
+        }
+        if !mask.downstream {
+            message.downstream = current.downstream;
+        }
+        if !mask.expires_at {
+            message.expires_at = current.expires_at;
+        }
+        if !mask.dns_names {
+            message.dns_names = current.dns_names;
+        }
+        if !mask.store_svid {
+            message.store_svid = current.store_svid;
+        }
         if !mask.hint {
             message.hint = current.hint;
         }

@@ -56,6 +56,16 @@ pub(crate) struct EntryMask {
     pub(crate) x509_svid_ttl: bool,
     #[prost(bool, tag = "6")]
     pub(crate) federates_with: bool,
+    #[prost(bool, tag = "7")]
+    pub(crate) admin: bool,
+    #[prost(bool, tag = "8")]
+    pub(crate) downstream: bool,
+    #[prost(bool, tag = "9")]
+    pub(crate) expires_at: bool,
+    #[prost(bool, tag = "10")]
+    pub(crate) dns_names: bool,
+    #[prost(bool, tag = "12")]
+    pub(crate) store_svid: bool,
     #[prost(bool, tag = "14")]
     pub(crate) hint: bool,
 }

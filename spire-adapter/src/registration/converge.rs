@@ -2,12 +2,13 @@
 //! after anything that went wrong, because a batch is not atomic.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{Plan, Registrar, Wanted};
+use crate::entry::BATCH;
 use crate::{ApiError, Entry, EntryClient, Outcome};
 
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -43,6 +44,19 @@ pub enum Registered {
     },
 }
 
+/// How many entries were changed at the server so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Made.
+    pub created: u64,
+    /// Changed in place, what others had changed among them.
+    pub updated: u64,
+    /// Deleted.
+    pub deleted: u64,
+    /// Refused by the server, each time.
+    pub refused: u64,
+}
+
 /// The state of all wanted entries after a round.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
@@ -50,6 +64,10 @@ pub struct Report {
     pub entries: BTreeMap<String, Registered>,
     /// Why the server could not be asked, if so.
     pub problem: Option<ApiError>,
+    /// When the server last had all that was wanted, but for what it refuses.
+    pub converged: Option<SystemTime>,
+    /// What was done since the start.
+    pub changes: Changes,
 }
 
 /// Keeps the server's entries as `wanted` says, until its sender is gone. Each round is reported.
@@ -63,16 +81,20 @@ pub async fn converge(
     let mut retry = RETRY_MIN;
     loop {
         let now = wanted.borrow_and_update().clone();
-        let pause = match round(&client, &mut registrar, &now).await {
-            Ok(next) => {
-                let refused = next.entries.values().any(|state| matches!(state, Registered::Refused { .. }));
-                publish(&report, next);
+        let mut round = Round { client: &client, changes: report.borrow().changes };
+        let done = round.run(&mut registrar, &now).await;
+        let changes = round.changes;
+        let pause = match done {
+            Ok(entries) => {
+                let refused = entries.values().any(|state| matches!(state, Registered::Refused { .. }));
+                let converged = Some(SystemTime::now());
+                publish(&report, Report { entries, problem: None, converged, changes });
                 retry = if refused { (retry * 2).min(options.interval) } else { RETRY_MIN };
                 if refused { retry } else { until_due(&registrar, options.interval) }
             }
             Err(problem) => {
-                let entries = report.borrow().entries.clone();
-                publish(&report, Report { entries, problem: Some(problem) });
+                let Report { entries, converged, .. } = report.borrow().clone();
+                publish(&report, Report { entries, problem: Some(problem), converged, changes });
                 retry = (retry * 2).min(RETRY_MAX);
                 retry
             }
@@ -90,60 +112,101 @@ fn until_due(registrar: &Registrar, interval: Duration) -> Duration {
 }
 
 fn publish(report: &watch::Sender<Report>, next: Report) {
-    report.send_if_modified(|current| {
-        if *current == next {
-            return false;
-        }
-        if let Some(problem) = &next.problem
-            && current.problem != next.problem
-        {
-            warn!(%problem, "registration");
+    report.send_modify(|current| {
+        match (&current.problem, &next.problem) {
+            (before, Some(problem)) if before.as_ref() != Some(problem) => warn!(%problem, "SPIRE server"),
+            (Some(_), None) => info!("SPIRE server answers again"),
+            _ => {}
         }
         *current = next;
-        true
     });
 }
 
-/// One list, one plan, and what it asks for.
-async fn round(client: &EntryClient, registrar: &mut Registrar, wanted: &Wanted) -> Result<Report, ApiError> {
+/// What a round would do, without doing it.
+pub async fn survey(
+    client: &EntryClient,
+    registrar: &mut Registrar,
+    wanted: &Wanted,
+) -> Result<Plan, ApiError> {
     let present = client.list(None).await?;
-    let plan = registrar.plan(wanted, &present, Instant::now());
-    if !plan.is_empty() {
-        let (created, updated, deleted) = (plan.create.len(), plan.update.len(), plan.delete.len());
-        info!(created, updated, deleted, "registration entries");
-    }
-    let mut entries: BTreeMap<String, Registered> =
-        wanted.iter().map(|entry| (entry.id.clone(), Registered::Yes)).collect();
-    entries.extend(plan.foreign.iter().map(|id| (id.clone(), Registered::Foreign)));
-    entries.extend(carry_out(client, &plan).await?);
-    Ok(Report { entries, problem: None })
+    Ok(registrar.plan(wanted, &present, Instant::now()))
 }
 
-/// Does what is planned; the wanted entries that the server refused.
-async fn carry_out(client: &EntryClient, plan: &Plan) -> Result<Vec<(String, Registered)>, ApiError> {
-    for outcome in client.delete(&plan.delete).await? {
-        if let Outcome::Failed { code, message } = outcome {
-            warn!(code, message, "registration entry not deleted");
+/// One list, one plan, and what it asks for.
+#[derive(Debug)]
+pub struct Round<'a> {
+    /// The server.
+    pub client: &'a EntryClient,
+    /// Counted on, also for what was done before an error.
+    pub changes: Changes,
+}
+
+impl Round<'_> {
+    /// Runs it: what has become of each wanted entry. After an error some of it may have been done.
+    pub async fn run(
+        &mut self,
+        registrar: &mut Registrar,
+        wanted: &Wanted,
+    ) -> Result<BTreeMap<String, Registered>, ApiError> {
+        let plan = survey(self.client, registrar, wanted).await?;
+        let mut entries: BTreeMap<String, Registered> =
+            wanted.iter().map(|entry| (entry.id.clone(), Registered::Yes)).collect();
+        entries.extend(plan.foreign.iter().map(|id| (id.clone(), Registered::Foreign)));
+        for batch in plan.delete.chunks(BATCH) {
+            let ids: Vec<String> = batch.iter().map(|entry| entry.id.clone()).collect();
+            let mut outcomes = self.client.delete(&ids).await?;
+            // What somebody else has deleted meanwhile is gone as well.
+            outcomes.iter_mut().for_each(|outcome| {
+                if let Outcome::NotFound(id) = outcome {
+                    *outcome = Outcome::Deleted(std::mem::take(id));
+                }
+            });
+            self.account(batch, outcomes);
         }
+        for batch in plan.update.chunks(BATCH) {
+            let outcomes = self.client.update(batch).await?;
+            entries.extend(self.account(batch, outcomes));
+        }
+        for batch in plan.create.chunks(BATCH) {
+            let outcomes = self.client.create(batch).await?;
+            entries.extend(self.account(batch, outcomes));
+        }
+        Ok(entries)
     }
-    let mut refused = refusals(&plan.update, client.update(&plan.update).await?);
-    refused.extend(refusals(&plan.create, client.create(&plan.create).await?));
-    Ok(refused)
-}
 
-fn refusals(entries: &[Entry], outcomes: Vec<Outcome>) -> Vec<(String, Registered)> {
-    let refusal = |(entry, outcome): (&Entry, Outcome)| {
+    /// Counts and logs what has become of a batch; what the server refused of it.
+    fn account(&mut self, batch: &[Entry], outcomes: Vec<Outcome>) -> Vec<(String, Registered)> {
+        let pairs = batch.iter().zip(outcomes);
+        pairs.filter_map(|(entry, outcome)| self.account_one(entry, outcome)).collect()
+    }
+
+    fn account_one(&mut self, entry: &Entry, outcome: Outcome) -> Option<(String, Registered)> {
         let reason = match outcome {
-            Outcome::Failed { message, .. } => message,
+            Outcome::Created(_) => return self.done(entry, "created", |changes| &mut changes.created),
+            Outcome::Updated(_) => return self.done(entry, "updated", |changes| &mut changes.updated),
+            Outcome::Deleted(_) => return self.done(entry, "deleted", |changes| &mut changes.deleted),
+            // Another writer was first, with the same entry.
+            Outcome::Exists(other) if other.id == entry.id => return None,
             // Made or deleted by somebody else since the list: the next round sees it as it is.
-            Outcome::Exists(other) if other.id != entry.id => format!("entry {} is in its place", other.id),
+            Outcome::Exists(other) => format!("entry {} is in its place", other.id),
             Outcome::NotFound(_) => "deleted meanwhile".to_owned(),
-            Outcome::Created(_) | Outcome::Exists(_) | Outcome::Updated(_) | Outcome::Deleted(_) => {
-                return None;
-            }
+            Outcome::Failed { message, .. } => message,
         };
-        warn!(spiffe_id = %entry.spiffe_id, parent_id = %entry.parent_id, reason, "registration entry refused");
-        Some((entry.id.clone(), Registered::Refused { reason }))
-    };
-    entries.iter().zip(outcomes).filter_map(refusal).collect()
+        self.changes.refused += 1;
+        let Entry { id, spiffe_id, parent_id, .. } = entry;
+        warn!(%spiffe_id, %parent_id, id, reason, "registration entry refused");
+        Some((id.clone(), Registered::Refused { reason }))
+    }
+
+    fn done(
+        &mut self,
+        entry: &Entry,
+        what: &str,
+        count: impl FnOnce(&mut Changes) -> &mut u64,
+    ) -> Option<(String, Registered)> {
+        *count(&mut self.changes) += 1;
+        let Entry { id, spiffe_id, parent_id, .. } = entry;
+        info!(%spiffe_id, %parent_id, id, what, "registration entry");
+        None
+    }
 }

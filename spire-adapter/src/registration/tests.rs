@@ -9,6 +9,16 @@ use crate::Selector;
 
 const NODES: usize = 3;
 const IDENTITIES: usize = 4;
+/// What somebody may make of an entry beside its name.
+const CHANGES: [fn(&mut Entry); 7] = [
+    |entry| entry.hint = "theirs".to_owned(),
+    |entry| entry.admin = true,
+    |entry| entry.downstream = true,
+    |entry| entry.store_svid = true,
+    |entry| entry.dns_names = ["theirs.test".to_owned()].into(),
+    |entry| entry.svid_ttl = Some(SHORT),
+    |entry| entry.expires_at = 1,
+];
 const SHORT: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Clone)]
@@ -26,7 +36,7 @@ enum Step {
 #[derive(Debug, Clone, Copy)]
 enum Meddling {
     Delete,
-    Hint,
+    Change(usize),
     Reparent,
     Foreign,
 }
@@ -34,7 +44,7 @@ enum Meddling {
 fn step() -> impl Strategy<Value = Step> {
     let meddling = prop_oneof![
         Just(Meddling::Delete),
-        Just(Meddling::Hint),
+        (0..CHANGES.len()).prop_map(Meddling::Change),
         Just(Meddling::Reparent),
         Just(Meddling::Foreign)
     ];
@@ -63,8 +73,8 @@ impl Server {
             left = left.saturating_sub(1);
             may
         };
-        for id in plan.delete.iter().take_while(|_| may()) {
-            assert!(self.0.remove(id).is_some(), "{id}");
+        for entry in plan.delete.iter().take_while(|_| may()) {
+            assert!(self.0.remove(&entry.id).is_some(), "{entry:?}");
         }
         for entry in plan.update.iter().take_while(|_| may()) {
             assert!(self.0.insert(entry.id.clone(), entry.clone()).is_some(), "{entry:?}");
@@ -123,11 +133,11 @@ fn check_kept(
     let mut still = BTreeMap::new();
     for (id, entry) in before {
         let after = server.0.get(id);
-        if !id.starts_with(ID_PREFIX) {
+        if !id.starts_with(Owner::default().prefix()) {
             prop_assert_eq!(after, Some(entry), "a foreign entry was touched");
-        } else if wanted.0.contains_key(id) {
+        } else if wanted.entries.contains_key(id) {
             prop_assert!(after.is_some(), "a wanted entry was deleted");
-        } else if *id == entry_id(&entry.parent_id, &entry.spiffe_id) {
+        } else if *id == own_id(entry) {
             let since = *seen_unwanted.get(id).unwrap_or(&now);
             if now < since + SHORT {
                 prop_assert_eq!(after, Some(entry), "an unwanted entry went too early");
@@ -145,8 +155,8 @@ fn check_converged(server: &Server, wanted: &Wanted) -> Result<(), TestCaseError
         let foreign = server.0.values().any(|other| registration(other) == registration(entry));
         prop_assert!(there == Some(entry) || (there.is_none() && foreign), "{entry:?} is missing");
     }
-    for entry in server.0.values().filter(|entry| entry.id.starts_with(ID_PREFIX)) {
-        let fits = entry.id == entry_id(&entry.parent_id, &entry.spiffe_id);
+    for entry in server.0.values().filter(|entry| entry.id.starts_with(Owner::default().prefix())) {
+        let fits = entry.id == own_id(entry);
         prop_assert!(fits, "one node's entry has another's parent: {entry:?}");
     }
     Ok(())
@@ -158,8 +168,8 @@ fn meddle(server: &mut Server, node: usize, identity: usize, meddling: Meddling)
     foreign.id = format!("theirs-{node}-{identity}");
     match meddling {
         Meddling::Delete => drop(server.0.remove(&entry.id)),
-        Meddling::Hint => {
-            server.0.entry(entry.id).and_modify(|entry| entry.hint = "theirs".to_owned());
+        Meddling::Change(which) => {
+            server.0.entry(entry.id).and_modify(CHANGES[which]);
         }
         Meddling::Reparent => {
             let parent = agent((node + 1) % NODES);
@@ -174,6 +184,10 @@ fn meddle(server: &mut Server, node: usize, identity: usize, meddling: Meddling)
     }
 }
 
+fn own_id(entry: &Entry) -> String {
+    Owner::default().entry_id(&entry.parent_id, &entry.spiffe_id)
+}
+
 fn agent(node: usize) -> SpiffeId {
     SpiffeId::new(format!("spiffe://a.test/spire/agent/n{node}")).unwrap()
 }
@@ -182,7 +196,7 @@ fn entry((node, identity): (usize, usize), variant: u8) -> Entry {
     let spiffe_id = SpiffeId::new(format!("spiffe://a.test/identity/{identity}")).unwrap();
     let selector = Selector::new("authd", format!("identity:{identity}:{variant}"));
     let mut entry = Entry::new(agent(node), spiffe_id, [selector]);
-    entry.id = entry_id(&entry.parent_id, &entry.spiffe_id);
+    entry.id = own_id(&entry);
     entry
 }
 
@@ -191,7 +205,7 @@ fn ids_differ_by_parent_and_identity_and_are_stable() {
     let [one, two] = [entry((0, 0), 0), entry((1, 0), 0)];
     assert_ne!(one.id, two.id);
     assert_eq!(one.id, entry((0, 0), 1).id);
-    assert!(one.id.starts_with(ID_PREFIX) && one.id.len() == ID_PREFIX.len() + 32);
+    assert_eq!(one.id.len(), Owner::default().prefix().len() + 32);
 }
 
 #[test]
@@ -208,5 +222,21 @@ fn a_server_that_was_away_loses_nothing() {
     let later = now + SHORT;
     assert!(registrar.plan(&Wanted::default(), &present, later).is_empty());
     let plan = registrar.plan(&Wanted::default(), &present, later + SHORT);
-    assert_eq!(plan.delete, [present[0].id.clone()]);
+    assert_eq!(plan.delete, present);
+}
+
+#[test]
+fn what_is_revoked_goes_at_once_and_does_not_come_back() {
+    let mut registrar = Registrar::new(SHORT);
+    let all = [entry((0, 0), 0), entry((0, 1), 0), entry((1, 0), 0), entry((1, 1), 0)];
+    let mut wanted: Wanted = all.iter().cloned().collect();
+    wanted.revoke(all[0].spiffe_id.clone());
+    wanted.revoke(agent(1));
+    let plan = registrar.plan(&wanted, &all, Instant::now());
+    assert_eq!(
+        plan,
+        Plan { delete: [all[0].clone(), all[2].clone(), all[3].clone()].into(), ..Plan::default() }
+    );
+    let plan = registrar.plan(&wanted, &all[1..2], Instant::now());
+    assert!(plan.is_empty(), "{plan:?}");
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use spire_adapter::attested::agent_of;
-use spire_adapter::registration::{Options, Registered, Report, Wanted, converge, entry_id};
+use spire_adapter::registration::{Options, Owner, Registered, Report, Wanted, converge};
 use spire_adapter::{AgentClient, Entry, EntryClient, Selector, State};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -46,6 +46,10 @@ impl Drop for Registration {
     }
 }
 
+fn own_id(entry: &Entry) -> String {
+    Owner::default().entry_id(&entry.parent_id, &entry.spiffe_id)
+}
+
 fn all_there(count: usize) -> impl FnMut(&Report) -> bool {
     move |report| {
         report.problem.is_none()
@@ -69,7 +73,7 @@ pub(crate) async fn a_thousand_entries_are_made_kept_and_mended(kind: Kind) {
     until(&elsewhere, |next| next.state == State::Withdrawn).await;
 
     // Somebody deletes one, hands another to the other node, and makes one of their own.
-    let id = |number| entry_id(&entry(number).parent_id, &entry(number).spiffe_id);
+    let id = |number| own_id(&entry(number));
     spire.entries.delete(&[id(3)]).await.unwrap();
     let mut stolen = entry(998);
     (stolen.id, stolen.parent_id) = (id(998), spire.agent_id("n2"));
@@ -92,6 +96,44 @@ pub(crate) async fn a_thousand_entries_are_made_kept_and_mended(kind: Kind) {
     usable(&there).await;
     // Which its agent had while somebody's entry said so.
     until(&elsewhere, |next| next.state == State::Withdrawn).await;
+}
+
+/// Whatever somebody makes of one of our entries beside its name.
+pub(crate) async fn every_field_of_an_entry_is_mended(kind: Kind) {
+    let changes: [fn(&mut Entry); 7] = [
+        |entry| entry.hint = "theirs".to_owned(),
+        |entry| entry.admin = true,
+        |entry| entry.downstream = true,
+        |entry| entry.store_svid = true,
+        |entry| entry.dns_names = ["theirs.test".to_owned()].into(),
+        |entry| entry.svid_ttl = Some(HOUR / 2),
+        // In the year 2100.
+        |entry| entry.expires_at = 4_102_444_800,
+    ];
+    let spire = UnderTest::start(kind, HOUR).await;
+    let mut registration = Registration::start(&spire);
+    let entries: Vec<Entry> =
+        (0..changes.len()).map(|at| spire.entry("n1", 256 + u32::try_from(at).unwrap())).collect();
+    registration.want(entries.clone());
+    registration.reports(all_there(entries.len())).await;
+    let now = async || {
+        let listed = spire.entries.list(Some(&spire.agent_id("n1"))).await.unwrap();
+        entries
+            .iter()
+            .map(|entry| listed.iter().find(|it| it.id == own_id(entry)).cloned().unwrap())
+            .collect()
+    };
+    let made: Vec<Entry> = now().await;
+    let updated = registration.report.borrow().changes.updated;
+    for (entry, change) in made.iter().zip(changes) {
+        let mut changed = entry.clone();
+        change(&mut changed);
+        spire.update(&changed).await;
+    }
+    let all = u64::try_from(changes.len()).unwrap();
+    registration.reports(|report| report.changes.updated >= updated + all).await;
+    let mended: Vec<Entry> = now().await;
+    assert_eq!(mended, made);
 }
 
 pub(crate) async fn unwanted_entries_go_after_their_grace_and_a_server_away_loses_nothing(kind: Kind) {
@@ -128,12 +170,11 @@ pub(crate) async fn what_the_server_refuses_is_told_and_what_others_have_made_is
     federated.federates_with.insert("nowhere.test".try_into().unwrap());
     let theirs = spire.create(spire.entry("n1", 257)).await;
     registration.want([federated.clone(), spire.entry("n1", 257), spire.entry("n1", 258)]);
-    let id = |entry: &Entry| entry_id(&entry.parent_id, &entry.spiffe_id);
     let report = registration.reports(|report| report.entries.len() == 3).await;
-    let Registered::Refused { reason } = &report.entries[&id(&federated)] else { panic!("{report:?}") };
+    let Registered::Refused { reason } = &report.entries[&own_id(&federated)] else { panic!("{report:?}") };
     assert!(reason.contains("unable to find federated bundle"), "{reason}");
-    assert_eq!(report.entries[&id(&theirs)], Registered::Foreign);
-    assert_eq!(report.entries[&id(&spire.entry("n1", 258))], Registered::Yes);
+    assert_eq!(report.entries[&own_id(&theirs)], Registered::Foreign);
+    assert_eq!(report.entries[&own_id(&spire.entry("n1", 258))], Registered::Yes);
     let listed = spire.entries.list(Some(&spire.agent_id("n1"))).await.unwrap();
     assert_eq!(listed.iter().filter(|entry| entry.spiffe_id == theirs.spiffe_id).count(), 1);
 }
