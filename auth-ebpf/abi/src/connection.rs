@@ -1,7 +1,7 @@
 //! Connections and fragments: keys, entries, and how a connection ages.
 
 use crate::layout::plain;
-use crate::packet::{Packet, protocol, tcp};
+use crate::packet::{Packet, Ports, protocol, tcp};
 use crate::{Address, Direction};
 
 const SECOND: u64 = 1_000_000_000;
@@ -28,17 +28,28 @@ plain! {
         pub local: Address,
         /// The address at the other end.
         pub remote: Address,
-        /// The endpoint's port, network order; for ICMP echo the identifier.
-        pub local_port: [u8; 2],
-        /// The port at the other end, network order; for ICMP echo the identifier.
-        pub remote_port: [u8; 2],
-        /// IP protocol number.
-        pub protocol: u8,
-        /// For ICMP echo the [`Direction`] of its requests, since both ends may ask under one identifier;
-        /// else 0.
-        pub direction: u8,
-        /// Reserved, 0.
-        pub pad: u16,
+        /// The endpoint's port and the one at the other end; for ICMP echo the identifier, twice.
+        pub ports: Ports,
+        /// [`ConnectionKey::kind`].
+        pub kind: u32,
+    }
+}
+
+impl ConnectionKey {
+    /// What tells connections between the same ends apart: the IP protocol number, and for ICMP echo in the
+    /// next byte the [`Direction`] of its requests, since both ends may ask under one identifier. One number,
+    /// for the reason that [`Ports`] is one.
+    #[must_use]
+    #[inline(always)]
+    pub const fn kind(protocol: u8, asked: u8) -> u32 {
+        (asked as u32) << 8 | protocol as u32
+    }
+
+    /// IP protocol number.
+    #[must_use]
+    #[inline(always)]
+    pub const fn protocol(&self) -> u8 {
+        self.kind as u8
     }
 }
 
@@ -133,7 +144,7 @@ impl ConnectionEntry {
         } else {
             TCP_OPENING_TIMEOUT
         };
-        now < self.last_seen.saturating_add(timeout)
+        now < self.last_seen.wrapping_add(timeout)
     }
 
     /// Takes down a packet that has passed.

@@ -172,7 +172,7 @@ pub fn decide<S: State, B: Bytes + ?Sized>(
     workspace: &mut Workspace,
 ) -> Verdict {
     let Workspace { packet, event, token, place, notes } = workspace;
-    *packet = Packet::default();
+    packet.clear();
     *notes = Notes { held_since: context.held_since, ..Notes::default() };
     let mut judge = Judge { state, context: *context, event, token, notes, now: state.now() };
     let outcome = judge.inspect(bytes, packet, place);
@@ -259,8 +259,8 @@ impl<S: State> Judge<'_, S> {
             direction: self.context.hook.direction() as u8,
             source: packet.source,
             destination: packet.destination,
-            source_port: packet.source_port,
-            destination_port: packet.destination_port,
+            source_port: packet.source_port(),
+            destination_port: packet.destination_port(),
             protocol: packet.protocol,
             ..Event::default()
         };

@@ -67,6 +67,47 @@ impl Address {
         Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
     }
 
+    /// The IPv4 address that stands in a packet as this number.
+    #[must_use]
+    #[inline(always)]
+    pub(crate) const fn from_v4_word(word: u32) -> Self {
+        let [a, b, c, d] = word.to_ne_bytes();
+        Self::from_halves([0, u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d])])
+    }
+
+    /// The address that stands in a packet as these two numbers.
+    #[must_use]
+    #[inline(always)]
+    pub(crate) const fn from_halves(halves: [u64; 2]) -> Self {
+        let mut bytes = [0; 16];
+        if let Some((first, second)) = bytes.split_first_chunk_mut::<8>() {
+            *first = halves[0].to_ne_bytes();
+            if let Some(second) = second.first_chunk_mut::<8>() {
+                *second = halves[1].to_ne_bytes();
+            }
+        }
+        Self(bytes)
+    }
+
+    /// As it stands in memory.
+    #[inline(always)]
+    const fn halves(&self) -> [u64; 2] {
+        // A copy, since a part of what is behind a reference may lie anywhere for all that the compiler knows.
+        let Self(bytes) = *self;
+        match (bytes.first_chunk(), bytes.last_chunk()) {
+            (Some(first), Some(last)) => [u64::from_ne_bytes(*first), u64::from_ne_bytes(*last)],
+            _ => [0; 2],
+        }
+    }
+
+    /// Whether these are the same, compared by words.
+    #[must_use]
+    #[inline(always)]
+    pub(crate) const fn is(&self, other: &Self) -> bool {
+        let ([a, b], [c, d]) = (self.halves(), other.halves());
+        (a ^ c) | (b ^ d) == 0
+    }
+
     /// Whether this is an IPv4 address.
     #[must_use]
     #[inline(always)]
@@ -127,13 +168,9 @@ impl Address {
 
     #[inline(always)]
     const fn words(&self) -> [u32; 4] {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
-        [
-            u32::from_be_bytes([a, b, c, d]),
-            u32::from_be_bytes([e, f, g, h]),
-            u32::from_be_bytes([i, j, k, l]),
-            u32::from_be_bytes([m, n, o, p]),
-        ]
+        let [first, last] = self.halves();
+        let (first, last) = (u64::from_be(first), u64::from_be(last));
+        [(first >> 32) as u32, first as u32, (last >> 32) as u32, last as u32]
     }
 
     /// The address as the standard library has it.

@@ -1,5 +1,7 @@
 //! Plain-data types with a fixed layout.
 
+use crate::packet::Ports;
+
 /// A map type: its size, and its bytes exactly as the kernel sees them.
 pub trait Layout: Sized {
     /// The byte array, `[u8; N]` with `N` the size of the type.
@@ -64,6 +66,16 @@ macro_rules! integer_field {
     )*};
 }
 integer_field!(u8, u16, u32, u64);
+
+impl Field for Ports {
+    fn put<'a>(&self, to: &'a mut [u8]) -> &'a mut [u8] {
+        self.to_word().put(to)
+    }
+    fn take(from: &[u8]) -> Option<(Self, &[u8])> {
+        let (word, rest) = u32::take(from)?;
+        Some((Self::from_word(word), rest))
+    }
+}
 
 impl<const N: usize> Field for [u8; N] {
     fn put<'a>(&self, to: &'a mut [u8]) -> &'a mut [u8] {

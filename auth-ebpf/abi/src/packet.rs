@@ -3,6 +3,8 @@
 //! The parser reads through [`Bytes`], so the same code runs on a socket buffer in the kernel and on a slice
 //! in tests. It refuses what it does not understand completely: a decision is never made on half a header.
 
+use core::fmt;
+
 use crate::Address;
 
 mod numbers;
@@ -16,9 +18,16 @@ pub trait Bytes {
     /// The `N` bytes at `offset`, or `None` if the packet ends before.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
 
-    /// The same at a place that is known beforehand, where the kernel can read without a helper.
-    fn load_at<const OFFSET: u32, const N: usize>(&self) -> Option<[u8; N]> {
-        self.load(OFFSET)
+    /// `N` numbers at a place that is known beforehand, where the kernel can read without a helper, as they
+    /// stand there.
+    fn numbers_at<const OFFSET: u32, T: Number, const N: usize>(&self) -> Option<[T; N]> {
+        let mut numbers = [T::default(); N];
+        let mut offset = OFFSET;
+        for number in &mut numbers {
+            *number = T::load(self, offset)?;
+            offset += size_of::<T>() as u32;
+        }
+        Some(numbers)
     }
 
     /// The length, if it is a packet of many segments (GSO), whose own length field may be too small for it.
@@ -26,6 +35,24 @@ pub trait Bytes {
         None
     }
 }
+
+/// A number that a packet is read by.
+pub trait Number: Copy + Default {
+    /// The one that stands at `offset`.
+    fn load<B: Bytes + ?Sized>(bytes: &B, offset: u32) -> Option<Self>;
+}
+
+macro_rules! number {
+    ($($type:ty),*) => {$(
+        impl Number for $type {
+            #[inline(always)]
+            fn load<B: Bytes + ?Sized>(bytes: &B, offset: u32) -> Option<Self> {
+                bytes.load(offset).map(Self::from_ne_bytes)
+            }
+        }
+    )*};
+}
+number!(u16, u32, u64);
 
 impl Bytes for [u8] {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
@@ -59,6 +86,67 @@ pub enum Fragment {
     Later,
 }
 
+/// Two ports, each in network order.
+///
+/// One number, so that the programs write it at once: what is written in pieces and then read as a whole,
+/// the processor waits for.
+#[repr(transparent)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ports(u32);
+
+impl Ports {
+    /// These two.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new([a, b]: [u8; 2], [c, d]: [u8; 2]) -> Self {
+        Self(u32::from_ne_bytes([a, b, c, d]))
+    }
+
+    /// The two that stand in a packet as this number.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_word(word: u32) -> Self {
+        Self(word)
+    }
+
+    /// That number.
+    #[must_use]
+    #[inline(always)]
+    pub const fn to_word(self) -> u32 {
+        self.0
+    }
+
+    /// The first one.
+    #[must_use]
+    #[inline(always)]
+    pub const fn source(self) -> [u8; 2] {
+        let [a, b, _, _] = self.0.to_ne_bytes();
+        [a, b]
+    }
+
+    /// The second one.
+    #[must_use]
+    #[inline(always)]
+    pub const fn destination(self) -> [u8; 2] {
+        let [_, _, c, d] = self.0.to_ne_bytes();
+        [c, d]
+    }
+
+    /// The two the other way round.
+    #[must_use]
+    #[inline(always)]
+    pub const fn reverse(self) -> Self {
+        Self(self.0.rotate_left(16))
+    }
+}
+
+impl fmt::Debug for Ports {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [source, destination] = [self.source(), self.destination()].map(u16::from_be_bytes);
+        write!(formatter, "{source} > {destination}")
+    }
+}
+
 /// The packet that an ICMP error is about, as its first bytes tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Embedded {
@@ -83,10 +171,8 @@ pub struct Packet {
     pub source: Address,
     /// Destination address.
     pub destination: Address,
-    /// Source port, network order; of an ICMP echo its identifier.
-    pub source_port: [u8; 2],
-    /// Destination port, network order; of ICMP its type and code.
-    pub destination_port: [u8; 2],
+    /// Its ports; of an ICMP echo its identifier, and of ICMP its type and code as the second one.
+    pub ports: Ports,
     /// Protocol number behind all extension headers.
     pub protocol: u8,
     /// Time to live, or hop limit.
@@ -108,12 +194,43 @@ pub struct Packet {
 }
 
 impl Packet {
+    /// Forgets the packet before. What an error is about stays as it is: it is not there.
+    #[inline(always)]
+    pub(crate) const fn clear(&mut self) {
+        self.source = Address([0; 16]);
+        self.destination = Address([0; 16]);
+        self.ports = Ports(0);
+        self.protocol = 0;
+        self.hop_limit = 0;
+        self.tcp_flags = 0;
+        self.fragment = Fragment::Whole;
+        self.fragment_offset = 0;
+        self.fragment_end = 0;
+        self.identification = 0;
+        self.target = Address([0; 16]);
+        self.embedded.present = false;
+    }
+
+    /// Source port, network order; of an ICMP echo its identifier.
+    #[must_use]
+    #[inline(always)]
+    pub const fn source_port(&self) -> [u8; 2] {
+        self.ports.source()
+    }
+
+    /// Destination port, network order; of ICMP its type and code.
+    #[must_use]
+    #[inline(always)]
+    pub const fn destination_port(&self) -> [u8; 2] {
+        self.ports.destination()
+    }
+
     /// Whether this is a message of IPv6 neighbour discovery that has not crossed a router.
     #[must_use]
     #[inline(always)]
     pub const fn is_neighbour_discovery(&self) -> bool {
         self.is_icmpv6()
-            && matches!(self.destination_port[0], icmp::V6_NEIGHBOUR_FIRST..=icmp::V6_NEIGHBOUR_LAST)
+            && matches!(self.destination_port()[0], icmp::V6_NEIGHBOUR_FIRST..=icmp::V6_NEIGHBOUR_LAST)
             && self.hop_limit == 255
     }
 
@@ -123,7 +240,7 @@ impl Packet {
     pub const fn is_multicast_listener(&self) -> bool {
         self.is_icmpv6()
             && matches!(
-                self.destination_port[0],
+                self.destination_port()[0],
                 icmp::V6_MLD_FIRST..=icmp::V6_MLD_LAST | icmp::V6_MLD2_REPORT
             )
             && self.hop_limit == 1
@@ -135,8 +252,8 @@ impl Packet {
     #[inline(always)]
     pub const fn is_echo_request(&self) -> bool {
         match self.protocol {
-            protocol::ICMP => self.destination_port[0] == icmp::ECHO,
-            protocol::ICMPV6 => self.destination_port[0] == icmp::V6_ECHO,
+            protocol::ICMP => self.destination_port()[0] == icmp::ECHO,
+            protocol::ICMPV6 => self.destination_port()[0] == icmp::V6_ECHO,
             _ => false,
         }
     }
@@ -146,8 +263,8 @@ impl Packet {
     #[inline(always)]
     pub const fn is_echo_reply(&self) -> bool {
         match self.protocol {
-            protocol::ICMP => self.destination_port[0] == icmp::ECHO_REPLY,
-            protocol::ICMPV6 => self.destination_port[0] == icmp::V6_ECHO_REPLY,
+            protocol::ICMP => self.destination_port()[0] == icmp::ECHO_REPLY,
+            protocol::ICMPV6 => self.destination_port()[0] == icmp::V6_ECHO_REPLY,
             _ => false,
         }
     }
@@ -156,7 +273,7 @@ impl Packet {
     #[must_use]
     #[inline(always)]
     pub const fn is_icmp_error(&self) -> bool {
-        let [kind, _] = self.destination_port;
+        let [kind, _] = self.destination_port();
         match self.protocol {
             protocol::ICMP => {
                 matches!(kind, icmp::UNREACHABLE | icmp::TIME_EXCEEDED | icmp::PARAMETER_PROBLEM)

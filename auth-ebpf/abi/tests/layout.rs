@@ -2,6 +2,7 @@
 
 use core::mem::offset_of;
 
+use auth_ebpf_abi::packet::Ports;
 use auth_ebpf_abi::{
     Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Event,
     FragmentEntry, FragmentKey, Held, Layout, NodeEntry, PolicyClasses, PolicyEntry, PolicyKey, QuotaEntry,
@@ -37,8 +38,8 @@ fn bytes_lie_where_the_fields_are() {
         auth_explicit = 255, encryption = 255, audit = 255, pad = [255; 2],
     });
     fields!(ConnectionKey {
-        local = ADDRESS, remote = ADDRESS, local_port = [255; 2], remote_port = [255; 2], protocol = 255,
-        direction = 255, pad = u16::MAX,
+        local = ADDRESS, remote = ADDRESS, ports = Ports::new([255; 2], [255; 2]), kind = u32::MAX,
+
     });
     fields!(ConnectionEntry {
         last_seen = u64::MAX, valid_until = u64::MAX, packets = u64::MAX, bytes = u64::MAX,

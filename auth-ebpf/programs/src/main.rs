@@ -8,8 +8,9 @@
 mod bench;
 mod maps;
 mod state;
+mod words;
 
-use auth_ebpf_abi::packet::Bytes;
+use auth_ebpf_abi::packet::{Bytes, Number};
 use auth_ebpf_abi::{Context, Hook, Setting, State as _, Verdict, Workspace, come_back, decide, hook_of};
 use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::{bpf_redirect, bpf_skb_vlan_pop, bpf_skb_vlan_push};
@@ -95,7 +96,7 @@ fn run(ctx: &TcContext, hook: Hook) -> i32 {
     // SAFETY: this CPU's own, and no other program of this object runs on it before this one has ended:
     // traffic control runs with bottom halves disabled.
     let workspace = unsafe { &mut *workspace };
-    match decide(&state::Maps, &SocketBuffer(ctx), &context, workspace) {
+    match decide(&state::Maps, &SocketBuffer::new(ctx), &context, workspace) {
         Verdict::Forwarded if matches!(hook, Hook::FromHold) => release(workspace),
         Verdict::Forwarded | Verdict::Audit => PASS,
         Verdict::Held => hold(ctx, workspace),
@@ -125,9 +126,25 @@ fn release(workspace: &Workspace) -> i32 {
     unsafe { bpf_redirect(ifindex, flags) as i32 }
 }
 
-/// The bytes of a socket buffer. Headers mostly lie in its linear part, where reading costs nothing; a
-/// helper finds the rest wherever it lies.
+/// The bytes of a socket buffer: those at places that are known beforehand in its linear part, where reading
+/// costs nothing; others a helper finds wherever they lie.
 struct SocketBuffer<'a>(&'a TcContext);
+
+impl<'a> SocketBuffer<'a> {
+    /// The longest headers that are read from the linear part: Ethernet, VLAN, IPv6, and of TCP the first 16
+    /// bytes.
+    const HEADERS: u32 = 14 + 4 + 40 + 16;
+
+    #[inline(always)]
+    fn new(ctx: &'a TcContext) -> Self {
+        let wanted = ctx.len().min(Self::HEADERS);
+        if ctx.data() + wanted as usize > ctx.data_end() {
+            // What can't be brought there can't be read either, and drops.
+            let _there = ctx.pull_data(wanted);
+        }
+        Self(ctx)
+    }
+}
 
 impl Bytes for SocketBuffer<'_> {
     #[inline(always)]
@@ -136,13 +153,13 @@ impl Bytes for SocketBuffer<'_> {
     }
 
     #[inline(always)]
-    fn load_at<const OFFSET: u32, const N: usize>(&self) -> Option<[u8; N]> {
-        let start = self.0.data();
-        if start + OFFSET as usize + N <= self.0.data_end() {
-            // SAFETY: the comparison has shown that these bytes are there; any alignment will do.
-            return Some(unsafe { ((start + OFFSET as usize) as *const [u8; N]).read_unaligned() });
+    fn numbers_at<const OFFSET: u32, T: Number, const N: usize>(&self) -> Option<[T; N]> {
+        let start = self.0.data() + OFFSET as usize;
+        if start + size_of::<[T; N]>() > self.0.data_end() {
+            return None;
         }
-        self.load(OFFSET)
+        // SAFETY: the comparison has shown that these bytes are there.
+        Some(unsafe { words::read(start as *const T) })
     }
 
     #[inline(always)]

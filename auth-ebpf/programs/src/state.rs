@@ -3,6 +3,8 @@
 //! Values are copied out of the maps at once: an entry can be replaced by user space while a program looks
 //! at it, and a decision must not see two versions.
 
+use core::mem::transmute;
+
 use auth_ebpf_abi::{
     Address, AddressEntry, AuthEntry, AuthKey, CONNECTION_QUOTA, ConnectionEntry, ConnectionKey,
     EndpointEntry, Event, FragmentEntry, FragmentKey, Held, NodeEntry, NodeNumber, PolicyEntry, PolicyKey,
@@ -50,8 +52,11 @@ impl State for Maps {
 
     #[inline(always)]
     fn policy(&self, key: &PolicyKey, prefix_len: u32) -> Option<PolicyEntry> {
-        // SAFETY: as above.
-        unsafe { POLICY.get(PolicySlot { prefix_len, key: *key }) }.copied()
+        let PolicyKey { local, remote, direction, protocol, port: [first, second] } = *key;
+        let last = u32::from_ne_bytes([direction, protocol, first, second]);
+        let slot: [u32; 4] = [prefix_len, local, remote, last];
+        // SAFETY: as above; these are the bytes of such a key.
+        unsafe { POLICY.get(transmute::<[u32; 4], PolicySlot>(slot)) }.copied()
     }
 
     #[inline(always)]
@@ -62,8 +67,11 @@ impl State for Maps {
 
     #[inline(always)]
     fn auth(&self, key: &AuthKey) -> Option<AuthEntry> {
-        // SAFETY: as above.
-        unsafe { AUTH.get(key) }.copied()
+        let AuthKey { local, remote, node, auth_type, pad } = *key;
+        let [n0, n1] = node.to_ne_bytes();
+        let key: [u32; 3] = [local, remote, u32::from_ne_bytes([n0, n1, auth_type, pad])];
+        // SAFETY: as above; these are the bytes of such a key.
+        unsafe { AUTH.get(transmute::<[u32; 3], AuthKey>(key)) }.copied()
     }
 
     #[inline(always)]

@@ -36,7 +36,7 @@ impl Maps {
         for chunk in keys.chunks(STRIDE) {
             for key in chunk {
                 let Some(entry) = self.connections().get(key)? else { continue };
-                if entry.is_alive(key.protocol, now().saturating_sub(GRACE)) {
+                if entry.is_alive(key.protocol(), now().saturating_sub(GRACE)) {
                     *alive.entry(entry.ifindex).or_default() += 1;
                     swept.alive += 1;
                 } else {

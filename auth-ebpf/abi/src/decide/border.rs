@@ -94,7 +94,7 @@ impl<S: State> Judge<'_, S> {
         let port = self.state.setting(setting);
         let is = |bytes| u64::from(u16::from_be_bytes(bytes)) == port;
         let whole = matches!(packet.fragment, Fragment::Whole);
-        port != 0 && whole && (is(packet.source_port) || is(packet.destination_port))
+        port != 0 && whole && (is(packet.source_port()) || is(packet.destination_port()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Fragments follow their first one: it is judged with its ports, and those after it with the same.
 
 use super::{Judge, Outcome, Place, State};
-use crate::packet::{Fragment, Packet, tcp};
+use crate::packet::{Fragment, Packet, Ports, tcp};
 use crate::{DropReason, FRAGMENT_TIMEOUT, FragmentEntry, FragmentKey};
 
 impl<S: State> Judge<'_, S> {
@@ -20,8 +20,7 @@ impl<S: State> Judge<'_, S> {
                 if first.expires <= self.now() || packet.fragment_offset < first.end {
                     return Err(DropReason::Fragment);
                 }
-                packet.source_port = first.source_port;
-                packet.destination_port = first.destination_port;
+                packet.ports = Ports::new(first.source_port, first.destination_port);
                 packet.protocol = first.protocol;
                 // It opens and ends nothing.
                 packet.tcp_flags = tcp::ACK;
@@ -39,8 +38,8 @@ impl<S: State> Judge<'_, S> {
         place.datagram = self.datagram(packet);
         place.first = FragmentEntry {
             expires: self.now().saturating_add(FRAGMENT_TIMEOUT),
-            source_port: packet.source_port,
-            destination_port: packet.destination_port,
+            source_port: packet.source_port(),
+            destination_port: packet.destination_port(),
             end: packet.fragment_end,
             protocol: packet.protocol,
             pad: 0,

@@ -212,7 +212,7 @@ impl<S: State> Judge<'_, S> {
     /// that one's traffic here, or cut it off, where pods share a bridge.
     #[inline(always)]
     fn may_signal(&self, packet: &Packet) -> bool {
-        let [kind, _] = packet.destination_port;
+        let [kind, _] = packet.destination_port();
         let source = &packet.source;
         let own = |address: &Address| address.is_link_local() || self.own_endpoint(address).is_some();
         if packet.is_multicast_listener() {
@@ -235,7 +235,7 @@ impl<S: State> Judge<'_, S> {
         }
         let from_host = self.context.ingress_ifindex == 0;
         let router =
-            matches!(packet.destination_port[0], icmp::V6_ROUTER_ADVERTISEMENT | icmp::V6_NEIGHBOUR_LAST);
+            matches!(packet.destination_port()[0], icmp::V6_ROUTER_ADVERTISEMENT | icmp::V6_NEIGHBOUR_LAST);
         if packet.is_neighbour_discovery() && router && !from_host {
             return false;
         }
@@ -256,6 +256,6 @@ impl<S: State> Judge<'_, S> {
             protocol::TCP => Setting::HandshakePort,
             _ => return false,
         };
-        self.state.setting(setting) == u64::from(u16::from_be_bytes(packet.destination_port))
+        self.state.setting(setting) == u64::from(u16::from_be_bytes(packet.destination_port()))
     }
 }

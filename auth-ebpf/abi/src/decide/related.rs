@@ -1,7 +1,7 @@
 //! ICMP errors: they belong to the connection of the packet that they are about.
 
 use super::{Judge, Place, State};
-use crate::packet::{Embedded, Packet, icmp, protocol};
+use crate::packet::{Embedded, Packet, Ports, icmp, protocol};
 use crate::{AddressEntry, ConnectionEntry, ConnectionKey, Direction};
 
 impl<S: State> Judge<'_, S> {
@@ -68,10 +68,7 @@ const fn embedded_key(embedded: &Embedded, direction: Direction) -> ConnectionKe
     ConnectionKey {
         local,
         remote,
-        local_port,
-        remote_port,
-        protocol: embedded.protocol,
-        direction: asked,
-        pad: 0,
+        ports: Ports::new(local_port, remote_port),
+        kind: ConnectionKey::kind(embedded.protocol, asked),
     }
 }

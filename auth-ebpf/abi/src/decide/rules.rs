@@ -88,12 +88,12 @@ impl<S: State> Judge<'_, S> {
 #[inline(always)]
 const fn asked_port(packet: &Packet, reply: bool) -> [u8; 2] {
     if packet.is_icmp() {
-        let [kind, _] = packet.destination_port;
+        let [kind, _] = packet.destination_port();
         return match (reply, packet.protocol) {
             (false, _) => [kind, 0],
             (true, protocol::ICMP) => [icmp::ECHO, 0],
             (true, _) => [icmp::V6_ECHO, 0],
         };
     }
-    if reply { packet.source_port } else { packet.destination_port }
+    if reply { packet.source_port() } else { packet.destination_port() }
 }

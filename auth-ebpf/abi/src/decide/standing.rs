@@ -2,7 +2,7 @@
 
 use super::{Judge, Place, State};
 use crate::connection::opened;
-use crate::packet::{Fragment, Packet};
+use crate::packet::{Fragment, Packet, Ports};
 use crate::{
     Address, ConnectionEntry, ConnectionKey, Direction, IdentityNumber, NodeNumber, Setting, generation_slot,
 };
@@ -48,10 +48,10 @@ impl<S: State> Judge<'_, S> {
         let Place { connection: key, entry: copy, .. } = place;
         let state = self.state;
         if let Some(mut entry) = state.established(key) {
-            return self.look(packet, key.protocol, &mut entry);
+            return self.look(packet, &mut entry);
         }
         let Some(mut entry) = state.half_open(key) else { return Standing::Unknown };
-        let standing = self.look(packet, key.protocol, &mut entry);
+        let standing = self.look(packet, &mut entry);
         if matches!(standing, Standing::Settled) && entry.is_answered() {
             *copy = *entry;
             drop(entry);
@@ -61,9 +61,9 @@ impl<S: State> Judge<'_, S> {
     }
 
     #[inline(always)]
-    fn look(&mut self, packet: &Packet, protocol: u8, entry: &mut ConnectionEntry) -> Standing {
+    fn look(&mut self, packet: &Packet, entry: &mut ConnectionEntry) -> Standing {
         let now = self.now();
-        if !entry.is_alive(protocol, now) {
+        if !entry.is_alive(packet.protocol, now) {
             return Standing::Unknown;
         }
         let direction = self.direction();
@@ -113,19 +113,19 @@ pub(super) fn is_tracked(packet: &Packet) -> bool {
     if packet.is_icmp() {
         return packet.is_echo_request() || packet.is_echo_reply();
     }
-    packet.source_port != packet.destination_port || packet.source != packet.destination
+    packet.ports != packet.ports.reverse() || !packet.source.is(&packet.destination)
 }
 
 /// The key, from the endpoint's view, of the connection that this packet belongs to.
 #[inline(always)]
 pub(super) fn connection_key(packet: &Packet, direction: Direction) -> ConnectionKey {
     let (local, remote) = ends(&packet.source, &packet.destination, direction);
-    let (local_port, remote_port) = if packet.is_icmp() {
-        (packet.source_port, packet.source_port)
+    let ports = if packet.is_icmp() {
+        Ports::new(packet.source_port(), packet.source_port())
     } else {
         match direction {
-            Direction::Egress => (packet.source_port, packet.destination_port),
-            Direction::Ingress => (packet.destination_port, packet.source_port),
+            Direction::Egress => packet.ports,
+            Direction::Ingress => packet.ports.reverse(),
         }
     };
     let asked = if packet.is_echo_request() {
@@ -135,15 +135,7 @@ pub(super) fn connection_key(packet: &Packet, direction: Direction) -> Connectio
     } else {
         0
     };
-    ConnectionKey {
-        local,
-        remote,
-        local_port,
-        remote_port,
-        protocol: packet.protocol,
-        direction: asked,
-        pad: 0,
-    }
+    ConnectionKey { local, remote, ports, kind: ConnectionKey::kind(packet.protocol, asked) }
 }
 
 /// The endpoint's address and the other one of a packet that goes in `direction`.

@@ -1,7 +1,7 @@
 //! The parser: Ethernet, at most one VLAN tag, IPv4 with options, IPv6 with a bounded number of extension
 //! headers, and what tells flows of the transport protocols apart.
 
-use super::{Bytes, Embedded, Fragment, Frame, Packet, ethertype, icmp, protocol};
+use super::{Bytes, Embedded, Fragment, Frame, Packet, Ports, ethertype, icmp, protocol};
 use crate::Address;
 
 /// IPv6 extension headers before a packet counts as unparsable.
@@ -14,10 +14,10 @@ const V6_HEADER: u32 = 40;
 /// Parses an Ethernet frame into `packet`; `vlan` allows one VLAN tag. `None` if it cannot be parsed.
 #[inline(always)]
 pub fn parse_ethernet<B: Bytes + ?Sized>(bytes: &B, vlan: bool, packet: &mut Packet) -> Option<Frame> {
-    let ether = u16::from_be_bytes(bytes.load_at::<{ ETHERNET_HEADER - 2 }, 2>()?);
+    let ether = ether_type::<B, { ETHERNET_HEADER - 2 }>(bytes)?;
     let payload = match ether {
         ethertype::VLAN | ethertype::PROVIDER_VLAN if vlan => {
-            let ether = u16::from_be_bytes(bytes.load_at::<{ TAGGED_HEADER - 2 }, 2>()?);
+            let ether = ether_type::<B, { TAGGED_HEADER - 2 }>(bytes)?;
             match network::<B, TAGGED_HEADER>(bytes, ether, packet)? {
                 Network::Ip(payload) => payload,
                 Network::Else(frame) => return Some(frame),
@@ -29,6 +29,12 @@ pub fn parse_ethernet<B: Bytes + ?Sized>(bytes: &B, vlan: bool, packet: &mut Pac
         },
     };
     upper(bytes, payload, packet).map(|()| Frame::Ip)
+}
+
+#[inline(always)]
+fn ether_type<B: Bytes + ?Sized, const OFFSET: u32>(bytes: &B) -> Option<u16> {
+    let [ether] = bytes.numbers_at::<OFFSET, u16, 1>()?;
+    Some(u16::from_be(ether))
 }
 
 /// What an Ethernet frame holds, before its payload is looked at.
@@ -58,8 +64,8 @@ fn network<B: Bytes + ?Sized, const OFFSET: u32>(
 /// Parses an IP packet into `packet`. `None` if it cannot be parsed.
 #[inline(always)]
 pub fn parse_ip<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Option<Frame> {
-    let [first, _]: [u8; 2] = bytes.load_at::<0, 2>()?;
-    let payload = match first >> 4 {
+    let [first] = bytes.numbers_at::<0, u16, 1>()?;
+    let payload = match u16::from_be(first) >> 12 {
         4 => parse_v4::<B, 0>(bytes, packet)?,
         6 => parse_v6::<B, 0>(bytes, packet)?,
         _ => return None,
@@ -89,29 +95,28 @@ fn parse_arp<B: Bytes + ?Sized>(bytes: &B, offset: u32, packet: &mut Packet) -> 
 
 #[inline(always)]
 fn parse_v4<B: Bytes + ?Sized, const OFFSET: u32>(bytes: &B, packet: &mut Packet) -> Option<Payload> {
-    let header: [u8; 20] = bytes.load_at::<OFFSET, 20>()?;
-    let [version, _, l0, l1, i0, i1, f0, f1, hop_limit, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
-        header;
-    let length = u32::from(version & 0x0f) * 4;
-    let total = match u32::from(u16::from_be_bytes([l0, l1])) {
+    let [first, second, third, source, destination] = bytes.numbers_at::<OFFSET, u32, 5>()?;
+    let (first, second, third) = (u32::from_be(first), u32::from_be(second), u32::from_be(third));
+    let length = ((first >> 24) & 0x0f) * 4;
+    let total = match first & 0xffff {
         // BIG TCP: more than the field can say.
         0 => bytes.segments_length()?.checked_sub(OFFSET)?,
         total => total,
     };
-    if version >> 4 != 4 || length < V4_HEADER || total < length {
+    if first >> 28 != 4 || length < V4_HEADER || total < length {
         return None;
     }
-    const MORE: u16 = 0x2000;
-    const BEGIN: u16 = 0x1fff;
-    packet.source = Address::from_v4([s0, s1, s2, s3]);
-    packet.destination = Address::from_v4([d0, d1, d2, d3]);
-    packet.protocol = protocol;
-    packet.hop_limit = hop_limit;
-    packet.identification = u32::from(u16::from_be_bytes([i0, i1]));
-    let fragment = u16::from_be_bytes([f0, f1]);
+    const MORE: u32 = 0x2000;
+    const BEGIN: u32 = 0x1fff;
+    packet.source = Address::from_v4_word(source);
+    packet.destination = Address::from_v4_word(destination);
+    packet.protocol = (third >> 16) as u8;
+    packet.hop_limit = (third >> 24) as u8;
+    packet.identification = second >> 16;
+    let fragment = second & 0xffff;
     if fragment & BEGIN != 0 {
         packet.fragment = Fragment::Later;
-        packet.fragment_offset = (fragment & BEGIN) << 3;
+        packet.fragment_offset = ((fragment & BEGIN) << 3) as u16;
     } else if fragment & MORE != 0 {
         first_fragment(total - length, packet);
     }
@@ -120,21 +125,20 @@ fn parse_v4<B: Bytes + ?Sized, const OFFSET: u32>(bytes: &B, packet: &mut Packet
 
 #[inline(always)]
 fn parse_v6<B: Bytes + ?Sized, const OFFSET: u32>(bytes: &B, packet: &mut Packet) -> Option<Payload> {
-    let header: [u8; 40] = bytes.load_at::<OFFSET, 40>()?;
-    let ([version, _, _, _, l0, l1, next, hop_limit], addresses) = header.split_first_chunk()?;
-    let (source, destination) = addresses.split_first_chunk()?;
-    packet.source = Address(*source);
-    packet.destination = Address(*destination.first_chunk()?);
-    packet.hop_limit = *hop_limit;
+    let [first, s0, s1, d0, d1] = bytes.numbers_at::<OFFSET, u64, 5>()?;
+    let first = u64::from_be(first);
+    packet.source = Address::from_halves([s0, s1]);
+    packet.destination = Address::from_halves([d0, d1]);
+    packet.hop_limit = first as u8;
     // A mapped address in a real IPv6 header would pass for the IPv4 address.
-    if version >> 4 != 6 || packet.source.is_v4() || packet.destination.is_v4() {
+    if first >> 60 != 6 || packet.source.is_v4() || packet.destination.is_v4() {
         return None;
     }
-    let payload = u32::from(u16::from_be_bytes([*l0, *l1]));
+    let payload = (first >> 16) as u32 & 0xffff;
+    let mut next = (first >> 8) as u8;
     // The kernel's own big segments (BIG TCP) have no length here, but a jumbo option.
-    let mut left = if payload == 0 && *next == protocol::HOP_BY_HOP { u32::MAX } else { payload };
+    let mut left = if payload == 0 && next == protocol::HOP_BY_HOP { u32::MAX } else { payload };
     let mut offset = OFFSET + V6_HEADER;
-    let mut next = *next;
     for _ in 0..MAX_EXTENSION_HEADERS {
         packet.protocol = next;
         match next {
@@ -224,31 +228,36 @@ fn transport<B: Bytes + ?Sized>(bytes: &B, offset: u32, left: u32, packet: &mut 
         return None;
     }
     if packet.protocol == protocol::TCP {
-        let [a, b, c, d, _, _, _, _, _, _, _, _, _, flags]: [u8; 14] = load_near(bytes, offset)?;
-        packet.source_port = [a, b];
-        packet.destination_port = [c, d];
-        packet.tcp_flags = flags;
+        let [ports, _, _, flags] = numbers_near(bytes, offset)?;
+        packet.ports = Ports::from_word(ports);
+        packet.tcp_flags = (u32::from_be(flags) >> 16) as u8;
         return Some(());
     }
-    let [a, b, c, d]: [u8; 4] = load_near(bytes, offset)?;
+    let [first] = numbers_near(bytes, offset)?;
+    let ports = Ports::from_word(first);
     if packet.is_icmp() {
-        packet.destination_port = [a, b];
+        packet.ports = Ports::new([0; 2], ports.source());
         return icmp_body(bytes, offset, left, packet);
     }
-    packet.source_port = [a, b];
-    packet.destination_port = [c, d];
+    packet.ports = ports;
     Some(())
 }
 
-/// Bytes at a place where most packets have their transport header.
+/// Numbers at a place where most packets have their transport header.
 #[inline(always)]
-fn load_near<B: Bytes + ?Sized, const N: usize>(bytes: &B, offset: u32) -> Option<[u8; N]> {
+fn numbers_near<B: Bytes + ?Sized, const N: usize>(bytes: &B, offset: u32) -> Option<[u32; N]> {
     const AFTER_V4: u32 = ETHERNET_HEADER + V4_HEADER;
     const AFTER_V6: u32 = ETHERNET_HEADER + V6_HEADER;
     match offset {
-        AFTER_V4 => bytes.load_at::<AFTER_V4, N>(),
-        AFTER_V6 => bytes.load_at::<AFTER_V6, N>(),
-        _ => bytes.load(offset),
+        AFTER_V4 => bytes.numbers_at::<AFTER_V4, u32, N>(),
+        AFTER_V6 => bytes.numbers_at::<AFTER_V6, u32, N>(),
+        _ => {
+            let mut numbers = [0; N];
+            for (number, at) in numbers.iter_mut().zip((offset..).step_by(4)) {
+                *number = u32::from_ne_bytes(bytes.load(at)?);
+            }
+            Some(numbers)
+        }
     }
 }
 
@@ -256,9 +265,9 @@ fn load_near<B: Bytes + ?Sized, const N: usize>(bytes: &B, offset: u32) -> Optio
 #[inline(always)]
 fn icmp_body<B: Bytes + ?Sized>(bytes: &B, offset: u32, left: u32, packet: &mut Packet) -> Option<()> {
     const HEADER: u32 = 8;
-    let [kind, _] = packet.destination_port;
+    let [kind, code] = packet.destination_port();
     if matches!(kind, icmp::ECHO | icmp::ECHO_REPLY | icmp::V6_ECHO | icmp::V6_ECHO_REPLY) && left >= HEADER {
-        packet.source_port = bytes.load(offset + 4)?;
+        packet.ports = Ports::new(bytes.load(offset + 4)?, [kind, code]);
     }
     let neighbour = matches!(kind, icmp::V6_NEIGHBOUR_SOLICITATION | icmp::V6_NEIGHBOUR_ADVERTISEMENT);
     if packet.protocol == protocol::ICMPV6 && neighbour && left >= HEADER + 16 {
