@@ -204,3 +204,6 @@ fn forget_addresses(maps: &Maps, gone: &BTreeSet<IdentityNumber>) -> Result<(), 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
