@@ -4,18 +4,21 @@
 //! when it stays away for a moment, which the agent's short gaps never do, is it a withdrawal that ends what
 //! stands (SPIRE re-signs in such gaps). An agent that is away withdraws nothing: NotAfter does.
 
+mod deadlines;
 mod follow;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use auth_ebpf_abi::IdentityNumber;
 use spiffe::SpiffeId;
 use spire_adapter::{Bundles, Snapshot, Svid};
 use tokio::sync::watch;
 
-use crate::clock::Clock;
+use crate::clock::{BootTime, Clock};
 
+use deadlines::Deadlines;
 pub use follow::{Feed, Following, SvidSource, follow};
 
 /// An SVID with the bundles by which its peers are verified.
@@ -62,6 +65,7 @@ struct Inner {
     identities: Mutex<BTreeMap<IdentityNumber, IdentitySvid>>,
     announced: watch::Sender<Option<Arc<BTreeSet<IdentityNumber>>>>,
     clock: Arc<dyn Clock>,
+    deadlines: Deadlines,
 }
 
 impl Svids {
@@ -69,7 +73,8 @@ impl Svids {
     #[must_use]
     pub fn new(node: watch::Receiver<Snapshot>, clock: Arc<dyn Clock>) -> Self {
         let (announced, _) = watch::channel(None);
-        Self(Arc::new(Inner { node, identities: Mutex::default(), announced, clock }))
+        let (identities, deadlines) = (Mutex::default(), Deadlines::default());
+        Self(Arc::new(Inner { node, identities, announced, clock, deadlines }))
     }
 
     /// The node's SVID, while it is valid.
@@ -106,7 +111,17 @@ impl Svids {
     }
 
     fn valid(&self, credential: Option<Credential>) -> Option<Credential> {
-        credential.filter(|credential| credential.svid.is_valid_at(self.0.clock.wall()))
+        credential.filter(|credential| {
+            let svid = &credential.svid;
+            svid.is_valid_at(self.0.clock.wall())
+                && self.ends(svid.leaf_hash(), svid.not_after()) > self.0.clock.now()
+        })
+    }
+
+    /// When an SVID ends, ours or a peer's that has been verified: no step of the wall clock moves it.
+    #[must_use]
+    pub fn ends(&self, leaf_hash: [u8; 32], not_after: SystemTime) -> BootTime {
+        self.0.deadlines.of(leaf_hash, not_after, &*self.0.clock)
     }
 
     /// Changes what is known, and announces what follows from it.

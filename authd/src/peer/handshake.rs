@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use auth_ebpf_abi::{AuthKey, AuthType, IdentityNumber, NodeNumber};
 use spiffe::SpiffeId;
@@ -200,9 +200,9 @@ fn credential(shared: &Shared, identity: IdentityNumber) -> Result<Credential, E
 }
 
 fn proof(shared: &Shared, own: &Credential, other: PeerSvid, group: &'static str, epoch: u32) -> Proof {
-    let not_after: SystemTime = own.svid.not_after().min(other.not_after);
+    let own_end = shared.svids.ends(own.svid.leaf_hash(), own.svid.not_after());
     Proof {
-        expires: shared.clock.deadline(not_after),
+        expires: own_end.min(shared.svids.ends(other.leaf_hash, other.not_after)),
         local_spiffe: own.svid.spiffe_id().clone(),
         remote_spiffe: other.spiffe_id,
         group,

@@ -1,8 +1,10 @@
 //! Nodes in one process, over loopback, with real TLS and SVIDs of a real CA.
 
 mod attacks;
+mod clocks;
 mod cluster;
 mod handshakes;
 mod raw;
+mod replay;
 mod sessions;
 mod spire;

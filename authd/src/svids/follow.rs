@@ -145,7 +145,8 @@ impl One {
             let before = std::mem::replace(&mut self.bundles, credential.bundles.clone());
             anchor_lost = credential.bundles.lack_anchor_of(&before, self.svids.0.clock.wall());
         }
-        let expires = credential.as_ref().map(|usable| self.svids.0.clock.deadline(usable.svid.not_after()));
+        let ends = |usable: &Credential| self.svids.ends(usable.svid.leaf_hash(), usable.svid.not_after());
+        let expires = credential.as_ref().map(ends);
         let mut withdrawn = false;
         self.svids.change(|known| {
             if let Some(known) = known.get_mut(&self.identity) {

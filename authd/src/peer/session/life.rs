@@ -82,7 +82,10 @@ impl Established {
             group: other.group,
             since: shared.clock.wall(),
             expires,
-            ends: shared.clock.deadline(expires),
+            ends: shared
+                .svids
+                .ends(other.own.leaf_hash, other.own_not_after)
+                .min(shared.svids.ends(other.svid.leaf_hash, other.svid.not_after)),
             live: true,
         };
         let session = announced(&other.name, session, hello)?;

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use auth_ebpf_abi::{AuthEntry, AuthKey, AuthType};
 use spiffe::{SpiffeId, TrustDomain};
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::driver::{AuthTable, Driver, Settings, TableError};
 use crate::auth::stats::{Observer, Stats};
 use crate::auth::{Config, Desired, Event, Handle};
-use crate::clock::{BootClock, Clock};
+use crate::clock::{BootClock, BootTime, Clock};
 use crate::peer::{Directory, Naming, Node, Options, OwnTunnel, Parts, Peers, Session};
 use crate::svids::{Feed, Following, SvidSource, Svids, follow};
 
@@ -40,6 +41,29 @@ impl AuthTable for MemoryTable {
 
     fn entries(&self) -> Result<Vec<(AuthKey, AuthEntry)>, TableError> {
         Ok(self.0.lock().unwrap().iter().map(|(key, entry)| (*key, *entry)).collect())
+    }
+}
+
+/// The system's boot time, and a wall clock that can be set.
+#[derive(Default)]
+pub(super) struct WallClock(AtomicI64);
+
+impl WallClock {
+    /// Sets the wall clock to so many hours from the system's.
+    pub(super) fn set(&self, hours: i64) {
+        self.0.store(hours, Ordering::Relaxed);
+    }
+}
+
+impl Clock for WallClock {
+    fn now(&self) -> BootTime {
+        BootClock.now()
+    }
+
+    fn wall(&self) -> SystemTime {
+        let hours = self.0.load(Ordering::Relaxed);
+        let by = Duration::from_secs(hours.unsigned_abs() * 3600);
+        if hours < 0 { BootClock.wall() - by } else { BootClock.wall() + by }
     }
 }
 
@@ -85,6 +109,7 @@ pub(super) struct TestNode {
     pub(super) auth: Handle,
     pub(super) peers: Peers,
     pub(super) options: Options,
+    pub(super) clock: Arc<WallClock>,
     stop: Stop,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -139,7 +164,8 @@ pub(super) async fn assemble(
     let (own, own_receiver) = watch::channel(OwnTunnel { wireguard_key, wireguard_port: 51871, epoch: 1 });
     let stats = Arc::new(Stats::default());
     let observer: Arc<dyn Observer> = Arc::<Stats>::clone(&stats);
-    let clock: Arc<dyn Clock> = Arc::new(BootClock);
+    let wall = Arc::new(WallClock::default());
+    let clock: Arc<dyn Clock> = Arc::<WallClock>::clone(&wall);
     let svids = Svids::new(node_svids, Arc::clone(&clock));
     let settings = Settings {
         config: Config::default(),
@@ -182,6 +208,7 @@ pub(super) async fn assemble(
         auth,
         peers,
         options,
+        clock: wall,
         stop: Stop(stop),
         tasks,
     }

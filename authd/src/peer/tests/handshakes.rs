@@ -158,6 +158,25 @@ async fn an_identity_that_leaves_a_node_loses_its_entries_at_both_ends() {
     until("both gone", || cluster.nodes.values().all(|node| node.entries() == 0)).await;
 }
 
+/// In another system the collection of entries whose identity had left its node stopped after the first time.
+#[tokio::test]
+async fn an_identity_that_comes_back_and_leaves_again_loses_its_entries_again() {
+    let cluster = Cluster::start(&[&[256], &[300]]).await;
+    cluster.meshed().await;
+    for round in 0..3 {
+        assert!(cluster.node("n1").auth.ask(key(256, 300, 2)));
+        until("entries", || cluster.nodes.values().all(|node| node.entries() == 1)).await;
+        let n2 = cluster.node("n2");
+        n2.redirect(|directory| assert!(directory.nodes.get_mut("n2").unwrap().identities.remove(&300)))
+            .await;
+        until("both gone", || cluster.nodes.values().all(|node| node.entries() == 0)).await;
+        n2.redirect(|directory| {
+            assert!(directory.nodes.get_mut("n2").unwrap().identities.insert(300), "{round}")
+        })
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn policy_decides_at_the_server_as_well() {
     let cluster = Cluster::start(&[&[256], &[300]]).await;
