@@ -54,6 +54,7 @@ impl AuthTable for Table {
 #[derive(Clone, Copy)]
 enum Dial {
     Succeed,
+    Take(Duration),
     Hang,
     Panic,
 }
@@ -61,6 +62,8 @@ enum Dial {
 struct Fake {
     dial: Dial,
     told: Mutex<Vec<(NodeNumber, IdentityNumber)>>,
+    /// Verifications on this node take until it is false.
+    verifying: AtomicBool,
 }
 
 fn proof(key: AuthKey) -> Proof {
@@ -71,12 +74,20 @@ impl Handshakes for Fake {
     fn dial(&self, key: AuthKey) -> BoxFuture<'static, Result<Proof, Failure>> {
         match self.dial {
             Dial::Succeed => futures::future::ready(Ok(proof(key))).boxed(),
+            Dial::Take(time) => async move {
+                tokio::time::sleep(time).await;
+                Ok(proof(key))
+            }
+            .boxed(),
             Dial::Hang => futures::future::pending().boxed(),
             Dial::Panic => async { panic!("a fault in a handshake") }.boxed(),
         }
     }
 
     fn verify_local(&self, key: AuthKey) -> Result<Proof, Failure> {
+        while self.verifying.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
         Ok(Proof { epoch: 0, ..proof(key) })
     }
 
@@ -98,6 +109,16 @@ struct Rig {
 
 /// A driver for which 256 and 257 are here and 300 is on node 1, all of them well.
 async fn rig(table: Arc<Table>, dial: Dial) -> Rig {
+    rig_of(table, dial, 256..258, 300..301).await
+}
+
+/// The same for these identities here and on node 1.
+async fn rig_of(
+    table: Arc<Table>,
+    dial: Dial,
+    here: std::ops::Range<u32>,
+    there: std::ops::Range<u32>,
+) -> Rig {
     let stats = Arc::new(Stats::default());
     let settings = Settings {
         config: Config::default(),
@@ -107,15 +128,18 @@ async fn rig(table: Arc<Table>, dial: Dial) -> Rig {
         observer: Arc::<Stats>::clone(&stats),
     };
     let (driver, handle) = Driver::new(settings).unwrap();
-    let (fake, stop) = (Arc::new(Fake { dial, told: Mutex::default() }), CancellationToken::new());
+    let (fake, stop) = (
+        Arc::new(Fake { dial, told: Mutex::default(), verifying: AtomicBool::default() }),
+        CancellationToken::new(),
+    );
     let task = tokio::spawn(driver.run(Arc::<Fake>::clone(&fake), stop.clone()));
-    let placed = [(0, [256, 257].into()), (1, [300].into())].into();
+    let placed = [(0, here.clone().collect()), (1, there.clone().collect())].into();
     handle.tell(Event::Desired(Arc::new(Desired { pairs: None, placed }))).await;
     let expires = BootClock.now().saturating_add(Duration::from_secs(60));
-    for identity in [256, 257] {
+    for identity in here {
         handle.tell(Event::SvidChanged { identity, expires }).await;
     }
-    handle.tell(Event::PeerUp { node: 1, epoch: 1, identities: Arc::new([300].into()) }).await;
+    handle.tell(Event::PeerUp { node: 1, epoch: 1, identities: Arc::new(there.collect()) }).await;
     Rig { table, stats, handle, fake, stop, task }
 }
 
@@ -217,4 +241,73 @@ async fn what_stands_in_the_map_at_the_start_is_listed_and_proven_anew() {
     until(|| rig.stats.count(Side::Client, "ok") == 1).await;
     until(|| rig.table.entries().unwrap().iter().all(|(_, entry)| entry.expires > expires)).await;
     assert_eq!(rig.table.len(), 1);
+}
+
+/// In another system each request had a task of its own, without a bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_requests_at_once_are_bounded_and_all_served_in_the_end() {
+    const PAIRS: usize = 10_000;
+    let (here, there) = (256..356, 1000..1100);
+    let rig = rig_of(Arc::default(), Dial::Take(Duration::from_millis(1)), here.clone(), there.clone()).await;
+    let all: Vec<AuthKey> =
+        here.flat_map(|local| there.clone().map(move |remote| key(local, remote, 1))).collect();
+    let taken = all.iter().filter(|pair| rig.handle.ask(**pair)).count();
+    assert!((wanted::REQUESTS..PAIRS).contains(&taken), "{taken}: there is a bound, and room");
+    assert_eq!(rig.handle.dropped(), u64::try_from(PAIRS - taken).unwrap(), "each is counted");
+    // As the kernel does it: packets of those that lack it ask again.
+    let asks = tokio::spawn({
+        let (handle, table) = (rig.handle.clone(), Arc::clone(&rig.table));
+        async move {
+            loop {
+                let standing: BTreeSet<AuthKey> = table.entries.lock().unwrap().keys().copied().collect();
+                let lacking = all.iter().filter(|pair| !standing.contains(pair));
+                let _taken = lacking.filter(|pair| handle.ask(**pair)).count();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    });
+    let mut most = 0;
+    let serving = async {
+        while rig.table.len() < PAIRS {
+            let (running, waiting) = rig.handle.load();
+            most = most.max(running);
+            assert!(running <= Config::default().max_running && waiting <= PAIRS, "{running} {waiting}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(180), serving).await.expect("somebody starves");
+    asks.abort();
+    assert!(most > 0);
+    until(|| rig.handle.load() == (0, 0)).await;
+    assert_eq!(rig.stats.count(Side::Client, "ok"), 10_000, "each once");
+}
+
+/// In another system the word of a rotation was dropped when its queue was full.
+#[tokio::test]
+async fn a_thousand_withdrawals_at_once_lose_none() {
+    let here = 256..1256;
+    let rig = rig_of(Arc::default(), Dial::Succeed, here.clone(), 5000..5001).await;
+    for local in here.clone() {
+        while !rig.handle.ask(key(local, 5000, 1)) {
+            tokio::task::yield_now().await;
+        }
+    }
+    until(|| rig.table.len() == 1000).await;
+    let told = here.map(|identity| rig.handle.tell(Event::SvidWithdrawn(identity)));
+    futures::future::join_all(told).await;
+    until(|| rig.table.len() == 0).await;
+}
+
+/// Signatures of many pairs on this node keep nobody from being heard.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pairs_on_this_node_are_verified_beside_the_driver() {
+    let rig = rig_of(Arc::default(), Dial::Succeed, 256..356, 5000..5001).await;
+    rig.fake.verifying.store(true, Ordering::Relaxed);
+    for remote in 257..356 {
+        assert!(rig.handle.ask(key(256, remote, 0)));
+    }
+    assert!(rig.handle.ask(key(300, 5000, 1)));
+    until(|| rig.table.len() == 1).await;
+    rig.fake.verifying.store(false, Ordering::Relaxed);
+    until(|| rig.table.len() == 1 + 2 * 99).await;
 }

@@ -406,8 +406,13 @@ fn begun() -> (World, Machine) {
     (world, machine)
 }
 
+/// Tens of thousands of steps each time; millions with `make nightly-auth`.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(512)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn no_entry_outlives_its_cause_and_none_starves(steps in prop::collection::vec(any_step(), 1..120)) {
