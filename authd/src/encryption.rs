@@ -4,6 +4,7 @@
 //! shall be (pure); the [`Task`] makes them so at every change and once a second, and publishes what it
 //! found. A restarted daemon keeps the peers that its tunnel already has until their sessions are back.
 
+mod mending;
 mod wanted;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -23,13 +24,11 @@ use crate::{
     peer::{OwnTunnel, SessionMap},
     readiness::Readiness,
 };
+use mending::Mending;
 use wanted::{Inputs, Wanted};
 
 /// How often tunnel and routes are looked at without any other cause.
 const RESCAN: Duration = Duration::from_secs(1);
-/// How long a tunnel may take to use a new pre-shared key before that is taken for a mismatch. Ends get it within
-/// a round trip and a rescan, and the one that waits tries after 6 s.
-const MISMATCH: Duration = Duration::from_secs(30);
 /// The readiness condition of this task.
 const READY: &str = "tunnel";
 
@@ -80,8 +79,7 @@ pub struct Task {
     mesh: Mesh<Userspace>,
     /// Nodes that were refused as peers, and why, when it was looked last.
     refused: BTreeMap<String, String>,
-    /// When sessions were ended for the sake of the pre-shared key.
-    renewed: BTreeMap<String, BootTime>,
+    mending: Mending,
 }
 
 /// Why tunnel or routes are not as they should be.
@@ -112,7 +110,7 @@ impl Task {
     pub fn new(parts: Parts) -> Self {
         parts.readiness.wait_for(READY, "not asked yet");
         let mesh = Mesh::new(Userspace::new(parts.config.tunnel_socket.clone()));
-        Self { parts, mesh, refused: BTreeMap::new(), renewed: BTreeMap::new() }
+        Self { parts, mesh, refused: BTreeMap::new(), mending: Mending::default() }
     }
 
     /// Runs until `stop`. Tunnel and routes stay as they are then.
@@ -169,18 +167,10 @@ impl Task {
         Ok((asked?, wanted.nodes, failure))
     }
 
-    /// Two ends that have different pre-shared keys keep the session that they have, which WireGuard ends after
-    /// 180 s: long before that they are to come to another key.
     fn mend(&mut self, status: &Status, nodes: &BTreeMap<PublicKey, String>) {
-        let now = self.parts.clock.now();
-        self.renewed.retain(|_, at| now.since(*at) < MISMATCH);
-        let stuck = status.peers.iter().filter(|peer| peer.rekeying.is_some_and(|since| since >= MISMATCH));
-        for node in stuck.filter_map(|peer| nodes.get(&peer.public_key)) {
-            if !self.renewed.contains_key(node) {
-                tracing::warn!(node, "the tunnel's pre-shared key is not in use yet; asking for another");
-                self.renewed.insert(node.clone(), now);
-                (self.parts.renew)(node);
-            }
+        for node in self.mending.stuck(status, nodes, self.parts.clock.now()) {
+            tracing::warn!(node, "the tunnel's pre-shared key is not in use yet; asking for another");
+            (self.parts.renew)(&node);
         }
     }
 
