@@ -55,6 +55,11 @@ bench-policy: setup ## What compiling policies costs, whole and change by change
 nightly-policy: setup ## The property tests of policies with millions of packets (minutes)
 	PROPTEST_CASES=$${PROPTEST_CASES:-10000} $(CARGO) test --locked --quiet --release --package policy --test agreement
 
+.PHONY: nightly-auth
+nightly-auth: setup ## The authentication machine with millions of random steps, and every interleaving to depth 5 (minutes)
+	PROPTEST_CASES=$${PROPTEST_CASES:-50000} AUTHD_SEARCH_DEPTH=$${AUTHD_SEARCH_DEPTH:-5} \
+		$(CARGO) test --locked --quiet --release --package authd --lib -- auth::tests --nocapture
+
 .PHONY: test-kernels
 test-kernels: ## The tests that ask the kernel, on Debian's 6.1 in a virtual machine (minutes; amd64)
 	@scripts/setup --kernels
