@@ -103,7 +103,11 @@ impl World {
                         candidates.extend(self.with_labels(pods)?);
                     }
                 }
-                Peer::IpBlock(_) => candidates.extend(self.surroundings.addresses.keys()),
+                Peer::IpBlock(_) => {
+                    candidates.insert(reserved::HOST);
+                    candidates.extend(self.surroundings.addresses.keys());
+                    candidates.extend(self.local.by_node().values());
+                }
                 Peer::Nodes(_) => {
                     candidates.extend([reserved::HOST, reserved::REMOTE_NODE, reserved::KUBE_APISERVER]);
                     candidates.extend(self.local.by_node().values());

@@ -378,6 +378,25 @@ fn held_nodes_say_what_their_addresses_had() {
     }
 }
 
+/// An `ipBlock` selects nodes by their addresses, those with identities of their own too, and this node.
+#[test]
+fn blocks_select_nodes_as_from_scratch() {
+    let identities = IdentitySet::from_identities([identity(256)]).unwrap();
+    let mut surroundings = surroundings();
+    surroundings.host = Some("n2".to_owned());
+    for cidr in ["10.1.0.1/32", "10.1.0.2/32", "10.1.0.0/24"] {
+        let policy = json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "x"},
+            "spec": {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": cidr}}]}]},
+        });
+        let policies = PolicySet::from_iter([named(policy, 0)]);
+        let input = Input { policies: &policies, identities: &identities, surroundings: &surroundings };
+        let mut engine = Engine::new();
+        engine.follow(input, &BTreeSet::from([256]));
+        assert_eq!(engine.compiled(), compile(input, [256]), "{cidr}");
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_named_and_tried_again() {
     let rule = json!({"fromEndpoints": [{}], "toPorts": [{"ports": [{"port": "1", "endPort": 1022}]}]});
