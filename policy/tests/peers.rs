@@ -234,6 +234,11 @@ fn names_of_dns() {
     );
     check("egress: [{toFQDNs: [{matchPattern: '*'}]}]", &[("198.51.100.1", true), ("192.0.2.1", false)]);
     check("egress: [{toFQDNs: [{matchName: never.seen}]}]", &[("198.51.100.1", false)]);
+    for (name, conditions) in
+        [("matchName: never.seen", vec!["SelectsNothing"]), ("matchPattern: '*'", vec![])]
+    {
+        assert_eq!(case(&format!("egress: [{{toFQDNs: [{{{name}}}]}}]")).conditions(), conditions, "{name}");
+    }
 }
 
 #[test]

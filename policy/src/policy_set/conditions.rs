@@ -147,22 +147,26 @@ impl View<'_> {
     fn nothing(&self, rule: &Rule) -> Option<(ConditionKind, &'static str, String)> {
         let missing = |peer: &Peer| match peer {
             Peer::CidrGroups { groups, .. } => {
-                groups.of(self.surroundings).next().is_none().then_some("CiliumCIDRGroup")
+                groups.of(self.surroundings).next().is_none().then_some("no CiliumCIDRGroup like this")
             }
             Peer::Services { namespace, services } => {
                 let mut found = services.of(namespace.as_deref(), self.surroundings);
-                found.next().is_none().then_some("service")
+                found.next().is_none().then_some("no service like this")
             }
             Peer::Nodes(selector) => {
                 let mut nodes = self.surroundings.nodes.values();
                 let is_known =
                     selector.requirements.is_empty() || nodes.any(|node| selector.matches(&node.labels));
-                (!is_known).then_some("node")
+                (!is_known).then_some("no node like this")
             }
-            Peer::Selector(_) | Peer::OwnCluster | Peer::Cidr(_) | Peer::IpBlock(_) | Peer::Name(_) => None,
+            Peer::Name(name) => {
+                let is_known = self.surroundings.names.keys().any(|known| name.matches(known));
+                (!is_known).then_some("no address known of this name, since none are learnt from DNS yet")
+            }
+            Peer::Selector(_) | Peer::OwnCluster | Peer::Cidr(_) | Peer::IpBlock(_) => None,
         };
         let what = rule.peers.list().iter().find_map(missing)?;
-        let message = format!("there is no {what} like this, so it selects nothing");
+        let message = format!("there is {what}: it selects nothing");
         Some((ConditionKind::SelectsNothing, "", message))
     }
 }
