@@ -140,6 +140,8 @@ pub struct SpireConfig {
 pub struct EncryptionConfig {
     /// Whether a packet that would cross the wire in the clear drops.
     pub mode: Mode,
+    /// Whether a rule that wants encryption drops what stays on one node.
+    pub drops_same_node: bool,
     /// Control socket of `authd tunnel`.
     pub tunnel_socket: PathBuf,
     /// Name of the WireGuard device.
@@ -232,6 +234,10 @@ impl EncryptionConfig {
         let cidrs = settings.cluster_cidrs.as_deref().unwrap_or_default();
         Ok(Self {
             mode: mode("encryption-mode", settings.encryption_mode.as_deref())?,
+            drops_same_node: value::same_node(
+                "same-node-encryption",
+                settings.same_node_encryption.as_deref(),
+            )?,
             tunnel_socket: socket_path(
                 "tunnel-socket",
                 settings.tunnel_socket.clone(),

@@ -142,6 +142,7 @@ impl Task {
         for (setting, value) in [
             (Setting::PolicyMode, config.policy_mode as u64),
             (Setting::EncryptionMode, config.encryption.mode as u64),
+            (Setting::SameNodeEncryption, config.encryption.drops_same_node.into()),
             (Setting::WireguardPort, config.encryption.port.get().into()),
             (Setting::HandshakePort, config.handshake_port.get().into()),
         ] {

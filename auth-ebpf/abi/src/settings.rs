@@ -29,6 +29,8 @@ pub enum Setting {
     HoldUntil = 9,
     /// The [generation](crate::generation_slot) of everything.
     Generation = 10,
+    /// Whether a rule that wants encryption drops what stays on its node: 1 for yes, 0 for exempt.
+    SameNodeEncryption = 11,
 }
 
 impl Setting {
@@ -46,7 +48,8 @@ impl Setting {
             | Self::EncryptionOffUntil
             | Self::WireguardIfindex
             | Self::WireguardPort
-            | Self::HandshakePort => true,
+            | Self::HandshakePort
+            | Self::SameNodeEncryption => true,
             Self::Schema | Self::HoldIfindex | Self::HoldUntil | Self::Generation => false,
         }
     }
@@ -66,6 +69,7 @@ impl Setting {
             Self::HoldIfindex => "hold-ifindex",
             Self::HoldUntil => "hold-until",
             Self::Generation => "generation",
+            Self::SameNodeEncryption => "same-node-encryption",
         }
     }
 }

@@ -38,6 +38,7 @@ pub(crate) fn fill(maps: &Maps, tables: &Tables) {
         Setting::HandshakePort,
         Setting::HoldIfindex,
         Setting::HoldUntil,
+        Setting::SameNodeEncryption,
     ] {
         maps.config().set(setting, tables.setting(setting)).unwrap();
     }

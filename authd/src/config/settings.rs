@@ -85,6 +85,10 @@ settings! {
     /// The same for encryption [default: enforce]
     #[arg(env = "AUTHD_ENCRYPTION_MODE", value_name = "MODE")]
     encryption_mode: String,
+    /// Whether pods of one node may talk where a rule wants encryption: `exempt`, since it never leaves the
+    /// node, or `drop` [default: exempt]
+    #[arg(env = "AUTHD_SAME_NODE_ENCRYPTION", value_name = "exempt|drop")]
+    same_node_encryption: String,
     /// `on`, or `off` to drop the first packets of a pair rather than hold them [default: on]
     #[arg(env = "AUTHD_HOLD", value_name = "on|off")]
     hold: String,

@@ -58,6 +58,8 @@ fn bad_values_name_their_key() {
         (Settings { node_name: Some("UPPER".into()), ..minimal() }, "node-name"),
         (Settings { policy_mode: Some("off".into()), ..minimal() }, "policy-mode"),
         (Settings { encryption_mode: Some("".into()), ..minimal() }, "encryption-mode"),
+        (Settings { same_node_encryption: Some("on".into()), ..minimal() }, "same-node-encryption"),
+        (Settings { cluster_name: Some("Not A Name".into()), ..minimal() }, "cluster-name"),
         (Settings { http_address: Some("localhost".into()), ..minimal() }, "http-address"),
         (Settings { handshake_port: Some(0), ..minimal() }, "handshake-port"),
         (Settings { wireguard_interface: Some("a/b".into()), ..minimal() }, "wireguard-interface"),

@@ -55,6 +55,15 @@ pub(super) fn switch(key: &'static str, value: Option<&str>) -> Result<bool, Con
     }
 }
 
+/// Whether what stays on a node drops where a rule wants encryption.
+pub(super) fn same_node(key: &'static str, value: Option<&str>) -> Result<bool, ConfigError> {
+    match value {
+        None | Some("exempt") => Ok(false),
+        Some("drop") => Ok(true),
+        Some(other) => Err(invalid(key, other, "is neither exempt nor drop")),
+    }
+}
+
 pub(super) fn mechanism(key: &'static str, value: &str) -> Result<Mechanism, ConfigError> {
     [Mechanism::Tcx, Mechanism::Clsact].into_iter().find(|mechanism| mechanism.as_str() == value).ok_or_else(
         || invalid(key, value, "is no way to attach programs; use tcx or clsact, or leave it out"),

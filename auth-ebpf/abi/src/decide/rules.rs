@@ -4,7 +4,8 @@ use super::pod::Remote;
 use super::{Judge, State};
 use crate::packet::{Packet, icmp, protocol};
 use crate::{
-    AuthType, Direction, DropReason, EndpointEntry, PolicyClasses, PolicyEntry, PolicyKey, choose, identity,
+    AuthType, Direction, DropReason, EndpointEntry, PolicyClasses, PolicyEntry, PolicyKey, Setting, choose,
+    identity,
 };
 
 impl<S: State> Judge<'_, S> {
@@ -41,10 +42,18 @@ impl<S: State> Judge<'_, S> {
         }
         let off_the_mesh =
             remote.entry.node == 0 && !remote.entry.is_of_pod() && remote.entry.identity != identity::HOST;
-        if choice.entry.encryption != 0 && off_the_mesh {
+        if choice.entry.encryption != 0 && (off_the_mesh || self.wants_encryption_here(remote)) {
             self.refuse(DropReason::Unencrypted)?;
         }
         Ok(choice.auth_type)
+    }
+
+    /// Whether packets of this pod, which never leave the node and so are never encrypted, are not exempt.
+    #[inline(always)]
+    fn wants_encryption_here(&self, remote: &Remote) -> bool {
+        remote.entry.node == 0
+            && remote.entry.is_of_pod()
+            && self.state.setting(Setting::SameNodeEncryption) != 0
     }
 
     /// The entry of the longest prefix of `key`, among the lengths in `classes`.

@@ -230,6 +230,22 @@ fn a_rule_for_encryption_keeps_traffic_off_the_world() {
 }
 
 #[test]
+fn a_rule_for_encryption_exempts_what_stays_on_the_node_or_not() {
+    let encrypted = PolicyEntry { encryption: 1, ..PolicyEntry::default() };
+    for (setting, here) in [(0, PASSES), (1, drops(DropReason::Unencrypted))] {
+        let mut tables = locked();
+        tables.settings.insert(Setting::SameNodeEncryption, setting);
+        rule(&mut tables, Direction::Egress, identity::UNKNOWN, 6, 80, encrypted);
+        assert_eq!(sends(&tables, &syn((HERE, 1), (NEIGHBOUR, 80))), here);
+        assert_eq!(sends(&tables, &syn((HERE, 3), (THERE, 80))), PASSES);
+        let mut plain = locked();
+        plain.settings.insert(Setting::SameNodeEncryption, setting);
+        rule(&mut plain, Direction::Egress, identity::UNKNOWN, 6, 80, PolicyEntry::default());
+        assert_eq!(sends(&plain, &syn((HERE, 1), (NEIGHBOUR, 80))), PASSES, "nobody asked for it");
+    }
+}
+
+#[test]
 fn a_full_connection_map_drops_what_it_cannot_remember() {
     let tables = Tables { full: true, ..cluster() };
     assert_eq!(sends(&tables, &syn((HERE, 1), (THERE, 80))), drops(DropReason::MapError));

@@ -54,6 +54,7 @@ impl Given {
             known: BTreeMap::new(),
             observed: None,
             config: EncryptionConfig {
+                drops_same_node: false,
                 mode: Mode::Enforce,
                 tunnel_socket: "/run/t.sock".into(),
                 interface: "authd0".into(),
