@@ -90,7 +90,7 @@ deny: ## Licences, bans and sources of all dependencies (builds cargo-deny the f
 	@target/tools/bin/cargo-deny --manifest-path auth-ebpf/programs/Cargo.toml --config deny.toml check licenses bans sources
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS = policy selector label
+FUZZ_TARGETS = policy/policy policy/selector policy/label authd/manifests
 
 .PHONY: fuzz
 fuzz: ## Fuzz what users write, FUZZ_SECONDS a target (builds cargo-fuzz the first time; nightly Rust)
@@ -98,7 +98,7 @@ fuzz: ## Fuzz what users write, FUZZ_SECONDS a target (builds cargo-fuzz the fir
 	@rm -rf target/tools/build
 	@# What is new goes to target/, so that the committed corpus stays small: `cargo fuzz cmin` merges it.
 	@for one in $(FUZZ_TARGETS); do \
-		mkdir -p target/fuzz/found/$$one && \
-		RUSTUP_TOOLCHAIN=nightly target/tools/bin/cargo-fuzz run --fuzz-dir policy/fuzz --target-dir target/fuzz $$one \
-			target/fuzz/found/$$one policy/fuzz/corpus/$$one -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -print_final_stats=1 || exit 1; \
+		crate=$${one%/*} target=$${one#*/}; mkdir -p target/fuzz/found/$$target && \
+		RUSTUP_TOOLCHAIN=nightly target/tools/bin/cargo-fuzz run --fuzz-dir $$crate/fuzz --target-dir target/fuzz $$target \
+			target/fuzz/found/$$target $$crate/fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -print_final_stats=1 || exit 1; \
 	done
