@@ -67,8 +67,7 @@ pub fn answer(cluster: &Cluster, question: &Question) -> Result<v1::PolicyTrace,
             strictest = Some((source, destination, trace));
         }
     }
-    let (source, destination, trace) =
-        strictest.ok_or_else(|| Error("there is nobody like this in the cluster".to_owned()))?;
+    let (source, destination, trace) = strictest.ok_or_else(nobody)?;
     let notes = notes(cluster, [source, destination], is_one);
     Ok(message::trace(source.clone(), destination.clone(), &port, &trace, notes))
 }
@@ -102,13 +101,17 @@ fn between(cluster: &Cluster, from: &Resolved, to: &Resolved, port: &Port) -> Re
     Ok(policy::trace_with_nodes(input, traffic, nodes))
 }
 
-/// Who two ends are in this cluster.
+/// Who two ends are in this cluster; where it isn't said which node is meant, one of them.
 ///
 /// # Errors
 /// As [`answer`].
 pub fn ends(cluster: &Cluster, from: &End, to: &End) -> Result<(v1::TraceEnd, v1::TraceEnd), Error> {
-    let (source, destination) = (from.resolve(cluster, to)?, to.resolve(cluster, from)?);
-    Ok((message::end(source), message::end(destination)))
+    let one = |ends: Vec<Resolved>| ends.into_iter().next().map(message::end).ok_or_else(nobody);
+    Ok((one(from.resolve(cluster, to)?)?, one(to.resolve(cluster, from)?)?))
+}
+
+fn nobody() -> Error {
+    Error("there is nobody like this in the cluster".to_owned())
 }
 
 /// The policies of this cluster.
