@@ -127,3 +127,27 @@ fn log(spiffe_id: &SpiffeId, before: &Snapshot, after: &Snapshot) {
         warn!(%spiffe_id, state = after.state.as_str(), %problem, "SPIRE agent");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authority::CertificateAuthority;
+
+    #[test]
+    fn the_timer_is_set_to_just_beyond_not_after() {
+        let id = SpiffeId::new("spiffe://a.test/x").unwrap();
+        let mut tracker = Tracker::new(&id);
+        let now = SystemTime::now();
+        assert_eq!(until_expiry(&tracker, now), CLOCK_CHECK);
+        let ca = CertificateAuthority::new(id.trust_domain()).unwrap();
+        let svid = ca.issue(&id, Duration::from_secs(3600)).unwrap().to_svid().unwrap();
+        let not_after = svid.not_after();
+        tracker.hear(Heard::Message(Message { svid: Some(svid), ..Message::default() }));
+        let step = Duration::from_millis(1);
+        let ten = Duration::from_secs(10);
+        assert_eq!(until_expiry(&tracker, not_after - ten), ten + step);
+        assert_eq!(until_expiry(&tracker, not_after), step);
+        assert_eq!(until_expiry(&tracker, not_after + ten), step);
+        assert_eq!(until_expiry(&tracker, not_after - 2 * CLOCK_CHECK), CLOCK_CHECK);
+    }
+}

@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{mpsc, watch};
@@ -29,8 +28,6 @@ use crate::{DelegatedAgent, Selector, SpiffeId, Subscription};
 pub(crate) enum Reply {
     /// Send this and go on.
     Message(SvidsResponse),
-    /// Send this after a while.
-    Slow(SvidsResponse, Duration),
     /// End with this status.
     Status(Status),
     /// Send bytes that are no such message.
@@ -169,10 +166,6 @@ async fn play(state: Arc<State>, sender: mpsc::Sender<Result<Raw, Status>>) {
         let next = reply.borrow_and_update().clone();
         let (item, end) = match next {
             Reply::Message(message) => (Some(Ok(raw(&message))), false),
-            Reply::Slow(message, delay) => {
-                tokio::time::sleep(delay).await;
-                (Some(Ok(raw(&message))), false)
-            }
             Reply::Status(status) => (Some(Err(status)), true),
             Reply::Garbage => (Some(Ok(Raw { svids: vec![vec![0xff; 9]], federates_with: vec![] })), false),
             Reply::Silence => (None, false),
