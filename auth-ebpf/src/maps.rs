@@ -162,6 +162,22 @@ impl Maps {
         &self.inner.fragments
     }
 
+    /// Takes down up to which of this node's address epochs a node has acknowledged, or, of node 0, which have
+    /// been given; whether the node is there under this session epoch. Connections stay as they are: none
+    /// rests on what was not known yet.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn acknowledge(&self, node: NodeNumber, session_epoch: u32, epoch: u32) -> Result<bool, Error> {
+        match self.nodes().get(&node)?.filter(|entry| entry.epoch == session_epoch) {
+            Some(entry) => {
+                let entry = NodeEntry { acknowledged: epoch, ..entry };
+                self.inner.nodes.write(&node, &entry).map(|()| true)
+            }
+            None => Ok(false),
+        }
+    }
+
     /// Has every connection decided anew with its next packet.
     ///
     /// # Errors

@@ -14,10 +14,14 @@ use std::{net::Ipv4Addr, net::Ipv6Addr, num::NonZeroU16, sync::Arc, time::Durati
 
 use anyhow::Context;
 use auth_ebpf::{Datapath, Maps, Mechanism, Options as DatapathOptions};
-use auth_ebpf_abi::NodeEntry;
+use auth_ebpf_abi::{NodeEntry, NodeNumber};
 use futures::FutureExt;
 use spire_adapter::DelegatedAgent;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -29,6 +33,7 @@ use crate::{
     datapath::{self, View, events, sweep},
     encryption::{self, Found},
     flows::{Flows, Names},
+    handover::{Assigned, Told},
     hold::HoldingAuth,
     http,
     metrics::Metrics,
@@ -44,6 +49,16 @@ use vitals::VitalsTask;
 
 /// How long tasks may take to end.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// What sessions have told that may wait; each tells one thing at a time.
+const HANDOVERS: usize = 64;
+
+/// What sessions and the datapath tell each other of addresses.
+struct Handovers {
+    assigned: watch::Sender<Arc<Assigned>>,
+    told: mpsc::Receiver<Told>,
+    acknowledged: Box<dyn Fn(NodeNumber) + Send + Sync>,
+}
 
 /// What listens, bound before anything is changed.
 struct Bound {
@@ -169,6 +184,8 @@ impl Daemon {
             wireguard_port: self.config.encryption.port.get(),
             epoch: session_epoch(&self.maps)?,
         });
+        let (assigned_sender, assigned) = watch::channel(Arc::default());
+        let (handover_sender, handover) = mpsc::channel(HANDOVERS);
         let peers = Peers::start(
             peer::Parts {
                 options: peer::Options {
@@ -179,6 +196,8 @@ impl Daemon {
                 svids: svids.clone(),
                 directory,
                 own,
+                assigned,
+                handover: handover_sender,
                 auth: auth.clone(),
                 clock: Arc::clone(&self.clock),
                 observer: Arc::new(HandshakeObserver(Arc::clone(&self.metrics))),
@@ -186,10 +205,12 @@ impl Daemon {
             self.stop.clone(),
         )?;
         self.start_driver(driver, &peers, &holding);
+        let acknowledged = holding.announced();
         // Before the datapath, which attaches to its device.
-        self.start_holding(holding, auth.clone())?;
+        self.start_holding(holding, &peers, auth.clone())?;
         self.start_directory(&naming, directory_sender, &auth);
-        let flows = self.start_datapath(&peers, &auth)?;
+        let handovers = Handovers { assigned: assigned_sender, told: handover, acknowledged };
+        let flows = self.start_datapath(&peers, &auth, handovers)?;
         let found = self.start_encryption(&peers, own_sender);
         self.start_vitals(&svids, &auth);
         self.start_http(bound.http);
@@ -303,7 +324,12 @@ impl Daemon {
         Ok(svids)
     }
 
-    fn start_datapath(&mut self, peers: &Peers, auth: &Handle) -> anyhow::Result<Arc<Flows>> {
+    fn start_datapath(
+        &mut self,
+        peers: &Peers,
+        auth: &Handle,
+        handovers: Handovers,
+    ) -> anyhow::Result<Arc<Flows>> {
         let mut datapath = self.datapath.take().context("the datapath is started twice")?;
         let events = datapath.events()?;
         let sweep = sweep::keep(datapath.maps().clone(), self.stop.clone());
@@ -313,6 +339,10 @@ impl Daemon {
             datapath,
             cluster: self.cluster.clone(),
             sessions,
+            handover: handovers.told,
+            assigned: handovers.assigned,
+            acknowledged: handovers.acknowledged,
+            clock: Arc::clone(&self.clock),
             view: self.view.clone(),
             names: self.names.clone(),
             metrics: Arc::clone(&self.metrics),
@@ -327,7 +357,7 @@ impl Daemon {
             self.names.subscribe(),
             Arc::clone(&self.clock),
         ));
-        let pump = events::pump(events, auth.clone(), Arc::clone(&flows), self.stop.clone());
+        let pump = events::pump(events, auth.clone(), peers.clone(), Arc::clone(&flows), self.stop.clone());
         self.spawn("events", pump.map(|ended| ended.context("the ring buffer")));
         Ok(flows)
     }

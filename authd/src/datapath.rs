@@ -4,12 +4,15 @@
 //! programs, again at every change and once a second. [`events`] takes what the programs report. Nothing is
 //! removed because a source of state is silent: a restarted daemon takes over what is pinned.
 
+mod addresses;
 mod attach;
 pub mod events;
 mod host_end;
 pub mod interfaces;
+mod moves;
 pub mod plan;
 mod policy_writer;
+
 mod sandboxes;
 pub mod sweep;
 
@@ -27,13 +30,21 @@ use policy::AuthenticationPairs;
 use rtnetlink::{
     MulticastGroup, packet_core::NetlinkMessage, packet_route::RouteNetlinkMessage, sys::SocketAddr,
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clock::BootTime, cluster::Cluster, config::Config, flows::Names, metrics::Metrics, readiness::Readiness,
+    clock::{BootTime, Clock},
+    cluster::Cluster,
+    config::Config,
+    flows::Names,
+    handover::{Assigned, Contested, Told},
+    metrics::Metrics,
+    readiness::Readiness,
 };
+use addresses::Addresses;
 use interfaces::Interfaces;
+use moves::Moves;
 use plan::{Endpoint, Inputs, Plan};
 use policy_writer::PolicyWriter;
 use sandboxes::Sandboxes;
@@ -78,6 +89,8 @@ pub struct View {
     pub conditions: Vec<(String, String)>,
     /// What could not be attached or written, and why.
     pub failures: BTreeMap<String, String>,
+    /// Addresses that several nodes claim.
+    pub contested: Vec<Contested>,
     /// This node's interfaces.
     pub interfaces: Arc<Interfaces>,
 }
@@ -90,6 +103,14 @@ pub struct Parts {
     pub cluster: watch::Receiver<Arc<Cluster>>,
     /// Sessions with other nodes.
     pub sessions: watch::Receiver<Arc<NodeSessions>>,
+    /// What other nodes say of addresses.
+    pub handover: mpsc::Receiver<Told>,
+    /// Where it tells what this node has assigned.
+    pub assigned: watch::Sender<Arc<Assigned>>,
+    /// Who waits for a node to acknowledge that.
+    pub acknowledged: Box<dyn Fn(NodeNumber) + Send + Sync>,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
     /// Where it tells what it has done.
     pub view: watch::Sender<Arc<View>>,
     /// Where it tells names for flows.
@@ -106,14 +127,14 @@ pub struct Task {
     netlink: rtnetlink::Handle,
     changes: Changes,
     sandboxes: Sandboxes,
-    /// Where pods were found, by name.
-    host_ends: BTreeMap<String, u32>,
+    moves: Moves,
     node: String,
     cluster_cidrs: Vec<IpNet>,
     uplinks: Vec<String>,
     wireguard: String,
     hold: bool,
     policy: PolicyWriter,
+    addresses: Addresses,
 }
 
 /// Why the task can't start.
@@ -148,19 +169,22 @@ impl Task {
         ] {
             settings.set(setting, value)?;
         }
+        let addresses = Addresses::adopt(parts.datapath.maps())?;
+        let moves = Moves::adopt(parts.datapath.maps().endpoints().entries()?.into_iter().collect());
         parts.readiness.wait_for(READY, "programs are not attached yet");
         Ok(Self {
             parts,
             netlink,
             changes,
             sandboxes: Sandboxes::default(),
-            host_ends: BTreeMap::new(),
+            moves,
             node: config.node_name.clone(),
             cluster_cidrs: config.encryption.cluster_cidrs.clone(),
             uplinks: config.encryption.uplinks.clone(),
             wireguard: config.encryption.interface.clone(),
             hold: config.hold,
             policy: PolicyWriter::default(),
+            addresses,
         })
     }
 
@@ -173,6 +197,10 @@ impl Task {
                 _ = rescan.tick() => {}
                 Ok(()) = self.parts.cluster.changed() => {}
                 Ok(()) = self.parts.sessions.changed() => {}
+                Some(told) = self.parts.handover.recv() => {
+                    self.hear(told).await;
+                    continue;
+                }
                 Some(_) = self.changes.next() => {
                     // What belongs together comes together.
                     tokio::time::sleep(SETTLE).await;
@@ -197,7 +225,7 @@ impl Task {
         let wanted = plan::without_route(&cluster, &self.node, &interfaces);
         interfaces.sandboxes = self.sandboxes.find(wanted, &interfaces).await;
         let (node, cluster_cidrs) = (self.node.clone(), self.cluster_cidrs.clone());
-        let before = std::mem::take(&mut self.host_ends);
+        let before = self.moves.before();
         let inputs = Inputs {
             cluster: &cluster,
             node: &node,
@@ -206,12 +234,12 @@ impl Task {
             sessions: &sessions,
             before: &before,
         };
-        let mut plan = Plan::make(&inputs);
+        self.addresses.forget(&cluster, self.parts.clock.now());
+        let mut plan = Plan::make(&inputs, &self.addresses.claims);
+        self.moves.withhold(&mut plan, self.parts.clock.now());
         let refused =
             plan.pods.iter().filter_map(|pod| Some((pod.pod.clone(), pod.refused.as_ref()?.to_string())));
         let mut failures: BTreeMap<String, String> = refused.collect();
-        let ends = plan.pods.iter().filter_map(|pod| Some((pod.pod.clone(), pod.interface.as_ref()?.0)));
-        self.host_ends = ends.collect();
         // Programs first: a pod that is not in the maps yet gets no traffic, rather than any.
         let attached = self.attach(&cluster, &plan, &interfaces, &mut failures);
         if let Err(error) = self.write(&mut plan, &inputs, &cluster) {
@@ -237,6 +265,7 @@ impl Task {
         }
         plan.add_prefixes(self.policy.prefixes(), inputs);
         plan.add_nodes(self.policy.nodes(), inputs);
+        self.assign(&maps, plan)?;
         // A node whose session this process has not seen yet keeps what an earlier one wrote for it.
         for (number, entry) in maps.nodes().entries()? {
             // Node 0 is this one, whose epoch outlives the daemon.
@@ -245,6 +274,7 @@ impl Task {
                 plan.nodes.entry(number).or_insert(entry);
             }
         }
+        self.addresses.acknowledge(&mut plan.nodes);
         let changes = [
             ("endpoints", maps.endpoints().reconcile(&plan.endpoints)?),
             ("addresses", maps.addresses().reconcile(&plan.addresses)?),
@@ -298,6 +328,7 @@ impl Task {
             policy_entries: self.policy.len(),
             conditions: self.policy.conditions(),
             failures,
+            contested: self.contested(),
             interfaces: Arc::new(interfaces),
         };
         self.parts.view.send_if_modified(|last| {

@@ -1,4 +1,5 @@
-//! Packets that only lack authentication are held, and go on when their pair has authenticated.
+//! Packets that only lack authentication are held, and go on when their pair has authenticated; and so are
+//! those of a pod whose node has not told the other one yet that the address is its.
 //!
 //! The programs send them to a TAP device, under a token that names their pair. [`Queue`] decides: frames,
 //! outcomes and boot time go in, actions come out. [`Task`] reads the device, does what the queue says, and
@@ -15,7 +16,7 @@ mod task;
 mod tests;
 
 pub use device::INTERFACE;
-pub use outcomes::{Outcome, Outcomes, Telling};
+pub use outcomes::{Outcome, Outcomes, Pending, Telling};
 pub use queue::{Action, Event, Frame, Queue};
 pub use table::HoldingAuth;
 pub(crate) use task::switch_off;

@@ -15,6 +15,7 @@ pub mod datapath;
 pub mod encryption;
 pub mod explain;
 pub mod flows;
+pub mod handover;
 pub mod hold;
 pub mod http;
 pub mod logging;

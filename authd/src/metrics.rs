@@ -113,6 +113,10 @@ pub struct Metrics {
     pub policy_entries: Gauge,
     /// 1 while the policy map has no room for what policies ask.
     pub policy_overflow: Gauge,
+    /// Addresses that several nodes claim.
+    pub contested_addresses: Gauge,
+    /// How often one has come to be claimed by several.
+    pub contested_claims: Counter,
     /// Objects of the cluster state that could not be used.
     pub cluster_problems: Gauge,
     /// 1 while the tunnel process answers.
@@ -161,6 +165,8 @@ impl Metrics {
             program_repairs: Family::default(),
             policy_entries: Gauge::default(),
             policy_overflow: Gauge::default(),
+            contested_addresses: Gauge::default(),
+            contested_claims: Counter::default(),
             cluster_problems: Gauge::default(),
             tunnel_up: Gauge::default(),
             wireguard_peers: Gauge::default(),
@@ -244,6 +250,16 @@ impl Metrics {
             "policy_overflow",
             "Whether the policy map has no room for what policies ask",
             self.policy_overflow.clone(),
+        );
+        registry.register(
+            "contested_addresses",
+            "Addresses that several nodes claim",
+            self.contested_addresses.clone(),
+        );
+        registry.register(
+            "contested_claims",
+            "Claims to an address that another node claims, refused",
+            self.contested_claims.clone(),
         );
         registry.register(
             "program_repairs",

@@ -92,6 +92,8 @@ pub struct Context {
     pub segments: bool,
     /// Since when it was held, if it comes back from there; else 0.
     pub held_since: u64,
+    /// [`AuthType`](crate::AuthType) for which it was held: none where it was for an announcement.
+    pub held_for: u8,
 }
 
 /// What a decision works on. The programs' stack is too small for it.
@@ -137,14 +139,17 @@ struct Notes {
     policy_audited: bool,
     /// The policy entry that decides is only tried.
     entry_audited: bool,
-    auth_wanted: bool,
+    /// The [`EventKind`] by which the packet asks for something, or 0.
+    wanted: u8,
     /// The packet opens a connection.
     opening: bool,
-    /// The packet only lacks the authentication of `hold_key`, and may wait for it.
+    /// The packet only lacks the authentication of `hold_key`, or an announcement to its node, and may wait.
     may_wait: bool,
     hold_key: AuthKey,
     /// [`Context::held_since`].
     held_since: u64,
+    /// [`Context::held_for`].
+    held_for: u8,
 }
 
 impl Default for Notes {
@@ -154,11 +159,12 @@ impl Default for Notes {
             audit: 0,
             policy_audited: false,
             entry_audited: false,
-            auth_wanted: false,
+            wanted: 0,
             opening: false,
             may_wait: false,
             hold_key: AuthKey { local: 0, remote: 0, node: 0, auth_type: 0, pad: 0 },
             held_since: 0,
+            held_for: 0,
         }
     }
 }
@@ -173,7 +179,7 @@ pub fn decide<S: State, B: Bytes + ?Sized>(
 ) -> Verdict {
     let Workspace { packet, event, token, place, notes } = workspace;
     packet.clear();
-    *notes = Notes { held_since: context.held_since, ..Notes::default() };
+    *notes = Notes { held_since: context.held_since, held_for: context.held_for, ..Notes::default() };
     let mut judge = Judge { state, context: *context, event, token, notes, now: state.now() };
     let outcome = judge.inspect(bytes, packet, place);
     judge.conclude(outcome)
@@ -356,10 +362,12 @@ impl<S: State> Judge<'_, S> {
     fn conclude(&mut self, outcome: Outcome) -> Verdict {
         let notes = *self.notes();
         let (verdict, reason) = match outcome {
-            Err(DropReason::AuthRequired) if notes.may_wait => match self.take_hold(notes.hold_key) {
-                Ok(()) => (Verdict::Held, 0),
-                Err(reason) => (Verdict::Dropped, reason as u8),
-            },
+            Err(DropReason::AuthRequired | DropReason::AddressUnannounced) if notes.may_wait => {
+                match self.take_hold(notes.hold_key) {
+                    Ok(()) => (Verdict::Held, 0),
+                    Err(reason) => (Verdict::Dropped, reason as u8),
+                }
+            }
             Err(reason) => (Verdict::Dropped, reason as u8),
             Ok(()) if notes.audit != 0 => (Verdict::Audit, notes.audit),
             Ok(()) => (Verdict::Forwarded, 0),
@@ -369,7 +377,7 @@ impl<S: State> Judge<'_, S> {
         // What only waits behind others has lost nothing and asks for nothing.
         let silent = match verdict {
             Verdict::Forwarded => !notes.opening,
-            Verdict::Held => !notes.auth_wanted,
+            Verdict::Held => notes.wanted == 0,
             Verdict::Dropped | Verdict::Audit => false,
         };
         if silent {
@@ -378,8 +386,8 @@ impl<S: State> Judge<'_, S> {
         self.event.time = self.now();
         self.event.verdict = verdict as u8;
         self.event.reason = reason;
-        if notes.auth_wanted {
-            self.event.kind = EventKind::AuthWanted as u8;
+        if notes.wanted != 0 {
+            self.event.kind = notes.wanted;
             self.state.report(self.event);
         }
         self.event.kind = EventKind::Verdict as u8;

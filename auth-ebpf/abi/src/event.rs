@@ -11,6 +11,8 @@ pub enum EventKind {
     AuthWanted = 1,
     /// A packet's verdict.
     Verdict = 2,
+    /// A node has to hear whose the addresses here are. Comes besides the verdict.
+    AnnouncementWanted = 3,
 }
 
 impl EventKind {
@@ -20,6 +22,7 @@ impl EventKind {
         match number {
             1 => Some(Self::AuthWanted),
             2 => Some(Self::Verdict),
+            3 => Some(Self::AnnouncementWanted),
             _ => None,
         }
     }

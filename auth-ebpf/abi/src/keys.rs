@@ -216,7 +216,8 @@ plain! {
         pub identity: u32,
         /// Index of the host end of its veth pair.
         pub ifindex: u32,
-        /// Epoch of this assignment of the address.
+        /// Epoch of this assignment of the address: no packet goes to a pod of a node that has acknowledged
+        /// less.
         pub epoch: u32,
         /// Index of the bridge that the host end is a port of, 0 for none.
         pub bridge: u32,
@@ -279,7 +280,8 @@ plain! {
         pub expires: u64,
         /// Session epoch: raising it revokes every authentication that the node vouched for.
         pub epoch: u32,
-        /// Highest of this node's address epochs that the other has acknowledged.
+        /// Highest of this node's address epochs that the other has acknowledged; of node 0, the last one
+        /// given.
         pub acknowledged: u32,
     }
 }

@@ -25,6 +25,8 @@ mod corpus;
 mod exchange;
 #[path = "decide/fragments.rs"]
 mod fragments;
+#[path = "decide/handover.rs"]
+mod handover;
 #[path = "decide/hold.rs"]
 mod hold;
 #[path = "decide/hostile.rs"]

@@ -84,6 +84,7 @@ fn run(ctx: &TcContext, hook: Hook) -> i32 {
         tag: skb.vlan_tci as u16,
         segments: skb.gso_size != 0,
         held_since: 0,
+        held_for: 0,
     };
     let holds = matches!(hook, Hook::FromPod | Hook::ToPod);
     if holds && context.tagged && come_back(&state::Maps, &mut context) {

@@ -343,7 +343,7 @@ fn arrivals() -> impl Strategy<Value = Arrival> {
 prop_compose! {
     fn worlds()(
         modes in prop::array::uniform2(prop::sample::select(vec![Mode::Observe, Mode::Enforce])),
-        session in prop::option::of((any::<bool>(), 6..8_u32)),
+        session in prop::option::of((any::<bool>(), 6..8_u32, 0..2_u32)),
         auth in prop::collection::vec((prop::sample::select(vec![NEIGHBOUR_ID, THERE_ID]), any::<bool>(), 6..8_u32), 0..3),
         policy in prop::collection::vec((any::<bool>(), prop::sample::select(vec![0, 1, 2, 6, NEIGHBOUR_ID, THERE_ID]), 0..3_u8), 0..8),
         holding in any::<bool>(),
@@ -355,9 +355,9 @@ prop_compose! {
         tables.settings.insert(Setting::PolicyMode, modes[0] as u64);
         tables.settings.insert(Setting::EncryptionMode, modes[1] as u64);
         tables.nodes.clear();
-        if let Some((live, epoch)) = session {
+        if let Some((live, epoch, acknowledged)) = session {
             let expires = if live { NOW + 1 } else { NOW };
-            tables.nodes.insert(NODE, NodeEntry { expires, epoch, acknowledged: 0 });
+            tables.nodes.insert(NODE, NodeEntry { expires, epoch, acknowledged });
         }
         for (remote, elsewhere, epoch) in auth {
             authenticate(&mut tables, remote, if elsewhere { NODE } else { 0 }, epoch, NOW + 1);

@@ -160,7 +160,8 @@ impl<K: TableKey, V: TableValue> Table<K, V> {
         Ok(changes)
     }
 
-    fn write(&self, key: &K, value: &V) -> Result<(), Error> {
+    /// Puts `value` under `key`, and re-opens nothing.
+    pub(super) fn write(&self, key: &K, value: &V) -> Result<(), Error> {
         self.lock()
             .insert(key.encode(), value.encode(), 0)
             .map_err(|error| self.error("write an entry", error))

@@ -15,6 +15,7 @@ use crate::{
     auth::Handle,
     flows::Flows,
     metrics::{Counted, PacketCount},
+    peer::Peers,
 };
 
 /// How long the thread sleeps at most before it looks whether it is to stop.
@@ -28,18 +29,25 @@ const NAP: Duration = Duration::from_millis(200);
 pub async fn pump(
     events: Events,
     auth: Handle,
+    peers: Peers,
     flows: Arc<Flows>,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let (ended, end) = oneshot::channel();
     std::thread::Builder::new().name("events".to_owned()).spawn(move || {
         // If nobody waits any more, nobody wants to know.
-        drop(ended.send(take(events, &auth, &flows, &stop)));
+        drop(ended.send(take(events, &auth, &peers, &flows, &stop)));
     })?;
     end.await.unwrap_or(Ok(()))
 }
 
-fn take(mut events: Events, auth: &Handle, flows: &Flows, stop: &CancellationToken) -> std::io::Result<()> {
+fn take(
+    mut events: Events,
+    auth: &Handle,
+    peers: &Peers,
+    flows: &Flows,
+    stop: &CancellationToken,
+) -> std::io::Result<()> {
     let nap = PollTimeout::try_from(NAP).unwrap_or(PollTimeout::ZERO);
     while !stop.is_cancelled() {
         match poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLIN)], nap) {
@@ -47,16 +55,17 @@ fn take(mut events: Events, auth: &Handle, flows: &Flows, stop: &CancellationTok
             Err(errno) => return Err(errno.into()),
         }
         while let Some(event) = events.next() {
-            dispatch(&event, auth, flows);
+            dispatch(&event, auth, peers, flows);
         }
     }
     Ok(())
 }
 
-fn dispatch(event: &Event, auth: &Handle, flows: &Flows) {
+fn dispatch(event: &Event, auth: &Handle, peers: &Peers, flows: &Flows) {
     match EventKind::from_number(event.kind) {
         // A full queue counts it; the packet's sender tries again.
         Some(EventKind::AuthWanted) => drop(auth.ask(auth_key(event))),
+        Some(EventKind::AnnouncementWanted) => peers.announce(event.node),
         Some(EventKind::Verdict) => flows.publish(event),
         None => tracing::warn!(kind = event.kind, "unknown event; programs of another version are attached"),
     }

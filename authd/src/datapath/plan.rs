@@ -19,6 +19,7 @@ use super::{
 use crate::{
     clock::BootTime,
     cluster::{Cluster, Pod},
+    handover::{Claims, withheld},
 };
 
 /// What the plan is made from.
@@ -68,22 +69,23 @@ pub struct Plan {
     pub addresses: BTreeMap<Address, AddressEntry>,
     /// Ranges of the cluster.
     pub prefixes: BTreeMap<(Address, u32), AddressEntry>,
-    /// Addresses of pods here.
+    /// Addresses of pods here, without the epochs of their assignments.
     pub endpoints: BTreeMap<Address, EndpointEntry>,
-    /// Other nodes' sessions.
+    /// Other nodes' sessions, as if they had acknowledged nothing.
     pub nodes: BTreeMap<NodeNumber, NodeEntry>,
     /// The pods here, by name.
     pub pods: Vec<Endpoint>,
 }
 
 impl Plan {
-    /// Plans everything but the policy, which is compiled only when it changes.
+    /// Plans everything but the policy, which is compiled only when it changes. `claims` is what nodes say of
+    /// their addresses.
     #[must_use]
-    pub fn make(inputs: &Inputs<'_>) -> Self {
+    pub fn make(inputs: &Inputs<'_>, claims: &Claims) -> Self {
         let mut plan = Self::default();
         plan.nodes_and_hosts(inputs);
         for pod in inputs.cluster.pods.iter().filter(|pod| !pod.host_network) {
-            plan.pod(inputs, pod);
+            plan.pod(inputs, claims, pod);
         }
         plan.ranges(inputs);
         plan.nodes = inputs
@@ -108,7 +110,7 @@ impl Plan {
         self.addresses.extend(own.map(|address| (Address::from(*address), host)));
     }
 
-    fn pod(&mut self, inputs: &Inputs<'_>, pod: &Pod) {
+    fn pod(&mut self, inputs: &Inputs<'_>, claims: &Claims, pod: &Pod) {
         let local = pod.node.as_deref() == Some(inputs.node);
         let name = format!("{}/{}", pod.namespace, pod.name);
         let found = if local { host_end(inputs, pod, inputs.before.get(&name).copied()) } else { Ok(None) };
@@ -130,12 +132,16 @@ impl Plan {
         let Some(number) = pod.identity else { return };
         let Some(node) = node_of(inputs, pod) else { return };
         for address in pod.addresses.iter().map(|address| Address::from(*address)) {
-            self.addresses.insert(address, AddressEntry { identity: number, node, flags: 0 });
+            let entry = if node != 0 && claims.contradicts(node, &address.to_ip(), number) {
+                withheld(node)
+            } else {
+                AddressEntry { identity: number, node, flags: 0 }
+            };
+            self.addresses.insert(address, entry);
             if let (true, Some((ifindex, _))) = (local, &interface) {
                 let endpoint = EndpointEntry {
                     identity: number,
                     ifindex: *ifindex,
-                    epoch: 1,
                     bridge: inputs.interfaces.bridge_of(*ifindex).unwrap_or_default(),
                     ..EndpointEntry::default()
                 };

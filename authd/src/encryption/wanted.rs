@@ -153,15 +153,19 @@ fn of_tunnel(inputs: &Inputs<'_>, node: &Node) -> Option<Peer> {
     })
 }
 
-/// The node's own addresses and those of its pods: by range where it has any, else one by one.
+/// The node's own addresses and those of its pods.
 fn allowed_ips(cluster: &Cluster, node: &Node) -> BTreeSet<IpNet> {
     let own = node.addresses.iter().map(|address| IpNet::from(*address));
-    if node.pod_cidrs.is_empty() {
-        let pods = cluster.local_pods(&node.name).flat_map(|pod| &pod.addresses);
-        own.chain(pods.map(|address| IpNet::from(*address))).collect()
-    } else {
-        own.chain(node.pod_cidrs.iter().copied()).collect()
+    own.chain(pods_of(cluster, node)).collect()
+}
+
+/// The addresses of a node's pods: by range where it has any, else one by one.
+fn pods_of(cluster: &Cluster, node: &Node) -> BTreeSet<IpNet> {
+    if !node.pod_cidrs.is_empty() {
+        return node.pod_cidrs.iter().copied().collect();
     }
+    let pods = cluster.local_pods(&node.name).filter(|pod| !pod.host_network);
+    pods.flat_map(|pod| &pod.addresses).map(|address| IpNet::from(*address)).collect()
 }
 
 fn steering(inputs: &Inputs<'_>, peers: &BTreeMap<PublicKey, Peer>) -> Steering {
@@ -181,7 +185,7 @@ fn steering(inputs: &Inputs<'_>, peers: &BTreeMap<PublicKey, Peer>) -> Steering 
         ifindex: inputs.observed.map(|status| status.ifindex),
         routes: peers.values().flat_map(|peer| peer.allowed_ips.iter().copied()).collect(),
         sources,
-        local: own.map(|node| node.pod_cidrs.iter().copied().collect()).unwrap_or_default(),
+        local: own.map(|node| pods_of(inputs.cluster, node)).unwrap_or_default(),
         guarded,
         bootstrap: Flow::wireguard(inputs.config.port.get())
             .into_iter()

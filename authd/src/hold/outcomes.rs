@@ -1,8 +1,8 @@
 //! From the authentication's driver to what waits for it.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use auth_ebpf_abi::{AuthKey, IdentityNumber, NodeNumber};
@@ -20,23 +20,38 @@ pub enum Outcome {
     Failed,
 }
 
-/// Outcomes that have not been seen to yet: one of each pair, so their number is that of pairs.
+/// Outcomes that have not been seen to yet: one of each pair and node, so their number is bounded.
 #[derive(Debug, Default)]
 pub struct Outcomes {
-    pending: Mutex<BTreeMap<AuthKey, Outcome>>,
+    pending: Mutex<Pending>,
     notify: Notify,
+}
+
+/// What has become of what was waited for.
+#[derive(Debug, Default)]
+pub struct Pending {
+    /// Of pairs.
+    pub pairs: BTreeMap<AuthKey, Outcome>,
+    /// Nodes that know whose the addresses here are.
+    pub announced: BTreeSet<NodeNumber>,
 }
 
 impl Outcomes {
     /// Tells an outcome.
     pub fn tell(&self, key: AuthKey, outcome: Outcome) {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = pending.entry(key).or_insert(outcome);
+        let mut pending = self.pending();
+        let last = pending.pairs.entry(key).or_insert(outcome);
         // An entry that was written has to be settled, whatever else was tried besides.
         if outcome == Outcome::Authenticated {
             *last = outcome;
         }
         drop(pending);
+        self.notify.notify_one();
+    }
+
+    /// Tells that a node knows whose the addresses here are.
+    pub fn announced(&self, node: NodeNumber) {
+        self.pending().announced.insert(node);
         self.notify.notify_one();
     }
 
@@ -47,8 +62,12 @@ impl Outcomes {
 
     /// Takes them.
     #[must_use]
-    pub fn take(&self) -> BTreeMap<AuthKey, Outcome> {
-        std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner))
+    pub fn take(&self) -> Pending {
+        std::mem::take(&mut *self.pending())
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use auth_ebpf_abi::{AuthKey, HOLD_LIMIT, HOLD_UNITS, units};
+use auth_ebpf_abi::{AuthKey, AuthType, HOLD_LIMIT, HOLD_UNITS, NodeNumber, units};
 
 use crate::clock::BootTime;
 
@@ -15,6 +15,13 @@ const QUIET: Duration = Duration::from_millis(50);
 const NEWS: Duration = Duration::from_millis(50);
 /// How long new packets of a pair wait behind those that were held, at most.
 const DRAINING: Duration = Duration::from_secs(1);
+
+/// Whether what is held under this key waits for its node to know whose its source is; for the pair's
+/// authentication otherwise.
+#[must_use]
+pub(super) const fn is_announcement(key: &AuthKey) -> bool {
+    key.auth_type == AuthType::Disabled as u8
+}
 
 /// A frame as the device gave it, and gets it back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,12 +48,14 @@ impl Frame {
 /// Something that happened.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// The device gave a frame; whether its pair has authenticated meanwhile.
+    /// The device gave a frame; whether what it waits for has come meanwhile.
     Arrived(Frame, bool),
     /// The pair has authenticated, and its entry says that it is draining.
     Authenticated(AuthKey),
     /// The pair can't authenticate.
     Failed(AuthKey),
+    /// The node knows whose the addresses here are.
+    Announced(NodeNumber),
     /// Nobody holds anything any more.
     Ended,
     /// Time has passed.
@@ -56,7 +65,7 @@ pub enum Event {
 /// Something to do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Have the pair authenticate: the packet's own event may have found no room.
+    /// Have what the pair lacks brought about: the packet's own event may have found no room.
     Ask(AuthKey),
     /// Give the frame back to the device.
     Release(Frame),
@@ -105,13 +114,8 @@ impl Queue {
                 self.failed.retain(|_, at| now.since(*at) < NEWS);
                 self.failed.insert(key, now);
             }
-            Event::Ended => self
-                .pairs
-                .keys()
-                .copied()
-                .collect::<Vec<_>>()
-                .into_iter()
-                .for_each(|key| self.release(key, None)),
+            Event::Announced(node) => self.release_all(|key| key.node == node && is_announcement(key)),
+            Event::Ended => self.release_all(|_| true),
             Event::Tick => {}
         }
         self.run_timers(now);
@@ -185,6 +189,13 @@ impl Queue {
             None => drop(self.pairs.remove(&key)),
         }
         self.keep_draining_timer(key);
+    }
+
+    fn release_all(&mut self, which: impl Fn(&AuthKey) -> bool) {
+        let keys: Vec<AuthKey> = self.pairs.keys().copied().filter(which).collect();
+        for key in keys {
+            self.release(key, None);
+        }
     }
 
     /// Both of a pair's timers may stand at one moment, of which a set keeps one.

@@ -8,7 +8,10 @@ use std::{
 use auth_ebpf::Maps;
 use auth_ebpf_abi::{AuthEntry, AuthFlags, AuthKey};
 
-use super::outcomes::{Outcome, Outcomes};
+use super::{
+    outcomes::{Outcome, Outcomes},
+    queue::is_announcement,
+};
 use crate::{
     auth::driver::{AuthTable, TableError},
     clock::Clock,
@@ -54,6 +57,20 @@ impl HoldingAuth {
             self.maps.auth().insert(key, &AuthEntry { flags: 0, ..entry })?;
         }
         Ok(())
+    }
+
+    /// Whether what a packet under this key waits for has come: the pair's authentication or, if the key has
+    /// none, the acknowledgement of the node.
+    ///
+    /// # Errors
+    /// When the maps can't be read.
+    pub fn is_there(&self, key: &AuthKey) -> Result<bool, auth_ebpf::Error> {
+        if !is_announcement(key) {
+            return self.is_authenticated(key);
+        }
+        let nodes = self.maps.nodes();
+        let (given, acknowledged) = (nodes.get(&0)?, nodes.get(&key.node)?);
+        Ok(given.zip(acknowledged).is_some_and(|(given, known)| known.acknowledged >= given.acknowledged))
     }
 
     /// Whether the programs would let the pair pass now.

@@ -3,13 +3,13 @@
 use std::{collections::VecDeque, io, sync::Arc, time::Duration};
 
 use auth_ebpf::Maps;
-use auth_ebpf_abi::Setting;
+use auth_ebpf_abi::{NodeNumber, Setting};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     device::{self, BUFFER, Device},
-    outcomes::{Outcome, Outcomes},
-    queue::{Action, Event, Frame, Queue},
+    outcomes::{Outcome, Outcomes, Pending},
+    queue::{Action, Event, Frame, Queue, is_announcement},
     table::HoldingAuth,
 };
 use crate::{
@@ -37,6 +37,8 @@ pub struct Parts {
     pub table: Arc<HoldingAuth>,
     /// Whom to ask for authentication.
     pub auth: Handle,
+    /// Has a node told whose the addresses here are.
+    pub announce: Box<dyn Fn(NodeNumber) + Send + Sync>,
     /// What becomes of pairs.
     pub outcomes: Arc<Outcomes>,
     /// Where time comes from.
@@ -177,11 +179,15 @@ impl Task {
     }
 
     fn outcomes(&mut self) {
-        for (key, outcome) in self.parts.outcomes.take() {
+        let Pending { pairs, announced } = self.parts.outcomes.take();
+        for (key, outcome) in pairs {
             self.handle(match outcome {
                 Outcome::Authenticated => Event::Authenticated(key),
                 Outcome::Failed => Event::Failed(key),
             });
+        }
+        for node in announced {
+            self.handle(Event::Announced(node));
         }
     }
 
@@ -206,8 +212,8 @@ impl Task {
             Err(error) => return self.log_failure(Err(error)),
         };
         let frame = Frame { key: held.key(), since: BootTime(held.since), bytes: bytes.to_vec() };
-        let authenticated = self.parts.table.is_authenticated(&frame.key).unwrap_or(false);
-        self.handle(Event::Arrived(frame, authenticated));
+        let come = self.parts.table.is_there(&frame.key).unwrap_or(false);
+        self.handle(Event::Arrived(frame, come));
     }
 
     fn handle(&mut self, event: Event) {
@@ -221,6 +227,7 @@ impl Task {
         for _ in 0..BURST {
             match self.outgoing.pop_front() {
                 Some(Action::Release(frame)) => self.release(&frame, now),
+                Some(Action::Ask(key)) if is_announcement(&key) => (self.parts.announce)(key.node),
                 // A full queue counts it; the pair's next packet after these asks again.
                 Some(Action::Ask(key)) => drop(self.parts.auth.ask(key)),
                 Some(Action::Settle(key)) => self.log_failure(self.parts.table.settle(&key)),

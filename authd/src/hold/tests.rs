@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use auth_ebpf_abi::{AuthKey, HOLD_LIMIT, HOLD_UNITS};
+use auth_ebpf_abi::{AuthKey, AuthType, HOLD_LIMIT, HOLD_UNITS};
 use proptest::prelude::*;
 
 use super::{Action, Event, Frame, Outcome, Outcomes, Queue, device};
@@ -106,6 +106,29 @@ fn what_comes_just_after_a_failure_does_not_wait() {
 }
 
 #[test]
+fn what_waits_for_an_announcement_goes_when_its_node_has_acknowledged() {
+    let mut queue = Queue::default();
+    let waiting = |node, token| {
+        let key = AuthKey { node, auth_type: AuthType::Disabled as u8, ..key(300) };
+        Frame { key, ..frame(300, token, START) }
+    };
+    let (first, second) = (waiting(2, 1), waiting(3, 2));
+    queue.handle(Event::Arrived(first.clone(), false), START);
+    queue.handle(Event::Arrived(second.clone(), false), START);
+    let asked: Vec<_> = queue.actions().collect();
+    assert_eq!(asked, [Action::Ask(first.key), Action::Ask(second.key)]);
+    // The pair's authentication is another matter.
+    queue.handle(
+        Event::Arrived(Frame { key: AuthKey { node: 2, ..key(300) }, ..frame(300, 3, START) }, false),
+        START,
+    );
+    assert!(queue.actions().all(|action| matches!(action, Action::Ask(_))));
+    queue.handle(Event::Announced(2), after(1));
+    assert_eq!(queue.actions().collect::<Vec<_>>(), [Action::Release(first)]);
+    assert_eq!(queue.held(), 2);
+}
+
+#[test]
 fn at_the_end_everything_goes() {
     let mut queue = Queue::default();
     arrive(&mut queue, 300, 1, START);
@@ -143,8 +166,8 @@ fn a_success_is_not_forgotten_over_a_failure() {
     outcomes.tell(key(301), Outcome::Authenticated);
     outcomes.tell(key(302), Outcome::Failed);
     let expected = [(300, Outcome::Authenticated), (301, Outcome::Authenticated), (302, Outcome::Failed)];
-    assert_eq!(outcomes.take(), expected.map(|(remote, outcome)| (key(remote), outcome)).into());
-    assert_eq!(outcomes.take(), BTreeMap::new());
+    assert_eq!(outcomes.take().pairs, expected.map(|(remote, outcome)| (key(remote), outcome)).into());
+    assert_eq!(outcomes.take().pairs, BTreeMap::new());
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use spire_adapter::tls::{Groups, Options as TlsOptions};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -24,6 +24,7 @@ use crate::auth::driver::Handshakes;
 use crate::auth::stats::Observer;
 use crate::auth::{Failure, Handle, Proof};
 use crate::clock::Clock;
+use crate::handover::{Assigned, Told};
 use crate::svids::Svids;
 
 /// What is configured.
@@ -93,6 +94,10 @@ pub struct Parts {
     pub directory: watch::Receiver<Arc<Directory>>,
     /// What we announce.
     pub own: watch::Receiver<OwnTunnel>,
+    /// What this node has assigned, which other nodes are told.
+    pub assigned: watch::Receiver<Arc<Assigned>>,
+    /// Who hears what they tell about theirs.
+    pub handover: mpsc::Sender<Told>,
     /// The authentication driver.
     pub auth: Handle,
     /// Where time comes from.
@@ -108,6 +113,8 @@ pub(super) struct Shared {
     pub(super) svids: Svids,
     pub(super) directory: watch::Receiver<Arc<Directory>>,
     pub(super) own: watch::Receiver<OwnTunnel>,
+    pub(super) assigned: watch::Receiver<Arc<Assigned>>,
+    pub(super) handover: mpsc::Sender<Told>,
     pub(super) auth: Handle,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) observer: Arc<dyn Observer>,
@@ -156,7 +163,8 @@ impl Peers {
     /// # Errors
     /// When the listener has no address.
     pub fn start(parts: Parts, stop: CancellationToken) -> std::io::Result<Self> {
-        let Parts { options, listener, svids, directory, own, auth, clock, observer } = parts;
+        let Parts { options, listener, svids, directory, own, assigned, handover, auth, clock, observer } =
+            parts;
         let port = options.announced_port.unwrap_or(listener.local_addr()?.port());
         let shared = Arc::new(Shared {
             options,
@@ -164,6 +172,8 @@ impl Peers {
             svids,
             directory,
             own,
+            assigned,
+            handover,
             table: Table::new(auth.clone()),
             auth,
             clock,
@@ -192,6 +202,11 @@ impl Peers {
     /// Ends the session with a node, so that another one, with a fresh pre-shared key, takes its place.
     pub fn renew(&self, node: &str) {
         self.0.table.stop(node);
+    }
+
+    /// A packet waits until this node knows whose the addresses here are.
+    pub fn announce(&self, node: NodeNumber) {
+        self.0.table.announce(node);
     }
 
     /// Waits until every session and handshake has ended after `stop`.

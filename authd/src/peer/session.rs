@@ -4,6 +4,7 @@
 //! its two SVIDs; the dialling side replaces it at half of that time or when the tunnel's pre-shared key, which
 //! comes from it, is old enough.
 
+mod addresses;
 mod life;
 
 use std::net::SocketAddr;

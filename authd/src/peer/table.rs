@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use auth_ebpf_abi::{IdentityNumber, NodeNumber};
 use spiffe::SpiffeId;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use wg_mesh::PresharedKey;
 
@@ -75,6 +75,8 @@ pub(super) struct Live {
     pub(super) key: SessionKey,
     pub(super) completed: Completed,
     pub(super) outbox: mpsc::Sender<Outgoing>,
+    /// Asks for this node's addresses to be told.
+    pub(super) announce: Arc<Notify>,
     /// Ends the session.
     pub(super) stop: CancellationToken,
 }
@@ -223,6 +225,14 @@ impl Table {
             }
             sent
         })
+    }
+
+    /// Has the node of this number told whose the addresses here are, if it has a session.
+    pub(super) fn announce(&self, number: NodeNumber) {
+        let Some(node) = self.named(number) else { return };
+        if let Some(live) = self.live().get(&node) {
+            live.announce.notify_one();
+        }
     }
 
     /// Ends the session with a node, if there is one.

@@ -21,7 +21,7 @@ const CHUNK: usize = 4096;
 #[derive(Clone, PartialEq, Message)]
 pub struct SessionFrame {
     /// What it says; `None` if it is something newer.
-    #[prost(oneof = "SessionMessage", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "SessionMessage", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub message: Option<SessionMessage>,
 }
 
@@ -46,6 +46,12 @@ pub enum SessionMessage {
     /// Confirms the tunnel's pre-shared key.
     #[prost(message, tag = "6")]
     Preshared(Preshared),
+    /// Whose the addresses of the sender's pods are.
+    #[prost(message, tag = "7")]
+    Addresses(Addresses),
+    /// Nobody else counts as the owner of those any more.
+    #[prost(message, tag = "8")]
+    AddressesKnown(AddressesKnown),
 }
 
 /// What a node says of itself.
@@ -80,6 +86,39 @@ pub struct Revoke {
     /// The identity.
     #[prost(uint32, tag = "1")]
     pub identity: u32,
+}
+
+/// The addresses of a node's pods: all of them, in one message or several.
+#[derive(Clone, PartialEq, Message)]
+pub struct Addresses {
+    /// The last epoch that an assignment of the sender has taken.
+    #[prost(uint32, tag = "1")]
+    pub epoch: u32,
+    /// Some of the addresses.
+    #[prost(message, repeated, tag = "2")]
+    pub addresses: Vec<OwnedAddress>,
+    /// The next message has more of them.
+    #[prost(bool, tag = "3")]
+    pub more: bool,
+}
+
+/// An address and its pod's identity.
+#[derive(Clone, PartialEq, Message)]
+pub struct OwnedAddress {
+    /// Four bytes, or 16.
+    #[prost(bytes = "vec", tag = "1")]
+    pub address: Vec<u8>,
+    /// The identity.
+    #[prost(uint32, tag = "2")]
+    pub identity: u32,
+}
+
+/// Acknowledges [`Addresses`].
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct AddressesKnown {
+    /// Their epoch.
+    #[prost(uint32, tag = "1")]
+    pub epoch: u32,
 }
 
 /// Shows that the sender has the pre-shared key of the tunnel between these two.

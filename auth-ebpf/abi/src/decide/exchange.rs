@@ -5,8 +5,8 @@ use super::standing::{Known, Standing, is_tracked, may_open};
 use super::{Judge, Outcome, Place, State};
 use crate::packet::Packet;
 use crate::{
-    AuthKey, AuthType, ConnectionEntry, Direction, DropReason, EndpointEntry, IdentityNumber, NodeEntry,
-    NodeNumber, Setting, identity,
+    AuthKey, AuthType, ConnectionEntry, Direction, DropReason, EndpointEntry, Hook, IdentityNumber,
+    NodeEntry, NodeNumber, Setting, identity,
 };
 
 impl<S: State> Judge<'_, S> {
@@ -35,7 +35,7 @@ impl<S: State> Judge<'_, S> {
         self.event.reply = u8::from(opened != self.direction());
         let auth_type = self.wanted(packet, opened, known, endpoint, remote)?;
         let node = self.session(remote.entry.node);
-        self.authenticate(local, remote, auth_type, node)?;
+        self.authenticate(endpoint, remote, auth_type, node)?;
         self.encrypt(remote, node)?;
         let notes = *self.notes();
         place.entry = ConnectionEntry {
@@ -93,33 +93,50 @@ impl<S: State> Judge<'_, S> {
         if node == 0 { none } else { self.state.node(node).unwrap_or(none) }
     }
 
+    /// The other end's node knows whose this address is, and both identities have authenticated as far as
+    /// policy wants it.
     #[inline(always)]
     fn authenticate(
         &mut self,
-        local: IdentityNumber,
+        endpoint: &EndpointEntry,
         remote: &Remote,
         auth_type: u8,
         node: NodeEntry,
     ) -> Outcome {
-        if auth_type == AuthType::Disabled as u8 {
-            return Ok(());
-        }
-        self.event.auth_type = auth_type;
-        if identity::is_reserved(remote.entry.identity) || identity::is_reserved(local) {
-            return self.refuse(DropReason::AuthImpossible);
-        }
-        if auth_type != AuthType::Spire as u8 {
-            return self.refuse(DropReason::AuthRequired);
-        }
-        let key =
+        let local = endpoint.identity;
+        let mut key =
             AuthKey { local, remote: remote.entry.identity, node: remote.entry.node, auth_type, pad: 0 };
-        if let Some(auth) = self.state.auth(&key) {
-            let vouched = remote.entry.node == 0 || (node.expires != 0 && node.epoch == auth.epoch);
-            if vouched && self.now() < auth.expires {
-                return self.queue_behind(auth, key);
+        self.event.auth_type = auth_type;
+        if self.is_unannounced(endpoint, remote, node) {
+            key.auth_type = AuthType::Disabled as u8;
+        } else {
+            if auth_type == AuthType::Disabled as u8 {
+                return Ok(());
+            }
+            if identity::is_reserved(remote.entry.identity) || identity::is_reserved(local) {
+                return self.refuse(DropReason::AuthImpossible);
+            }
+            if auth_type != AuthType::Spire as u8 {
+                return self.refuse(DropReason::AuthRequired);
+            }
+            if let Some(auth) = self.state.auth(&key) {
+                let vouched = remote.entry.node == 0 || (node.expires != 0 && node.epoch == auth.epoch);
+                if vouched && self.now() < auth.expires {
+                    return self.queue_behind(auth, key);
+                }
             }
         }
-        self.lack_authentication(key)
+        self.lack(key)
+    }
+
+    /// Whether the other node may still take this pod for the one that had its address before: it has not
+    /// acknowledged this assignment.
+    #[inline(always)]
+    fn is_unannounced(&self, endpoint: &EndpointEntry, remote: &Remote, node: NodeEntry) -> bool {
+        matches!(self.context.hook, Hook::FromPod)
+            && node.expires != 0
+            && endpoint.epoch > node.acknowledged
+            && remote.entry.is_of_pod()
     }
 
     /// Traffic with a pod on another node needs that node's session, without which no tunnel leads there.

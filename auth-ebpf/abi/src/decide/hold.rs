@@ -3,8 +3,8 @@
 use super::{Context, Judge, Outcome, State};
 use crate::packet::protocol;
 use crate::{
-    AuthEntry, AuthFlags, AuthKey, Credits, DropReason, ENDPOINT_UNITS, HOLD_UNITS, Held, HoldStage, Hook,
-    Setting, capacity, has_room, units,
+    AuthEntry, AuthFlags, AuthKey, AuthType, Credits, DropReason, ENDPOINT_UNITS, EventKind, HOLD_UNITS,
+    Held, HoldStage, Hook, Setting, capacity, has_room, units,
 };
 
 /// Bits of a VLAN tag that name a token.
@@ -31,6 +31,7 @@ pub fn come_back<S: State>(state: &S, context: &mut Context) -> bool {
     context.tag = 0;
     context.ingress_ifindex = held.ingress_ifindex;
     context.held_since = held.since;
+    context.held_for = held.auth_type;
     true
 }
 
@@ -70,20 +71,29 @@ const fn taken(credit: u64) -> u64 {
 }
 
 impl<S: State> Judge<'_, S> {
-    /// The pair has not authenticated: the packet asks for it, and waits if it may.
+    /// The packet lacks this authentication or, where the key names none, that the node knows whose its
+    /// source is: it asks for that, and waits if it may.
+    ///
+    /// What has waited in vain neither asks nor waits again, but after an announcement a packet may wait for
+    /// its pair's authentication, within the time of both.
     #[inline(always)]
-    pub(super) fn lack_authentication(&mut self, key: AuthKey) -> Outcome {
+    pub(super) fn lack(&mut self, key: AuthKey) -> Outcome {
         let since = self.notes().held_since;
         if since != 0 && Held::is_late(since, self.now()) {
             return self.refuse(DropReason::HoldTimeout);
         }
-        // What has waited in vain neither asks nor waits again.
-        let may_wait = since == 0 && self.can_hold();
+        let in_vain = since != 0 && self.notes().held_for >= key.auth_type;
+        let may_wait = !in_vain && self.can_hold();
+        let (wanted, reason) = if key.auth_type == AuthType::Disabled as u8 {
+            (EventKind::AnnouncementWanted, DropReason::AddressUnannounced)
+        } else {
+            (EventKind::AuthWanted, DropReason::AuthRequired)
+        };
         let notes = self.notes();
-        notes.auth_wanted = since == 0;
+        notes.wanted = if in_vain { 0 } else { wanted as u8 };
         notes.may_wait = may_wait;
         notes.hold_key = key;
-        self.refuse(DropReason::AuthRequired)
+        self.refuse(reason)
     }
 
     /// The pair has authenticated, but packets that came before may still be held: then this one waits
@@ -128,7 +138,10 @@ impl<S: State> Judge<'_, S> {
     #[inline(always)]
     pub(super) fn take_hold(&mut self, key: AuthKey) -> Outcome {
         let held = Held {
-            since: self.now(),
+            since: match self.notes().held_since {
+                0 => self.now(),
+                since => since,
+            },
             ifindex: self.context.ifindex,
             ingress_ifindex: self.context.ingress_ifindex,
             local: key.local,

@@ -209,7 +209,7 @@ fn pods_of_other_nodes_need_a_live_session() {
         (NOW + 1, 0, drops(DropReason::NoNodeSession)),
     ] {
         let mut tables = cluster();
-        tables.nodes.insert(NODE, NodeEntry { expires, epoch: 7, acknowledged: 0 });
+        tables.nodes.insert(NODE, NodeEntry { expires, epoch: 7, acknowledged: 1 });
         tables.settings.insert(Setting::WireguardIfindex, u64::from(wireguard));
         assert_eq!(sends(&tables, &syn((HERE, 1), (THERE, 80))), expected);
     }

@@ -90,7 +90,7 @@ fn it_comes_back_with_its_provenance_and_passes_once_authenticated() {
         authenticate(&mut tables, THERE_ID, NODE, 7, NOW + 1);
         assert_eq!(released(&tables, token), Some((packet.0.hook, HERE_IFINDEX)));
         let (context, fate) = back(&tables, &packet, token).unwrap();
-        assert_eq!(context, Context { held_since: NOW, ..packet.0 });
+        assert_eq!(context, Context { held_since: NOW, held_for: AuthType::Spire as u8, ..packet.0 });
         assert_eq!(fate, PASSES);
         assert_eq!(credits(&tables), 0);
         assert_eq!(tables.half_open.borrow().len(), 1);
@@ -274,7 +274,7 @@ fn what_comes_back_is_decided_as_a_whole() {
     assert_eq!(run(&tables, datagram.0, &datagram.1), PASSES);
     tables.policy.clear();
     assert_eq!(run(&tables, datagram.0, &datagram.1), PASSES, "settled, and nobody has said that it changed");
-    let returned = Context { held_since: NOW, ..datagram.0 };
+    let returned = Context { held_since: NOW, held_for: AuthType::Spire as u8, ..datagram.0 };
     assert_eq!(run(&tables, returned, &datagram.1), drops(DropReason::PolicyDenied));
 }
 

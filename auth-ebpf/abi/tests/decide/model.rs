@@ -14,6 +14,8 @@ use super::tables::Tables;
 
 /// In this model's lists: it lacks an authentication for which it can wait.
 const WAITS: DropReason = DropReason::HoldFull;
+/// The other node has not heard of its address, which it can wait for too.
+const WAITS_TO_BE_ANNOUNCED: DropReason = DropReason::HoldTimeout;
 
 /// Who has an address, in the model's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,11 +170,17 @@ fn between(tables: &Tables, direction: Direction, local: u32, remote: Owner) -> 
             && entry.expires > NOW
             && (node == 0 || session.is_some_and(|session| session.epoch == entry.epoch))
     });
+    let holding = tables.setting(Setting::HoldIfindex) != 0;
+    let unannounced = direction == Direction::Egress
+        && matches!(remote, Owner::Pod { .. })
+        && session.is_some_and(|session| session.acknowledged < 1);
     match auth_type {
+        _ if unannounced && holding => against.push(WAITS_TO_BE_ANNOUNCED),
+        _ if unannounced => against.push(DropReason::AddressUnannounced),
         0 => {}
         _ if number(remote) < 256 => against.push(DropReason::AuthImpossible),
         1 if proven => {}
-        1 if tables.setting(Setting::HoldIfindex) != 0 => against.push(WAITS),
+        1 if holding => against.push(WAITS),
         _ => against.push(DropReason::AuthRequired),
     }
     let live = session.is_some_and(|session| session.expires > NOW)
@@ -194,7 +202,8 @@ fn expected(tables: &Tables, hook: Hook, against: &[DropReason]) -> (Verdict, Op
         tables.setting(mode) != Mode::Observe as u64
     };
     match (against.iter().copied().find(|reason| enforced(reason)), against.first()) {
-        (Some(WAITS), _) => HELD,
+        (Some(WAITS | WAITS_TO_BE_ANNOUNCED), _) => HELD,
+        (None, Some(&WAITS_TO_BE_ANNOUNCED)) => audits(DropReason::AddressUnannounced),
         (None, Some(&WAITS)) => audits(DropReason::AuthRequired),
         (Some(reason), _) => drops(reason),
         (None, Some(reason)) => audits(*reason),
@@ -231,7 +240,7 @@ prop_compose! {
     fn worlds()(
         modes in prop::array::uniform2(prop::sample::select(vec![Mode::Observe, Mode::Enforce])),
         wireguard in prop::sample::select(vec![0, WIREGUARD_IFINDEX, WIREGUARD_IFINDEX]),
-        session in prop::option::of((prop::sample::select(vec![NOW - 1, NOW, NOW + 1]), 6..8_u32)),
+        session in prop::option::of((prop::sample::select(vec![NOW - 1, NOW, NOW + 1]), 6..8_u32, prop::sample::select(vec![0, 1, 1, 2]))),
         auth in prop::collection::vec(
             (prop::sample::select(vec![NEIGHBOUR_ID, THERE_ID]), any::<bool>(), 6..8_u32, prop::sample::select(vec![NOW, NOW + 1])), 0..3),
         policy in prop::collection::vec(
@@ -247,8 +256,8 @@ prop_compose! {
         tables.settings.insert(Setting::EncryptionMode, modes[1] as u64);
         tables.settings.insert(Setting::WireguardIfindex, u64::from(wireguard));
         tables.nodes.clear();
-        if let Some((expires, epoch)) = session {
-            tables.nodes.insert(NODE, NodeEntry { expires, epoch, acknowledged: 0 });
+        if let Some((expires, epoch, acknowledged)) = session {
+            tables.nodes.insert(NODE, NodeEntry { expires, epoch, acknowledged });
         }
         for (remote, elsewhere, epoch, expires) in auth {
             authenticate(&mut tables, remote, if elsewhere { NODE } else { 0 }, epoch, expires);

@@ -82,7 +82,7 @@ pub(crate) fn cluster() -> Tables {
             .endpoints
             .insert(address, EndpointEntry { identity, ifindex, epoch: 1, ..EndpointEntry::default() });
     }
-    tables.nodes.insert(NODE, NodeEntry { expires: NOW + (1 << 49), epoch: 7, acknowledged: 0 });
+    tables.nodes.insert(NODE, NodeEntry { expires: NOW + (1 << 49), epoch: 7, acknowledged: 1 });
     for direction in [Direction::Ingress, Direction::Egress] {
         allow(&mut tables, HERE_ID, direction, identity::UNKNOWN, AuthType::Disabled);
         allow(&mut tables, NEIGHBOUR_ID, direction, identity::UNKNOWN, AuthType::Disabled);
@@ -130,6 +130,7 @@ pub(crate) fn context(hook: Hook, ingress_ifindex: u32) -> Context {
         tag: 0,
         segments: false,
         held_since: 0,
+        held_for: 0,
     }
 }
 

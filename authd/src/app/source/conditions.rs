@@ -1,11 +1,12 @@
 //! What is wrong or worth knowing, the worst first.
 
-use auth_ebpf_abi::Setting;
+use auth_ebpf_abi::{NodeNumber, Setting};
 
 use super::{DaemonSource, v1};
 use crate::{
     cluster::{Cluster, Severity},
     datapath::View,
+    handover::Contested,
 };
 
 impl DaemonSource {
@@ -24,6 +25,21 @@ impl DaemonSource {
         }
         for (what, why) in &view.failures {
             conditions.push(condition(v1::Severity::Error, "DATAPATH_INCOMPLETE", what.clone(), why.clone()));
+        }
+        for Contested { address, nodes } in &view.contested {
+            let name = |number: &NodeNumber| match cluster.node_by_number(*number) {
+                _ if *number == 0 => self.config.node_name.clone(),
+                Some(node) => node.name.clone(),
+                None => format!("number {number}"),
+            };
+            let nodes: Vec<String> = nodes.iter().map(name).collect();
+            let message = format!(
+                "nodes {} claim it; only the one counts where cluster state has its pod, and another is \
+                 compromised or has two pods with one address",
+                nodes.join(" and ")
+            );
+            let object = format!("Address {address}");
+            conditions.push(condition(v1::Severity::Error, "ADDRESS_CONTESTED", object, message));
         }
         if let Some(why) = &self.found.borrow().failure {
             conditions.push(condition(v1::Severity::Error, "TUNNEL", String::new(), why.clone()));

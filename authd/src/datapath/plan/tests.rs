@@ -52,16 +52,23 @@ fn interfaces() -> Interfaces {
 }
 
 fn plan(cluster: &Cluster, sessions: &BTreeMap<NodeNumber, (BootTime, u32)>) -> Plan {
+    plan_with(cluster, sessions, &Claims::default())
+}
+
+fn plan_with(cluster: &Cluster, sessions: &BTreeMap<NodeNumber, (BootTime, u32)>, claims: &Claims) -> Plan {
     let interfaces = interfaces();
     let before = BTreeMap::new();
-    Plan::make(&Inputs {
-        cluster,
-        node: "n1",
-        interfaces: &interfaces,
-        cluster_cidrs: &[],
-        sessions,
-        before: &before,
-    })
+    Plan::make(
+        &Inputs {
+            cluster,
+            node: "n1",
+            interfaces: &interfaces,
+            cluster_cidrs: &[],
+            sessions,
+            before: &before,
+        },
+        claims,
+    )
 }
 
 fn entry(plan: &Plan, address: &str) -> Option<AddressEntry> {
@@ -78,6 +85,21 @@ fn addresses_tell_who_is_where() {
     assert_eq!(of("10.0.0.1"), Some((identity::HOST, 0)));
     assert_eq!(of("10.0.0.2"), Some((identity::REMOTE_NODE, 2)));
     assert_eq!(of("fe80::1"), None, "a link-local address names nobody");
+}
+
+#[test]
+fn an_address_that_its_node_says_is_anothers_is_nobodys_until_cluster_state_says_so_too() {
+    let claim = |node, address: &str, identity| {
+        let mut claims = Claims::default();
+        claims.take(node, [(address.parse().unwrap(), identity)].into(), BootTime(1));
+        entry(&plan_with(&cluster(), &BTreeMap::new(), &claims), address)
+    };
+    let known = AddressEntry { identity: 257, node: 2, flags: 0 };
+    assert_eq!(claim(2, "10.244.2.10", 257), Some(known));
+    assert_eq!(claim(2, "10.244.2.10", 300), Some(withheld(2)));
+    assert_eq!(claim(3, "10.244.2.10", 300), Some(known), "another node has no say in it");
+    assert_eq!(claim(0, "10.244.1.10", 300).map(|entry| entry.identity), Some(256), "cluster state is ours");
+    assert_eq!(claim(2, "10.244.2.99", 300), None, "a claim alone gives nothing");
 }
 
 #[test]
@@ -100,7 +122,7 @@ fn prefixes_of_policies_never_take_the_clusters_own() {
         sessions: &sessions,
         before: &before,
     };
-    let mut plan = Plan::make(&inputs);
+    let mut plan = Plan::make(&inputs, &Claims::default());
     let before = plan.prefixes.clone();
     let net = |text: &str| text.parse::<IpNet>().unwrap();
     let named = ["10.0.0.0/8", "10.244.1.0/24", "10.244.2.11/32", "10.244.2.128/25"];
@@ -180,14 +202,17 @@ fn claim(namespace: u64, ifindex: u32, link: Link) -> PodLink {
 fn find(interfaces: &Interfaces, before: Option<u32>) -> (Option<u32>, Option<String>, u32) {
     let (cluster, sessions) = (cluster(), BTreeMap::new());
     let before = before.map(|index| ("default/here".to_owned(), index)).into_iter().collect();
-    let plan = Plan::make(&Inputs {
-        cluster: &cluster,
-        node: "n1",
-        interfaces,
-        cluster_cidrs: &[],
-        sessions: &sessions,
-        before: &before,
-    });
+    let plan = Plan::make(
+        &Inputs {
+            cluster: &cluster,
+            node: "n1",
+            interfaces,
+            cluster_cidrs: &[],
+            sessions: &sessions,
+            before: &before,
+        },
+        &Claims::default(),
+    );
     let bridge = plan.endpoints.values().map(|endpoint| endpoint.bridge).max().unwrap_or_default();
     let pod = &plan.pods[0];
     (pod.interface.as_ref().map(|it| it.0), pod.refused.as_ref().map(ToString::to_string), bridge)

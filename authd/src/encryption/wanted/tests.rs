@@ -209,6 +209,29 @@ fn handshakes_and_wireguard_stay_out_of_the_tunnel() {
     );
 }
 
+/// Cluster ranges that no peer has are unreachable in the mesh's table; pods here are not the mesh's.
+#[test]
+fn pods_here_stay_reachable_where_their_node_has_no_range() {
+    let mut given = Given::new();
+    let own = given.cluster.nodes.get_mut("n1").unwrap();
+    own.pod_cidrs.clear();
+    let pod = |name: &str, address: &str, host_network| crate::cluster::Pod {
+        namespace: "default".into(),
+        name: name.into(),
+        node: Some("n1".into()),
+        addresses: vec![address.parse().unwrap()],
+        host_network,
+        service_account: "default".into(),
+        named_ports: Vec::new(),
+        labels: BTreeMap::new(),
+        identity: Some(256),
+    };
+    given.cluster.pods = vec![pod("here", "10.244.9.1", false), pod("host", "10.0.0.1", true)];
+    let steering = given.wanted().steering.unwrap();
+    assert_eq!(steering.local, ["10.244.9.1/32".parse().unwrap()].into());
+    assert!(steering.guarded.contains(&"10.244.0.0/16".parse().unwrap()));
+}
+
 /// A device takes a desired state whole or not at all: what one node says must not freeze the mesh.
 #[test]
 fn a_node_that_announces_nonsense_costs_itself_alone() {

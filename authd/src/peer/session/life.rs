@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use spire_adapter::Bundles;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::addresses::AddressExchange;
 use super::{Other, announcement};
 use crate::auth::stats::Side;
 use crate::clock::BootTime;
+use crate::handover::Told;
 use crate::logging::AUDIT;
 use crate::peer::binding::{Role, SessionName};
 use crate::peer::crossing::Completed;
@@ -22,7 +24,8 @@ use crate::peer::preshared::{Agreement, End, Mismatch};
 use crate::peer::service::Shared;
 use crate::peer::table::{Live, Outgoing, Session};
 use crate::peer::wire::{
-    self, Announcement, MAX_FRAME, Ping, Preshared, Reader, Revoke, SessionFrame, SessionMessage, WireError,
+    self, Addresses, AddressesKnown, Announcement, MAX_FRAME, Ping, Preshared, Reader, Revoke, SessionFrame,
+    SessionMessage, WireError,
 };
 
 /// Revocations that may wait to be sent.
@@ -49,6 +52,8 @@ pub(in crate::peer) struct Established {
     input: Input,
     output: Output,
     outbox: mpsc::Receiver<Outgoing>,
+    announce: Arc<Notify>,
+    addresses: AddressExchange,
     stop: CancellationToken,
 }
 
@@ -96,7 +101,14 @@ impl Established {
         let dialled = side == Side::SessionClient;
         let by_lower = dialled == (other.own.spiffe_id < session.spiffe_id);
         let completed = Completed { by_lower, at: shared.clock.now() };
-        let live = Live { key: other.key, completed, outbox: sender, stop: stop.clone() };
+        let announce = Arc::new(Notify::new());
+        let live = Live {
+            key: other.key,
+            completed,
+            outbox: sender,
+            announce: Arc::clone(&announce),
+            stop: stop.clone(),
+        };
         let own_key = shared.own.borrow().wireguard_key;
         let session =
             shared.table.install(&other.name, live, session, own_key, shared.options.setup_timeout).await?;
@@ -120,6 +132,8 @@ impl Established {
             input,
             output,
             outbox,
+            announce,
+            addresses: AddressExchange::new(shared.assigned.clone()),
             stop,
         })
     }
@@ -185,6 +199,10 @@ impl Established {
                     // It may have come back before this was said: what is so now is said last.
                     announced.mark_changed();
                 }
+                () = self.addresses.outdated() => self.tell_addresses(shared).await?,
+                () = self.announce.notified() => if self.addresses.is_due(shared.clock.now()) {
+                    self.tell_addresses(shared).await?;
+                },
                 Ok(()) = own.changed() => {
                     self.check_key(shared)?;
                     self.say(shared, SessionMessage::Update(announcement(shared))).await?;
@@ -235,12 +253,49 @@ impl Established {
             }
             Some(SessionMessage::Ping(ping)) => self.say(shared, SessionMessage::Pong(ping)).await?,
             Some(SessionMessage::Preshared(said)) => self.confirmed(shared, &said).await?,
+            Some(SessionMessage::Addresses(part)) => self.hear_addresses(shared, &part).await?,
+            Some(SessionMessage::AddressesKnown(AddressesKnown { epoch })) => {
+                self.addresses_known(shared, epoch).await?;
+            }
             Some(SessionMessage::Hello(_)) => {
                 return Err(WireError::Unexpected { expected: "anything but another Hello" }.into());
             }
             Some(SessionMessage::Pong(_)) | None => {}
         }
         Ok(())
+    }
+
+    async fn tell_addresses(&mut self, shared: &Shared) -> Result<(), Error> {
+        for part in self.addresses.tell(shared.clock.now()) {
+            self.say(shared, SessionMessage::Addresses(part)).await?;
+        }
+        Ok(())
+    }
+
+    /// Acknowledges what the node says of its addresses once the maps know nobody else under them.
+    async fn hear_addresses(&mut self, shared: &Shared, part: &Addresses) -> Result<(), Error> {
+        let Some(owners) = self.addresses.hear(part)? else { return Ok(()) };
+        // A session that has been replaced meanwhile may know less than its successor.
+        if !shared.table.is_current(&self.name, self.id) {
+            return Ok(());
+        }
+        let (applied, done) = oneshot::channel();
+        let told = Told::Announced { node: self.session.number, owners, applied };
+        let asked = async { shared.handover.send(told).await.is_ok() && done.await.is_ok() };
+        let known = tokio::time::timeout(shared.options.silence, asked).await;
+        if known.map_err(|_elapsed| Error::Timeout { stage: "writing addresses" })? {
+            let known = AddressesKnown { epoch: part.epoch };
+            self.say(shared, SessionMessage::AddressesKnown(known)).await?;
+        }
+        Ok(())
+    }
+
+    async fn addresses_known(&mut self, shared: &Shared, epoch: u32) -> Result<(), Error> {
+        let Some(epoch) = self.addresses.acknowledge(epoch) else { return Ok(()) };
+        let told = Told::Acknowledged { node: self.session.number, session_epoch: self.session.epoch, epoch };
+        let sent = tokio::time::timeout(shared.options.silence, shared.handover.send(told)).await;
+        // Without anybody who keeps the maps, the daemon ends.
+        sent.map(drop).map_err(|_elapsed| Error::Timeout { stage: "taking down an acknowledgement" })
     }
 
     /// Confirms the pre-shared key to the other end, once both WireGuard keys are known.

@@ -11,7 +11,7 @@ use spiffe::{SpiffeId, TrustDomain};
 use spire_adapter::authority::CertificateAuthority;
 use spire_adapter::{Bundle, Bundles, Snapshot, State, Svid};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,7 @@ use crate::auth::driver::{AuthTable, Driver, Settings, TableError};
 use crate::auth::stats::{Observer, Stats};
 use crate::auth::{Config, Desired, Event, Handle};
 use crate::clock::{BootClock, BootTime, Clock};
+use crate::handover::{Assigned, Owners, Told};
 use crate::peer::{Directory, Naming, Node, Options, OwnTunnel, Parts, Peers, Session};
 use crate::svids::{Feed, Following, SvidSource, Svids, follow};
 
@@ -102,6 +103,8 @@ pub(super) struct TestNode {
     pub(super) address: SocketAddr,
     pub(super) directory: watch::Sender<Arc<Directory>>,
     pub(super) own: watch::Sender<OwnTunnel>,
+    pub(super) assigned: watch::Sender<Arc<Assigned>>,
+    pub(super) handovers: Arc<Mutex<Handovers>>,
     pub(super) node_svid: watch::Sender<Snapshot>,
     pub(super) agent: Arc<Agent>,
     pub(super) table: Arc<MemoryTable>,
@@ -178,17 +181,23 @@ pub(super) async fn assemble(
     let stop = CancellationToken::new();
     let address = listener.local_addr().unwrap();
     let directory = directory_receiver.clone();
+    let (assigned, assigned_receiver) = watch::channel(Arc::default());
+    let (handover, told) = mpsc::channel(8);
     let parts = Parts {
         options: options.clone(),
         listener,
         svids: svids.clone(),
         directory,
         own: own_receiver,
+        assigned: assigned_receiver,
+        handover,
         auth: auth.clone(),
         clock,
         observer,
     };
     let peers = Peers::start(parts, stop.clone()).unwrap();
+    let handovers = Arc::new(Mutex::new(Handovers::default()));
+    tokio::spawn(take_down(told, Arc::clone(&handovers)));
     let placed = directory_receiver.borrow().placed(&name);
     let following =
         Following { svids, source, node: name, directory: directory_receiver, auth: auth.clone() };
@@ -201,6 +210,8 @@ pub(super) async fn assemble(
         address,
         directory: directory_sender,
         own,
+        assigned,
+        handovers,
         node_svid: watch::channel(Snapshot::default()).0,
         agent: Arc::default(),
         table,
@@ -211,6 +222,29 @@ pub(super) async fn assemble(
         clock: wall,
         stop: Stop(stop),
         tasks,
+    }
+}
+
+/// What a node was told of addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Handovers {
+    pub(super) owners: BTreeMap<u16, Owners>,
+    pub(super) acknowledged: BTreeMap<u16, u32>,
+    /// Nothing can be written, so nothing is acknowledged.
+    pub(super) full: bool,
+}
+
+async fn take_down(mut told: mpsc::Receiver<Told>, handovers: Arc<Mutex<Handovers>>) {
+    while let Some(told) = told.recv().await {
+        let mut handovers = handovers.lock().unwrap();
+        match told {
+            Told::Announced { node, owners, applied } if !handovers.full => {
+                handovers.owners.insert(node, owners);
+                assert!(applied.send(()).is_ok());
+            }
+            Told::Announced { .. } => {}
+            Told::Acknowledged { node, epoch, .. } => drop(handovers.acknowledged.insert(node, epoch)),
+        }
     }
 }
 
