@@ -75,6 +75,14 @@ pub fn openssl_available(test: &str) -> bool {
         || skipped(test, "needs OpenSSL 3, which scripts/setup installs")
 }
 
+/// Says that this kernel lacks something, without which a test is skipped.
+///
+/// # Panics
+/// With `CI=true`, where nothing may be skipped.
+pub fn kernel_lacks(test: &str, what: &str) {
+    skipped(test, &format!("needs a kernel with {what}"));
+}
+
 fn skipped(test: &str, why: &str) -> bool {
     assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "{test} {why}");
     // Past the capture of the test runner: `scripts/test` counts these lines.

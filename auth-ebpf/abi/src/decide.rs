@@ -226,7 +226,7 @@ impl<S: State> Judge<'_, S> {
             }
         };
         if let Some(Frame::Ip) = frame {
-            return self.ip(packet, place);
+            return self.ip(bytes, packet, place);
         }
         // What could be read of it may say as little as it likes.
         *packet = Packet { source: packet.source, ..Packet::default() };
@@ -239,7 +239,7 @@ impl<S: State> Judge<'_, S> {
     }
 
     #[inline(always)]
-    fn ip(&mut self, packet: &mut Packet, place: &mut Place) -> Outcome {
+    fn ip<B: Bytes + ?Sized>(&mut self, bytes: &B, packet: &mut Packet, place: &mut Place) -> Outcome {
         if matches!(self.context.hook, Hook::FromPod | Hook::ToPod) {
             return self.at_pod(packet, place);
         }
@@ -247,8 +247,8 @@ impl<S: State> Judge<'_, S> {
         match self.context.hook {
             Hook::FromWireguard => self.wireguard_receives(packet),
             Hook::ToWireguard => self.wireguard_sends(packet),
-            Hook::FromUplink => self.uplink_receives(packet),
-            Hook::ToUplink => self.uplink_sends(packet),
+            Hook::FromUplink => self.uplink_receives(bytes, packet),
+            Hook::ToUplink => self.uplink_sends(bytes, packet),
             Hook::FromPod | Hook::ToPod => Ok(()),
             Hook::FromHold | Hook::ToHold => Err(DropReason::NotHeld),
         }

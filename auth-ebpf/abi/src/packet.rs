@@ -7,10 +7,12 @@ use core::fmt;
 
 use crate::Address;
 
+mod inner;
 mod numbers;
 mod parse;
 
-pub use numbers::{ethertype, icmp, protocol, tcp};
+pub use inner::parse_inner;
+pub use numbers::{ethertype, icmp, port, protocol, tcp};
 pub use parse::{parse_ethernet, parse_ip};
 
 /// Bytes that can be read at an offset.
@@ -173,6 +175,8 @@ pub struct Packet {
     pub destination: Address,
     /// Its ports; of an ICMP echo its identifier, and of ICMP its type and code as the second one.
     pub ports: Ports,
+    /// Where what is behind the headers of IP begins.
+    pub payload: u32,
     /// Protocol number behind all extension headers.
     pub protocol: u8,
     /// Time to live, or hop limit.
@@ -200,6 +204,7 @@ impl Packet {
         self.source = Address([0; 16]);
         self.destination = Address([0; 16]);
         self.ports = Ports(0);
+        self.payload = 0;
         self.protocol = 0;
         self.hop_limit = 0;
         self.tcp_flags = 0;

@@ -13,7 +13,9 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
 use super::fill::{MINUTE, at_boot_time, boot_time, fill};
-use super::frames::{Parts, arp, ethernet, icmp, packet, syn, syn_ack, tagged, tcp, udp};
+use super::frames::{
+    Parts, arp, encapsulations, error, ethernet, icmp, packet, syn, syn_ack, tagged, tcp, udp,
+};
 use super::in_namespaces;
 use super::scene::*;
 use super::tables::Tables;
@@ -282,6 +284,90 @@ fn the_kernel_parses_as_the_host_does() {
             .collect();
         compare(&mut datapath, &mut cluster(), &arrivals);
     });
+}
+
+#[test]
+fn the_kernel_looks_into_encapsulations_as_the_host_does() {
+    in_namespaces("the_kernel_looks_into_encapsulations_as_the_host_does", |pin_dir| {
+        let mut datapath = open(&pin_dir);
+        let mut arrivals = vec![];
+        for inner in [(HERE, THERE), (THERE, HERE), (WORLD, WORLD), (HERE_V6, THERE_V6)] {
+            for (_, number, payload) in encapsulations(&udp((inner.0, 1), (inner.1, 2))) {
+                for (outer, length) in [(HOST, payload.len()), (HOST_V6, payload.len()), (HOST, 24)] {
+                    let payload = payload[..length.min(payload.len())].to_vec();
+                    let remote = if outer == HOST { WORLD } else { v6(0xaa, 7) };
+                    let out = packet(outer, remote, number, payload.clone());
+                    arrivals.push(arrival(Hook::ToUplink, 0, &out));
+                    arrivals.push(arrival(
+                        Hook::FromUplink,
+                        UPLINK_IFINDEX,
+                        &packet(remote, outer, number, payload),
+                    ));
+                }
+            }
+        }
+        let mut tables = cluster();
+        tables.prefixes.retain(|(address, _), _| address.is_v4());
+        compare(&mut datapath, &mut tables, &arrivals);
+        let counters = tables.counters.borrow();
+        for hook in [Hook::FromUplink, Hook::ToUplink] {
+            let dropped = metric::index(hook, Verdict::Dropped, Some(DropReason::Unencrypted));
+            assert!(counters[&dropped].packets >= 27, "{counters:?}");
+            assert!(counters[&metric::index(hook, Verdict::Forwarded, None)].packets >= 27, "{counters:?}");
+        }
+    });
+}
+
+#[test]
+fn fragments_and_errors_in_the_kernel_follow_as_on_the_host() {
+    in_namespaces("fragments_and_errors_in_the_kernel_follow_as_on_the_host", |pin_dir| {
+        let mut datapath = open(&pin_dir);
+        let out = |parts: &Parts| arrival(Hook::FromPod, HERE_IFINDEX, parts);
+        let back = |parts: &Parts| arrival(Hook::ToPod, WIREGUARD_IFINDEX, parts);
+        let mut arrivals = vec![];
+        for (source, destination, unreachable) in
+            [(HERE, THERE, types::UNREACHABLE), (HERE_V6, THERE_V6, types::V6_ERROR_FIRST)]
+        {
+            let opens = udp((source, 5), (destination, 53));
+            let (first, later) = in_fragments(udp((source, 7), (destination, 53)));
+            let (answer_first, answer_later) = in_fragments(udp((destination, 53), (source, 7)));
+            let about = |from, parts| error(unreachable, from, source, parts);
+            arrivals.extend([
+                back(&about(destination, &opens)),
+                out(&opens),
+                back(&about(destination, &opens)),
+                back(&about(if source.is_v4() { OTHER_NODE } else { destination }, &opens)),
+                back(&about(destination, &udp((source, 6), (destination, 53)))),
+                out(&later),
+                out(&first),
+                out(&later),
+                back(&answer_later),
+                back(&answer_first),
+                back(&answer_later),
+            ]);
+        }
+        let mut tables = locked();
+        allow(&mut tables, HERE_ID, Direction::Egress, THERE_ID, AuthType::Disabled);
+        compare(&mut datapath, &mut tables, &arrivals);
+        let counters = tables.counters.borrow();
+        let passed = |hook| counters[&metric::index(hook, Verdict::Forwarded, None)].packets;
+        assert_eq!((passed(Hook::FromPod), passed(Hook::ToPod)), (6, 8), "{counters:?}");
+        assert_eq!(tables.fragments.borrow().len(), 4);
+    });
+}
+
+/// The first and a later fragment of a datagram.
+fn in_fragments(parts: Parts) -> (Parts, Parts) {
+    let mut first = parts.clone();
+    first.payload.resize(32, 0);
+    let mut later = Parts { payload: vec![0; 20], ..parts };
+    if first.source.is_v4() {
+        (first.fragment, later.fragment) = (0x2000, 4);
+    } else {
+        first.extensions = vec![(44, vec![0, 0, 1, 0, 0, 0, 9])];
+        later.extensions = vec![(44, vec![0, 0, 32, 0, 0, 0, 9])];
+    }
+    (first, later)
 }
 
 /// Random worlds and random packets, some of them broken.

@@ -31,8 +31,10 @@ impl Task {
         let device = interfaces.index_of(&self.wireguard);
         let hold = interfaces.index_of(hold::INTERFACE).filter(|_| self.hold);
         let (pods, others) = pod_interfaces(plan, interfaces);
-        let wanted: Vec<(Hook, String)> = uplinks
-            .union(&others)
+        let guarded: BTreeSet<String> =
+            uplinks.iter().chain(&others).cloned().chain(overlays(interfaces)).collect();
+        let wanted: Vec<(Hook, String)> = guarded
+            .iter()
             .cloned()
             .flat_map(|name| [(Hook::FromUplink, name.clone()), (Hook::ToUplink, name)])
             .chain(device.iter().flat_map(|_| {
@@ -117,6 +119,14 @@ impl Task {
             tracing::warn!(error = chain(&error), "stale links stay pinned");
         }
     }
+}
+
+/// Devices by which a CNI sends pods' packets to other nodes in Ethernet frames: guarded as uplinks, before
+/// anything is encapsulated. Of others, such as IP in IP, the uplink shows what they carry.
+fn overlays(interfaces: &Interfaces) -> impl Iterator<Item = String> {
+    const KINDS: [&str; 4] = ["vxlan", "geneve", "gretap", "ip6gretap"];
+    let of_kind = interfaces.links.iter().filter(|(_, link)| KINDS.contains(&link.kind.as_str()));
+    of_kind.filter_map(|(index, _)| interfaces.names.get(index).cloned())
 }
 
 /// Interfaces with the programs of pods: those of the pods, and the other pairs that are ports of their

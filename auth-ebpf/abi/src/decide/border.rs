@@ -1,8 +1,8 @@
 //! The hooks where traffic enters and leaves the node: the WireGuard device and the uplinks.
 
 use super::{Judge, Outcome, State};
-use crate::packet::{Fragment, Packet, protocol};
-use crate::{AddressEntry, DropReason, Setting, identity};
+use crate::packet::{Bytes, Fragment, Packet, parse_inner, protocol};
+use crate::{Address, AddressEntry, DropReason, Setting, identity};
 
 impl<S: State> Judge<'_, S> {
     /// Out of the tunnel: another node's source, for somebody here.
@@ -46,9 +46,9 @@ impl<S: State> Judge<'_, S> {
         if ingress == 0 { Ok(()) } else { self.refuse(DropReason::Masqueraded) }
     }
 
-    /// In by an uplink: nothing that says it comes from within the cluster.
+    /// In by an uplink: nothing that says it comes from within the cluster, on its outside or within.
     #[inline(always)]
-    pub(super) fn uplink_receives(&mut self, packet: &Packet) -> Outcome {
+    pub(super) fn uplink_receives<B: Bytes + ?Sized>(&mut self, bytes: &B, packet: &Packet) -> Outcome {
         if packet.is_neighbour_discovery() {
             return Ok(());
         }
@@ -57,16 +57,20 @@ impl<S: State> Judge<'_, S> {
         self.event.node = source.node;
         let is_endpoint = self.state.endpoint(&packet.source).is_some();
         if !is_endpoint && !source.is_mesh() {
-            return Ok(());
+            return match parse_inner(bytes, packet) {
+                Some((source, _)) => self.carries(&source),
+                None => Ok(()),
+            };
         }
         let bootstrap =
             source.is_of_remote_node() && self.is_host(&packet.destination) && self.is_bootstrap(packet);
         if bootstrap { Ok(()) } else { self.refuse(DropReason::Unencrypted) }
     }
 
-    /// Out by an uplink: nothing for somebody within the cluster, whatever the routing table says.
+    /// Out by an uplink: nothing for somebody within the cluster, whatever the routing table says, and
+    /// whoever is to unpack it. Between nodes, that goes for every encapsulation.
     #[inline(always)]
-    pub(super) fn uplink_sends(&mut self, packet: &Packet) -> Outcome {
+    pub(super) fn uplink_sends<B: Bytes + ?Sized>(&mut self, bytes: &B, packet: &Packet) -> Outcome {
         if packet.is_neighbour_discovery() {
             return Ok(());
         }
@@ -74,13 +78,28 @@ impl<S: State> Judge<'_, S> {
         self.event.remote = destination.identity;
         self.event.node = destination.node;
         if !destination.is_mesh() {
-            return Ok(());
+            return match parse_inner(bytes, packet) {
+                Some((_, destination)) => self.carries(&destination),
+                None => Ok(()),
+            };
         }
         let bootstrap = destination.is_of_remote_node()
             && self.context.ingress_ifindex == 0
             && self.is_host(&packet.source)
             && self.is_bootstrap(packet);
         if bootstrap { Ok(()) } else { self.refuse(DropReason::Unencrypted) }
+    }
+
+    /// An encapsulated packet from or to this address.
+    #[inline(always)]
+    fn carries(&mut self, address: &Address) -> Outcome {
+        let inner = self.resolve(address);
+        if !inner.is_mesh() {
+            return Ok(());
+        }
+        self.event.remote = inner.identity;
+        self.event.node = inner.node;
+        self.refuse(DropReason::Unencrypted)
     }
 
     /// WireGuard itself and the handshakes, from which tunnels come: they cannot run in one.

@@ -10,6 +10,8 @@ pub mod ethertype {
     pub const VLAN: u16 = 0x8100;
     /// IPv6.
     pub const IPV6: u16 = 0x86dd;
+    /// An Ethernet frame, in an encapsulation.
+    pub const TRANSPARENT_BRIDGING: u16 = 0x6558;
     /// Outer VLAN tag of a provider.
     pub const PROVIDER_VLAN: u16 = 0x88a8;
     /// Outer VLAN tag, before it had a number of its own.
@@ -19,7 +21,6 @@ pub mod ethertype {
     #[must_use]
     #[inline(always)]
     pub const fn encapsulates(ethertype: u16) -> bool {
-        const TRANSPARENT_BRIDGING: u16 = 0x6558;
         const MPLS: u16 = 0x8847;
         const MPLS_MULTICAST: u16 = 0x8848;
         const PPPOE_SESSION: u16 = 0x8864;
@@ -45,14 +46,20 @@ pub mod protocol {
     pub const HOP_BY_HOP: u8 = 0;
     /// ICMP.
     pub const ICMP: u8 = 1;
+    /// IPv4 in IP.
+    pub const IPV4: u8 = 4;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// IPv6 in IP.
+    pub const IPV6: u8 = 41;
     /// IPv6 routing header.
     pub const ROUTING: u8 = 43;
     /// IPv6 fragment header.
     pub const FRAGMENT: u8 = 44;
+    /// Generic routing encapsulation.
+    pub const GRE: u8 = 47;
     /// ICMPv6.
     pub const ICMPV6: u8 = 58;
     /// IPv6 destination options.
@@ -65,6 +72,16 @@ pub mod protocol {
     pub const HIP: u8 = 139;
     /// Shim6.
     pub const SHIM6: u8 = 140;
+}
+
+/// UDP ports of encapsulations.
+pub mod port {
+    /// VXLAN, by IANA.
+    pub const VXLAN: u16 = 4789;
+    /// VXLAN, where Linux is not told another port; flannel's and Cilium's.
+    pub const VXLAN_LINUX: u16 = 8472;
+    /// Geneve.
+    pub const GENEVE: u16 = 6081;
 }
 
 /// Types of ICMP and, with `V6`, of ICMPv6.

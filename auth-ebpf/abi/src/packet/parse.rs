@@ -202,6 +202,7 @@ const fn first_fragment(length: u32, packet: &mut Packet) {
 /// (RFC 1858, RFC 7112).
 #[inline(always)]
 fn upper<B: Bytes + ?Sized>(bytes: &B, payload: Payload, packet: &mut Packet) -> Option<()> {
+    packet.payload = payload.offset;
     if matches!(packet.fragment, Fragment::Later) {
         return Some(());
     }

@@ -3,7 +3,7 @@
 use auth_ebpf_abi::packet::{ethertype, icmp as types};
 use auth_ebpf_abi::{Context, DropReason, Hook, Verdict};
 
-use super::frames::{Parts, ack, arp, ethernet, icmp, packet, syn, tagged, udp};
+use super::frames::{Parts, ack, arp, encapsulations, ethernet, icmp, packet, syn, tagged, udp};
 use super::scene::*;
 use super::tables::Tables;
 
@@ -187,4 +187,69 @@ fn uplinks_pass_what_carries_no_packets() {
         let solicit = Parts { hop_limit: 255, ..icmp(THERE_V6, HOST_V6, types::V6_NEIGHBOUR_FIRST + 2, 0) };
         assert_eq!(run(&tables, uplink, &solicit.ethernet()), PASSES);
     }
+}
+
+const WORLD_V6: auth_ebpf_abi::Address = v6(0xaa, 7);
+
+#[test]
+fn what_an_uplink_carries_for_the_cluster_within_another_packet_is_in_the_clear() {
+    let mut tables = cluster();
+    // Not of the cluster's ranges.
+    tables.prefixes.retain(|(address, _), _| address.is_v4());
+    let unencrypted = drops(DropReason::Unencrypted);
+    for (outer_source, outer_destination) in [(HOST, WORLD), (HOST_V6, WORLD_V6)] {
+        for (source, destination, sent, received) in [
+            (HERE, THERE, unencrypted, unencrypted),
+            (HERE_V6, THERE_V6, unencrypted, unencrypted),
+            (WORLD, NOBODY, unencrypted, PASSES),
+            (NOBODY, WORLD, PASSES, unencrypted),
+            (OTHER_NODE, WORLD, PASSES, unencrypted),
+            (WORLD, WORLD, PASSES, PASSES),
+            (WORLD_V6, WORLD_V6, PASSES, PASSES),
+        ] {
+            for (name, number, payload) in encapsulations(&udp((source, 1), (destination, 2))) {
+                let out = packet(outer_source, outer_destination, number, payload.clone());
+                let fate = at_with(&tables, Hook::ToUplink, 0, &out);
+                assert_eq!(fate, sent, "{name} out: {source:?} to {destination:?}");
+                let into = packet(outer_destination, outer_source, number, payload);
+                let fate = at_with(&tables, Hook::FromUplink, UPLINK_IFINDEX, &into);
+                assert_eq!(fate, received, "{name} in: {source:?} to {destination:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn between_nodes_every_encapsulation_drops_whatever_it_carries() {
+    let harmless = udp((WORLD, 1), (WORLD, 2));
+    for (name, number, payload) in encapsulations(&harmless) {
+        let out = packet(HOST, OTHER_NODE, number, payload);
+        assert_eq!(at(Hook::ToUplink, 0, &out), drops(DropReason::Unencrypted), "{name}");
+    }
+    // ESP, EtherIP, L2TP, MPLS in IP.
+    for number in [50, 97, 115, 137] {
+        let out = packet(HOST, OTHER_NODE, number, vec![0; 40]);
+        assert_eq!(at(Hook::ToUplink, 0, &out), drops(DropReason::Unencrypted), "{number}");
+    }
+}
+
+#[test]
+fn what_could_not_be_unpacked_is_no_encapsulation() {
+    let inner = udp((HERE, 1), (THERE, 2));
+    for (name, number, payload) in encapsulations(&inner) {
+        let whole = packet(HOST, WORLD, number, payload.clone());
+        assert_eq!(at(Hook::ToUplink, 0, &whole), drops(DropReason::Unencrypted), "{name}");
+        // Cut before the inner destination.
+        let header = payload.len() - inner.payload.len() - 4;
+        let cut = packet(HOST, WORLD, number, payload[..header].to_vec());
+        assert_eq!(at(Hook::ToUplink, 0, &cut), PASSES, "{name}");
+        let later = Parts { fragment: 0x00b9, ..packet(HOST, WORLD, number, payload.clone()) };
+        assert_eq!(at(Hook::ToUplink, 0, &later), PASSES, "{name}");
+        let first = Parts { fragment: 0x2000, ..packet(HOST, WORLD, number, [payload, vec![0; 7]].concat()) };
+        let length = first.payload.len() / 8 * 8;
+        let first = Parts { payload: first.payload[..length].to_vec(), ..first };
+        assert_eq!(at(Hook::ToUplink, 0, &first), drops(DropReason::Unencrypted), "{name}");
+    }
+    let no_identifier = [&[0x80, 0, 0x12, 0xb5, 0, 0, 0, 0][..], &[0; 8], &inner.ethernet()].concat();
+    assert_eq!(at(Hook::ToUplink, 0, &packet(HOST, WORLD, 17, no_identifier)), PASSES);
 }

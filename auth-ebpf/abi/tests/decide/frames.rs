@@ -139,6 +139,32 @@ pub(crate) fn ethernet(kind: u16, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// What is behind an outer IP header in each encapsulation of `inner`: a name, the protocol, and the rest.
+pub(crate) fn encapsulations(inner: &Parts) -> Vec<(&'static str, u8, Vec<u8>)> {
+    let v4 = inner.source.is_v4();
+    let kind = if v4 { ethertype::IPV4 } else { ethertype::IPV6 }.to_be_bytes();
+    let (ip, frame) = (inner.ip(), inner.ethernet());
+    let to = |port: u16, header: &[u8], rest: &[u8]| {
+        let [high, low] = port.to_be_bytes();
+        [&[0x80, 0, high, low, 0, 0, 0, 0], header, rest].concat()
+    };
+    let vxlan = [8, 0, 0, 0, 0, 0, 1, 0];
+    let bridged = ethertype::TRANSPARENT_BRIDGING.to_be_bytes();
+    let all_words = [&[0xb0, 0], kind.as_slice(), &[0; 12]].concat();
+    let with_options = [&[2, 0], bridged.as_slice(), &[0; 12]].concat();
+    vec![
+        ("IP in IP", if v4 { protocol::IPV4 } else { protocol::IPV6 }, ip.clone()),
+        ("GRE", protocol::GRE, [&[0, 0], kind.as_slice(), &ip].concat()),
+        ("GRE with all its words", protocol::GRE, [all_words, ip.clone()].concat()),
+        ("GRETAP with a key", protocol::GRE, [&[0x20, 0], bridged.as_slice(), &[0; 4], &frame].concat()),
+        ("VXLAN", protocol::UDP, to(4789, &vxlan, &frame)),
+        ("VXLAN at Linux's port", protocol::UDP, to(8472, &vxlan, &frame)),
+        ("VXLAN with a tag", protocol::UDP, to(4789, &vxlan, &tagged(&frame))),
+        ("Geneve", protocol::UDP, to(6081, &[&[0, 0], kind.as_slice(), &[0; 4]].concat(), &ip)),
+        ("Geneve with options", protocol::UDP, to(6081, &with_options, &frame)),
+    ]
+}
+
 /// The same frame with a VLAN tag.
 pub(crate) fn tagged(frame: &[u8]) -> Vec<u8> {
     let (addresses, rest) = frame.split_at(12);
