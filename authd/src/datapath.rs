@@ -6,6 +6,7 @@
 
 mod addresses;
 mod attach;
+mod beside;
 pub mod events;
 mod host_end;
 pub mod interfaces;
@@ -240,6 +241,7 @@ impl Task {
         let refused =
             plan.pods.iter().filter_map(|pod| Some((pod.pod.clone(), pod.refused.as_ref()?.to_string())));
         let mut failures: BTreeMap<String, String> = refused.collect();
+        failures.extend(beside::cilium(&interfaces, &beside::pins()).map(|why| ("Cilium".to_owned(), why)));
         // Programs first: a pod that is not in the maps yet gets no traffic, rather than any.
         let attached = self.attach(&cluster, &plan, &interfaces, &mut failures);
         if let Err(error) = self.write(&mut plan, &inputs, &cluster) {

@@ -123,3 +123,33 @@ fn ensure_unknown(error: &anyhow::Error) -> Result<()> {
     ensure!(text.contains("Unknown device type"), "{text}");
     Ok(())
 }
+
+#[test]
+fn cilium_beside_authd_is_refused_in_words() {
+    if !skip::lab_available("cilium_beside_authd_is_refused_in_words") {
+        return;
+    }
+    let mut scene = StarWars::settled("beside", &[]).unwrap();
+    let node = scene.node("node1").unwrap().clone();
+    let is_ready = |scene: &mut StarWars, expected: bool| {
+        let reached = || (scene.agent("node1").ok()?.is_ready() == expected).then_some(());
+        wait::until(PATIENCE, reached).is_some()
+    };
+    node.ip("link add cilium_host type veth peer name cilium_net\n").unwrap();
+    scene.wait_condition("node1", &["DATAPATH_INCOMPLETE", "Cilium", "the device cilium_"]).unwrap();
+    assert!(is_ready(&mut scene, false));
+    node.ip("link del cilium_host\n").unwrap();
+    assert!(is_ready(&mut scene, true));
+    let pin = "/sys/fs/bpf/tc/globals/cilium_lxc";
+    let make = format!(
+        "mkdir -p /sys/fs/bpf/tc/globals && \
+         bpftool map create {pin} type hash key 4 value 4 entries 1 name cilium_lxc"
+    );
+    node.exec(["sh", "-c", &make]).unwrap();
+    scene.wait_condition("node1", &["DATAPATH_INCOMPLETE", "Cilium", "the pinned map cilium_lxc"]).unwrap();
+    node.exec(["rm", pin]).unwrap();
+    assert!(is_ready(&mut scene, true));
+    // What is in force stays so meanwhile, as far as packets come by.
+    drop(scene.land("tiefighter", Family::V4, PATIENCE).unwrap());
+    assert!(scene.is_refused("xwing", Family::V4));
+}
