@@ -14,7 +14,7 @@ use authd_tests::lab::node::Family;
 use authd_tests::star_wars::{NODES, PATIENCE};
 use authd_tests::{StarWars, skip, wait};
 
-use self::frames::{Mac, datagram, mac, poison};
+use self::frames::{Mac, advertise, datagram, mac, poison};
 
 /// How often a frame is sent: each time it must drop.
 const TIMES: usize = 5;
@@ -55,6 +55,9 @@ fn pod_goes_and_comes(scene: &mut StarWars) -> Result<()> {
     let pod = node.pod("stormtrooper", &addresses)?;
     scene.world.pods.insert("stormtrooper".to_owned(), pod);
     wait::until(PATIENCE, || (attached(scene)? >= 2.0).then_some(())).context("it is not found")?;
+    // Its name and address say nothing new, so for some seconds it could be another pod already.
+    let believed = || scene.land("stormtrooper", Family::V4, Duration::from_secs(1)).ok();
+    wait::until(PATIENCE, believed).context("it is not believed")?;
     Ok(())
 }
 
@@ -144,6 +147,35 @@ fn nobody_speaks_for_a_neighbour_on_the_bridge() {
     drop(scene.land("tiefighter", Family::V4, PATIENCE).unwrap());
     let to = SocketAddr::new(scene.pod("deathstar").unwrap().address(Family::V4).unwrap(), 80);
     assert!(from.tcp_connect(to, Duration::from_millis(1500)).is_err());
+}
+
+#[test]
+fn nobody_advertises_a_neighbour_on_the_bridge() {
+    if !skip::cni_available("nobody_advertises_a_neighbour_on_the_bridge") {
+        return;
+    }
+    let mut scene = settled("advertise", Plugin::Bridge).unwrap();
+    let v6 = |pod: &str| match scene.pod(pod).unwrap().address(Family::V6).unwrap() {
+        IpAddr::V6(address) => address,
+        IpAddr::V4(address) => panic!("{address} is none of IPv6"),
+    };
+    let (victim, own, listener) = (v6("tiefighter"), v6("xwing"), scene.pod("interceptor").unwrap().clone());
+    let mac = mac_of(&scene, "xwing").unwrap();
+    // Whom nobody has asked for, an advertisement does not make known; so somebody asks, in vain or not.
+    listener.exec(["ping", "-6", "-c", "1", "-W", "1", &victim.to_string()]).ok();
+    let poisoned = || {
+        let known = listener.exec(["ip", "-6", "neighbour", "show", &victim.to_string()]).unwrap();
+        let octets: Vec<String> = mac.iter().map(|octet| format!("{octet:02x}")).collect();
+        known.contains(&octets.join(":"))
+    };
+    assert!(!poisoned());
+    drops(&mut scene, "xwing", "SPOOFED", || advertise(mac, own, victim)).unwrap();
+    assert!(!poisoned(), "the neighbour counts as the attacker");
+    let before = scene.counted("node1", "DROPPED", "SPOOFED").unwrap();
+    let from = scene.pod("xwing").unwrap().clone();
+    from.run(|| advertise(mac, own, own)).unwrap().unwrap();
+    drop(scene.land("tiefighter", Family::V6, PATIENCE).unwrap());
+    assert_eq!(scene.counted("node1", "DROPPED", "SPOOFED").unwrap(), before, "it may speak for itself");
 }
 
 #[test]

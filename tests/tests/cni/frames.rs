@@ -1,6 +1,6 @@
 //! Whole Ethernet frames out of the calling thread's `eth0`, under any name.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, ensure};
@@ -44,6 +44,20 @@ pub(crate) fn poison(mac: Mac, address: Ipv4Addr) -> Result<()> {
     let address = address.octets();
     let parts: [&[u8]; 8] = [&BROADCAST, &mac, &ARP, &REPLY, &mac, &address, &BROADCAST, &address];
     send(&parts.concat())
+}
+
+/// Advertises to everybody, under an own address, that `target` is at `mac` (RFC 4861, section 4.4).
+pub(crate) fn advertise(mac: Mac, own: Ipv6Addr, target: Ipv6Addr) -> Result<()> {
+    const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    const ADVERTISEMENT: u8 = 136;
+    const OVERRIDE: [u8; 4] = [0x20, 0, 0, 0];
+    let builder = PacketBuilder::ethernet2(mac, [0x33, 0x33, 0, 0, 0, 1]);
+    let builder = builder.ipv6(own.octets(), ALL_NODES.octets(), 255).icmpv6_raw(ADVERTISEMENT, 0, OVERRIDE);
+    // The target, and the option that has its link-layer address.
+    let rest = [target.octets().as_slice(), &[2, 1], &mac].concat();
+    let mut frame = Vec::new();
+    builder.write(&mut frame, &rest)?;
+    send(&frame)
 }
 
 /// A datagram between these, however they are called.
