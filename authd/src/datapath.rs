@@ -314,7 +314,11 @@ impl Task {
             .set(crate::metrics::saturate(endpoints.iter().filter(|(_, attached)| *attached).count()));
         metrics.policy_entries.set(crate::metrics::saturate(self.policy.len()));
         metrics.policy_overflow.set(self.policy.overflow().is_some().into());
-        let names = Names { interfaces: interfaces.names.clone(), rules: self.policy.rule_names().clone() };
+        let names = Names {
+            interfaces: interfaces.names.clone(),
+            rules: self.policy.rule_names().clone(),
+            logs: self.policy.logs().clone(),
+        };
         self.parts.names.send_if_modified(|last| {
             let differs = **last != names;
             if differs {

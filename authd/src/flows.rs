@@ -28,6 +28,8 @@ pub struct Names {
     pub interfaces: BTreeMap<u32, String>,
     /// Rule by cookie.
     pub rules: BTreeMap<u32, String>,
+    /// What policies say for logs (`log.value`), by the cookies of their rules.
+    pub logs: BTreeMap<u32, String>,
 }
 
 /// Turns events into flows, keeps the last ones and sends all of them to whoever observes.
@@ -108,6 +110,7 @@ impl Flows {
             encrypted: event.encrypted == 1,
             reply: event.reply == 1,
             rule: names.rules.get(&event.cookie).cloned().unwrap_or_default(),
+            log: names.logs.get(&event.cookie).cloned().unwrap_or_default(),
         }
     }
 }
@@ -154,6 +157,7 @@ mod tests {
         let (_, names) = watch::channel(Arc::new(Names {
             interfaces: BTreeMap::from([(7, "lxc-a".to_owned())]),
             rules: BTreeMap::from([(3, "CiliumNetworkPolicy default/rule1".to_owned())]),
+            logs: BTreeMap::from([(3, "landings".to_owned()), (4, "another's".to_owned())]),
         }));
         Flows::new("n1".into(), cluster, names, Arc::new(BootClock))
     }
@@ -184,7 +188,10 @@ mod tests {
         let flow = receiver.recv().await.unwrap();
         assert_eq!(flow.reason(), v1::DropReason::AuthRequired);
         assert_eq!(flow.interface, "lxc-a");
-        assert_eq!(flow.rule, "CiliumNetworkPolicy default/rule1");
+        assert_eq!(
+            (flow.rule.as_str(), flow.log.as_str()),
+            ("CiliumNetworkPolicy default/rule1", "landings")
+        );
         let (source, destination) = (flow.source.as_ref().unwrap(), flow.destination.as_ref().unwrap());
         assert_eq!(
             (source.identity, destination.identity),

@@ -321,6 +321,7 @@ pub(super) fn flows() -> Vec<Flow> {
         encrypted: true,
         reply: false,
         rule: "CiliumNetworkPolicy default/landing".to_owned(),
+        log: "landings".to_owned(),
     };
     let reply = Flow {
         reply: true,
@@ -340,6 +341,7 @@ pub(super) fn flows() -> Vec<Flow> {
         auth_type: AuthType::Disabled.into(),
         encrypted: false,
         rule: String::new(),
+        log: String::new(),
         ..allowed.clone()
     };
     vec![allowed, reply, denied]

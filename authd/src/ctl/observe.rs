@@ -114,6 +114,9 @@ fn details(flow: &Flow) -> String {
     if !flow.rule.is_empty() {
         details.push(format!("by {}", flow.rule));
     }
+    if !flow.log.is_empty() {
+        details.push(format!("log {:?}", flow.log));
+    }
     details.join(", ")
 }
 

@@ -11,7 +11,7 @@ use std::{
 use auth_ebpf::Maps;
 use auth_ebpf_abi::{Address, AddressEntry, IdentityNumber, PolicyClasses, capacity, identity};
 use ipnet::IpNet;
-use policy::{AuthenticationPairs, Engine, Overflow, Step};
+use policy::{AuthenticationPairs, Engine, Overflow, RuleRef, Step};
 
 use super::plan::{Inputs, Plan};
 use crate::cluster::Cluster;
@@ -29,6 +29,7 @@ pub(super) struct PolicyWriter {
     overflow: Option<Box<Overflow>>,
     required: Option<AuthenticationPairs>,
     rule_names: BTreeMap<u32, String>,
+    logs: BTreeMap<u32, String>,
     conditions: Vec<(String, String)>,
 }
 
@@ -62,7 +63,7 @@ impl PolicyWriter {
             forget_addresses(maps, &self.engine.gone(&cluster.identities))?;
             self.engine.follow(cluster.policy_input(), &locals);
             self.source = Some((Arc::clone(cluster), locals));
-            self.describe();
+            self.describe(cluster);
         }
         self.apply(maps)?;
         if self.engine.release_places() {
@@ -120,10 +121,21 @@ impl PolicyWriter {
         write_nodes(maps, &named.addresses)
     }
 
-    fn describe(&mut self) {
+    fn describe(&mut self, cluster: &Cluster) {
         self.required = Some(self.engine.authentication());
         self.rule_names =
             self.engine.rules().iter().map(|(cookie, rule)| (*cookie, rule.to_string())).collect();
+        let specs =
+            cluster.policies.iter().flat_map(|policy| policy.specs.iter().map(move |spec| (policy, spec)));
+        let logs: BTreeMap<_, &String> = specs
+            .filter_map(|(policy, spec)| Some(((&policy.object, spec.place), spec.log.as_ref()?)))
+            .collect();
+        let log_of = |rule: &RuleRef| {
+            let RuleRef::Rule { object, spec, .. } = rule else { return None };
+            logs.get(&(object, *spec)).map(|log| (*log).clone())
+        };
+        let rules = self.engine.rules().iter();
+        self.logs = rules.filter_map(|(cookie, rule)| Some((*cookie, log_of(rule)?))).collect();
         let conditions = self.engine.conditions().iter().flat_map(|(object, conditions)| {
             conditions.iter().map(|condition| (object.to_string(), condition.to_string()))
         });
@@ -161,6 +173,11 @@ impl PolicyWriter {
 
     pub(super) const fn rule_names(&self) -> &BTreeMap<u32, String> {
         &self.rule_names
+    }
+
+    /// What policies say for logs, by the cookies of their rules.
+    pub(super) const fn logs(&self) -> &BTreeMap<u32, String> {
+        &self.logs
     }
 
     /// What isn't done as written, by policy: policies that have no room among them.
