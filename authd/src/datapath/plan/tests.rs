@@ -143,7 +143,7 @@ fn nodes_that_policies_choose_have_identities_of_their_own() {
         sessions: &sessions,
         before: &before,
     };
-    let mut plan = Plan::make(&inputs);
+    let mut plan = Plan::make(&inputs, &Claims::default());
     let nodes = ["n1", "n2", "gone"].map(|name| (name.to_owned(), 1 << 24));
     plan.add_nodes(&nodes.into(), &inputs);
     let of = |address| entry(&plan, address).map(|entry| (entry.identity, entry.node));

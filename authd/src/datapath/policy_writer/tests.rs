@@ -93,7 +93,7 @@ fn write(writer: &mut PolicyWriter, maps: &Maps, cluster: &Arc<Cluster>) -> Poli
         sessions: &sessions,
         before: &before,
     };
-    writer.write(maps, cluster, &Plan::make(&inputs), &inputs).unwrap();
+    writer.write(maps, cluster, &Plan::make(&inputs, &crate::handover::Claims::default()), &inputs).unwrap();
     maps.policy().entries().unwrap().into_iter().collect()
 }
 
