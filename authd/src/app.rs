@@ -39,7 +39,7 @@ use crate::{
     metrics::Metrics,
     peer::{self, Directory, Naming, OwnTunnel, Peers},
     readiness::Readiness,
-    svids::{self, Svids},
+    svids::{self, Delegated, Svids},
 };
 use directory::DirectoryTask;
 use hold::Holding;
@@ -174,7 +174,7 @@ impl Daemon {
     }
 
     fn start(&mut self, bound: Bound) -> anyhow::Result<()> {
-        let naming = Naming::new(self.config.spire.trust_domain.clone(), &self.config.spire.id_template)?;
+        let naming = self.config.spire.naming.clone();
         let holding = self.holding().context("can't take over the pinned authentications")?;
         let (driver, auth) = self.driver(&holding)?;
         let (directory_sender, directory) = watch::channel(Arc::new(Directory::default()));
@@ -307,9 +307,17 @@ impl Daemon {
             .with_context(|| format!("node-name {:?} is no segment of a SPIFFE ID", self.config.node_name))?;
         let own = spire_adapter::workload::subscribe(spire.workload_socket.clone(), node_id);
         let svids = Svids::new(own.watch(), Arc::clone(&self.clock));
+        let (cluster, names) = (self.cluster.clone(), naming.clone());
+        let selectors = move |number| {
+            let cluster = Arc::clone(&cluster.borrow());
+            cluster.identities.get(number).map(|identity| names.selectors(identity)).unwrap_or_default()
+        };
         let following = svids::Following {
             svids: svids.clone(),
-            source: Arc::new(DelegatedAgent::new(spire.admin_socket.clone())),
+            source: Arc::new(Delegated {
+                agent: DelegatedAgent::new(spire.admin_socket.clone()),
+                selectors: Box::new(selectors),
+            }),
             node: self.config.node_name.clone(),
             directory: directory.clone(),
             auth: auth.clone(),
@@ -411,8 +419,8 @@ impl Daemon {
     }
 
     fn start_http(&mut self, listener: TcpListener) {
-        let serve =
-            http::serve(listener, Arc::clone(&self.metrics), self.readiness.clone(), self.stop.clone());
+        let metrics = Arc::clone(&self.metrics);
+        let serve = http::serve(listener, metrics, self.readiness.clone(), self.stop.clone());
         self.spawn("http", serve.map(|ended| ended.context("metrics and health")));
     }
 

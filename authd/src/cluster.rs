@@ -33,6 +33,8 @@ pub use offline::{from_text, load_offline};
 pub use problem::{Problem, Severity};
 pub use revocation::{Revocations, Revoked, revoke};
 
+use crate::peer::Naming;
+
 /// Where manifests are read, which they don't say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
@@ -40,6 +42,8 @@ pub struct Site {
     pub cluster: String,
     /// The name of the node whose daemon reads them, which is the host of the pods there.
     pub node: Option<String>,
+    /// How identities are named, where several may share a SPIFFE ID.
+    pub sharing: Option<Naming>,
 }
 
 /// The name of a cluster that has been given none.
@@ -47,7 +51,7 @@ pub const DEFAULT_CLUSTER_NAME: &str = "default";
 
 impl Default for Site {
     fn default() -> Self {
-        Self { cluster: DEFAULT_CLUSTER_NAME.to_owned(), node: None }
+        Self { cluster: DEFAULT_CLUSTER_NAME.to_owned(), node: None, sharing: None }
     }
 }
 
@@ -129,6 +133,8 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// Whether it uses the network of its node, and so has the identity of the host.
     pub host_network: bool,
+    /// Whether it is the image of a static pod: its node alone says what it is, so it gets no SVID.
+    pub mirror: bool,
     /// Its service account.
     pub service_account: String,
     /// The ports of its containers that have names.

@@ -3,8 +3,8 @@
 //! [`Settings`] is what people write, every key optional; [`Config`] is what the daemon runs on, valid by
 //! construction. Errors name the key, the value and the way out.
 
-mod settings;
-mod value;
+pub(crate) mod settings;
+pub(crate) mod value;
 
 use std::{
     net::SocketAddr,
@@ -26,6 +26,7 @@ pub use value::{parse_cluster_name, parse_duration};
 use crate::{
     cluster::Site,
     logging::{Format, LogConfig},
+    peer::Naming,
 };
 
 /// Where `authctl` finds the daemon.
@@ -36,13 +37,12 @@ pub const DEFAULT_TUNNEL_SOCKET: &str = "/run/authd/tunnel.sock";
 pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/authd";
 /// Name of the WireGuard device.
 pub const DEFAULT_WIREGUARD_INTERFACE: &str = "authd0";
-const DEFAULT_WORKLOAD_SOCKET: &str = "/run/spire/sockets/agent/agent.sock";
+pub(crate) const DEFAULT_WORKLOAD_SOCKET: &str = "/run/spire/sockets/agent/agent.sock";
 const DEFAULT_ADMIN_SOCKET: &str = "/run/spire/sockets/admin.sock";
-const DEFAULT_CLUSTER_DIR: &str = "/etc/authd/cluster";
+pub(crate) const DEFAULT_CLUSTER_DIR: &str = "/etc/authd/cluster";
 const DEFAULT_HTTP_ADDRESS: &str = "[::]:9465";
 const DEFAULT_HANDSHAKE_PORT: u16 = 4250;
 const DEFAULT_WIREGUARD_PORT: u16 = 51871;
-const DEFAULT_SPIFFE_ID_TEMPLATE: &str = "/identity/{id}";
 const DEFAULT_SVID_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Why a configuration is refused.
@@ -127,8 +127,8 @@ pub struct Config {
 pub struct SpireConfig {
     /// Trust domain of this cluster.
     pub trust_domain: TrustDomain,
-    /// Path template of identities' SPIFFE IDs, with one `{id}`.
-    pub id_template: String,
+    /// How identities and nodes are called.
+    pub naming: Naming,
     /// The agent's Workload API socket.
     pub workload_socket: PathBuf,
     /// The agent's admin socket (Delegated Identity API).
@@ -163,7 +163,7 @@ impl Config {
     /// The first key that is unreadable, unknown, missing or makes no sense.
     pub fn load(file: Option<&Path>, overrides: Settings) -> Result<Self, ConfigError> {
         let from_file = match file {
-            Some(path) => Settings::read(path)?,
+            Some(path) => settings::read(path)?,
             None => Settings::default(),
         };
         Self::from_settings(overrides.or(from_file))
@@ -172,7 +172,11 @@ impl Config {
     /// Where the manifests are read.
     #[must_use]
     pub fn site(&self) -> Site {
-        Site { cluster: self.cluster_name.clone(), node: Some(self.node_name.clone()) }
+        Site {
+            cluster: self.cluster_name.clone(),
+            node: Some(self.node_name.clone()),
+            sharing: self.spire.naming.sharing(),
+        }
     }
 
     fn from_settings(settings: Settings) -> Result<Self, ConfigError> {
@@ -211,14 +215,12 @@ impl SpireConfig {
     fn from_settings(settings: &Settings) -> Result<Self, ConfigError> {
         let trust_domain =
             settings.trust_domain.as_deref().ok_or(ConfigError::Missing { key: "trust-domain" })?;
-        let template = settings.spiffe_id_template.as_deref().unwrap_or(DEFAULT_SPIFFE_ID_TEMPLATE);
+        let trust_domain: TrustDomain = value::trust_domain(trust_domain)?;
+        let cluster = value::cluster_name(settings.cluster_name.clone())?;
+        let naming = value::naming(&trust_domain, settings.spiffe_id_template.as_deref(), &cluster)?;
         Ok(Self {
-            trust_domain: value::parse(
-                "trust-domain",
-                trust_domain,
-                "is no trust domain: lower-case letters, digits, dots, dashes, underscores",
-            )?,
-            id_template: value::id_template(template)?,
+            trust_domain,
+            naming,
             workload_socket: socket_path(
                 "workload-socket",
                 settings.workload_socket.clone(),

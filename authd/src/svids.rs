@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use crate::clock::{BootTime, Clock};
 
 use deadlines::Deadlines;
-pub use follow::{Feed, Following, SvidSource, follow};
+pub use follow::{Delegated, Feed, Following, SvidSource, follow};
 
 /// An SVID with the bundles by which its peers are verified.
 #[derive(Clone, Debug, PartialEq, Eq)]

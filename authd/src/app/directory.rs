@@ -79,7 +79,7 @@ fn directory_of(cluster: &Cluster, naming: &Naming, handshake_port: u16) -> Dire
     Directory {
         nodes: cluster.nodes.values().filter_map(node).collect(),
         identities: identities
-            .filter_map(|identity| Some((identity.number(), naming.identity(identity.number())?)))
+            .filter_map(|identity| Some((identity.number(), naming.identity(identity)?)))
             .collect(),
     }
 }
@@ -143,13 +143,15 @@ mod tests {
                 node: Some(name.to_owned()),
                 addresses: Vec::new(),
                 host_network: false,
+                mirror: false,
                 service_account: "default".to_owned(),
                 named_ports: Vec::new(),
                 labels: BTreeMap::default(),
                 identity: Some(255 + u32::from(number)),
             });
         }
-        let naming = Naming::new(TrustDomain::new("example.test").unwrap(), "/identity/{id}").unwrap();
+        let naming =
+            Naming::new(TrustDomain::new("example.test").unwrap(), "/identity/{id}", "default").unwrap();
         let directory = |cluster: &Cluster| directory_of(cluster, &naming, 4250);
         assert!(directory(&cluster).runs_on(256, "n1") && directory(&cluster).runs_on(257, "n2"));
         cluster.revoked.identities.insert(256);

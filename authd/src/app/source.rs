@@ -9,7 +9,7 @@ mod svids;
 use std::{sync::Arc, time::SystemTime};
 
 use auth_ebpf::Maps;
-use auth_ebpf_abi::{Setting, identity};
+use auth_ebpf_abi::Setting;
 use tokio::sync::watch;
 
 use crate::{
@@ -102,8 +102,7 @@ impl DaemonSource {
             None if here().next().is_none() => v1::SvidState::NotNeeded,
             None => v1::SvidState::Pending,
         };
-        let reserved = identity::is_reserved(number);
-        let spiffe_id = (!reserved).then(|| self.naming.identity(number)).flatten();
+        let spiffe_id = self.naming.identity(identity);
         v1::Identity {
             number,
             name: policy::reserved_name(number).unwrap_or_default().to_owned(),

@@ -60,7 +60,8 @@ pub fn load(directory: &Path, site: &Site) -> Result<Cluster, Error> {
 }
 
 /// Reads the directory and goes on watching it: the receiver has the present snapshot at once, and sees
-/// another only when something is different. It blocks for as long as the first reading takes.
+/// another only when something is different. It blocks for as long as the first reading takes. Identities that
+/// share a SPIFFE ID are known as such to policies.
 ///
 /// # Errors
 /// [`Error`] if the directory can't be listed or watched.

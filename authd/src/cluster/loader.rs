@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use policy::Identity;
+
 use super::files::{self, Links, Listing};
 use super::manifest::{self, Body, Manifest, Object, ObjectKey, Refused};
 use super::problem::Problem;
@@ -126,6 +128,10 @@ impl Loader {
             }
         }
         let mut cluster = snapshot::build(&objects, &mut self.memory, self.missing, &self.site);
+        if let Some(naming) = &self.site.sharing {
+            let spiffe_id = |identity: &Identity| naming.identity(identity).map(|id| id.to_string());
+            cluster.surroundings.share_spiffe_ids(&cluster.identities, spiffe_id);
+        }
         let (policies, refusals) = policies::collect(&objects, refused, &cluster, self.missing);
         cluster.policies = policies;
         cluster.problems.extend(problems);

@@ -102,6 +102,8 @@ pub(super) struct PodBody {
     pub(super) host_network: bool,
     /// Whether it has run to its end: its addresses may be another's by now.
     pub(super) has_ended: bool,
+    /// Whether it is the image of a static pod, which its node alone has made.
+    pub(super) mirror: bool,
     /// Field and address.
     pub(super) addresses: Vec<(String, IpAddr)>,
     /// The ports of its containers that have names.

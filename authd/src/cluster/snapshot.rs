@@ -298,6 +298,7 @@ impl Builder<'_> {
             node: body.node.clone(),
             addresses: Vec::new(),
             host_network: body.host_network,
+            mirror: body.mirror,
             service_account: body.service_account.clone(),
             named_ports: body.named_ports.clone(),
             labels: body.labels.clone(),

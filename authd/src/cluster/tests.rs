@@ -9,6 +9,13 @@ mod watching;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::peer::Naming;
+
+/// Where SPIFFE IDs are by this template.
+fn site(template: &str) -> Site {
+    let naming = Naming::new("example.test".parse().unwrap(), template, DEFAULT_CLUSTER_NAME).unwrap();
+    Site { sharing: naming.sharing(), ..Site::default() }
+}
 
 /// A directory of manifests.
 struct Directory(tempfile::TempDir);

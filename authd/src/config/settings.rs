@@ -2,22 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::ConfigError;
 
-/// Defines the settings once, with the merge that flags need over a file.
+/// Defines settings once, with the merge that flags need over a file.
 macro_rules! settings {
-    ($($(#[doc = $doc:literal])+ #[arg($($arg:tt)*)] $name:ident: $type:ty,)*) => {
-        /// Every setting of the node daemon; `None` where nothing was said.
-        #[derive(Clone, Debug, Default, Args, Deserialize)]
+    (
+        $(#[doc = $about:literal])+ $settings:ident:
+        $($(#[doc = $doc:literal])+ #[arg($($arg:tt)*)] $name:ident: $type:ty,)*
+    ) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Debug, Default, clap::Args, serde::Deserialize)]
         #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-        pub struct Settings {
+        pub struct $settings {
             $($(#[doc = $doc])+ #[arg(long, $($arg)*)] pub $name: Option<$type>,)*
         }
 
-        impl Settings {
+        impl $settings {
             /// These settings, and those of `fallback` where these say nothing.
             #[must_use]
             pub fn or(self, fallback: Self) -> Self {
@@ -28,6 +30,8 @@ macro_rules! settings {
 }
 
 settings! {
+    /// Every setting of the node daemon; `None` where nothing was said.
+    Settings:
     /// Name of this node in the cluster state [default: the host's name]
     #[arg(env = "AUTHD_NODE_NAME", value_name = "NAME")]
     node_name: String,
@@ -40,7 +44,9 @@ settings! {
     /// SPIFFE trust domain of this cluster (required)
     #[arg(env = "AUTHD_TRUST_DOMAIN", value_name = "NAME")]
     trust_domain: String,
-    /// Path of an identity's SPIFFE ID [default: /identity/{id}]
+    /// Path of an identity's SPIFFE ID, with `{id}`, or with `{namespace}` and `{serviceaccount}` for
+    /// registrations that are there already; `{cluster}` where clusters share a trust domain
+    /// [default: /identity/{id}]
     #[arg(env = "AUTHD_SPIFFE_ID_TEMPLATE", value_name = "PATH")]
     spiffe_id_template: String,
     /// The SPIRE agent's Workload API socket [default: /run/spire/sockets/agent/agent.sock]
@@ -110,18 +116,16 @@ settings! {
     log_level: String,
 }
 
-impl Settings {
-    /// Reads the settings of a YAML file.
-    ///
-    /// # Errors
-    /// The file can't be read, isn't YAML, or has an unknown key.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
-        if text.trim().is_empty() {
-            return Ok(Self::default());
-        }
-        serde_saphyr::from_str(&text)
-            .map_err(|error| ConfigError::Malformed { path: path.into(), reason: error.to_string() })
+/// Reads the settings of a YAML file.
+///
+/// # Errors
+/// The file can't be read, isn't YAML, or has an unknown key.
+pub(crate) fn read<S: DeserializeOwned + Default>(path: &Path) -> Result<S, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
+    if text.trim().is_empty() {
+        return Ok(S::default());
     }
+    serde_saphyr::from_str(&text)
+        .map_err(|error| ConfigError::Malformed { path: path.into(), reason: error.to_string() })
 }

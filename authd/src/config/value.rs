@@ -5,10 +5,13 @@ use std::{num::NonZeroU16, path::PathBuf, str::FromStr, time::Duration};
 use auth_ebpf::Mechanism;
 use auth_ebpf_abi::Mode;
 use ipnet::IpNet;
+use spiffe::TrustDomain;
 use spire_adapter::tls::Groups;
 
 use super::ConfigError;
-use crate::cluster::DEFAULT_CLUSTER_NAME;
+use crate::{cluster::DEFAULT_CLUSTER_NAME, peer::Naming};
+
+const DEFAULT_SPIFFE_ID_TEMPLATE: &str = "/identity/{id}";
 
 /// Longest path that a unix socket can have (`sockaddr_un`).
 const SOCKET_PATH_MAX: usize = 107;
@@ -17,20 +20,20 @@ const CLUSTER_NAME_MAX: usize = 32;
 /// Longest name of an interface (`IFNAMSIZ`).
 const INTERFACE_NAME_MAX: usize = 15;
 
-pub(super) fn invalid(key: &'static str, value: impl Into<String>, reason: impl Into<String>) -> ConfigError {
+pub(crate) fn invalid(key: &'static str, value: impl Into<String>, reason: impl Into<String>) -> ConfigError {
     ConfigError::Invalid { key, value: value.into(), reason: reason.into() }
 }
 
-pub(super) fn parse<T: FromStr>(key: &'static str, value: &str, reason: &str) -> Result<T, ConfigError> {
+pub(crate) fn parse<T: FromStr>(key: &'static str, value: &str, reason: &str) -> Result<T, ConfigError> {
     let Ok(parsed) = value.parse() else { return Err(invalid(key, value, reason)) };
     Ok(parsed)
 }
 
-pub(super) fn port(key: &'static str, port: u16) -> Result<NonZeroU16, ConfigError> {
+pub(crate) fn port(key: &'static str, port: u16) -> Result<NonZeroU16, ConfigError> {
     NonZeroU16::new(port).ok_or_else(|| invalid(key, "0", "is no port: all nodes must know it"))
 }
 
-pub(super) fn mode(key: &'static str, value: Option<&str>) -> Result<Mode, ConfigError> {
+pub(crate) fn mode(key: &'static str, value: Option<&str>) -> Result<Mode, ConfigError> {
     match value {
         None | Some("enforce") => Ok(Mode::Enforce),
         Some("observe") => Ok(Mode::Observe),
@@ -39,7 +42,7 @@ pub(super) fn mode(key: &'static str, value: Option<&str>) -> Result<Mode, Confi
 }
 
 /// Key exchange groups by their word.
-pub(super) fn groups(key: &'static str, value: Option<&str>) -> Result<Groups, ConfigError> {
+pub(crate) fn groups(key: &'static str, value: Option<&str>) -> Result<Groups, ConfigError> {
     match value {
         None | Some("post-quantum") => Ok(Groups::PostQuantum),
         Some("any") => Ok(Groups::Any),
@@ -47,7 +50,7 @@ pub(super) fn groups(key: &'static str, value: Option<&str>) -> Result<Groups, C
     }
 }
 
-pub(super) fn switch(key: &'static str, value: Option<&str>) -> Result<bool, ConfigError> {
+pub(crate) fn switch(key: &'static str, value: Option<&str>) -> Result<bool, ConfigError> {
     match value {
         None | Some("on") => Ok(true),
         Some("off") => Ok(false),
@@ -64,13 +67,13 @@ pub(super) fn same_node(key: &'static str, value: Option<&str>) -> Result<bool, 
     }
 }
 
-pub(super) fn mechanism(key: &'static str, value: &str) -> Result<Mechanism, ConfigError> {
+pub(crate) fn mechanism(key: &'static str, value: &str) -> Result<Mechanism, ConfigError> {
     [Mechanism::Tcx, Mechanism::Clsact].into_iter().find(|mechanism| mechanism.as_str() == value).ok_or_else(
         || invalid(key, value, "is no way to attach programs; use tcx or clsact, or leave it out"),
     )
 }
 
-pub(super) fn net(key: &'static str, value: &str) -> Result<IpNet, ConfigError> {
+pub(crate) fn net(key: &'static str, value: &str) -> Result<IpNet, ConfigError> {
     let net: IpNet = parse(key, value, "is no range such as 10.244.0.0/16 or fd00:10:244::/48")?;
     if net.trunc() == net {
         Ok(net)
@@ -79,7 +82,7 @@ pub(super) fn net(key: &'static str, value: &str) -> Result<IpNet, ConfigError> 
     }
 }
 
-pub(super) fn interface_name(key: &'static str, name: &str) -> Result<String, ConfigError> {
+pub(crate) fn interface_name(key: &'static str, name: &str) -> Result<String, ConfigError> {
     let valid = !name.is_empty()
         && name.len() <= INTERFACE_NAME_MAX
         && !matches!(name, "." | "..")
@@ -87,7 +90,7 @@ pub(super) fn interface_name(key: &'static str, name: &str) -> Result<String, Co
     if valid { Ok(name.into()) } else { Err(invalid(key, name, "is no interface name (1 to 15 characters)")) }
 }
 
-pub(super) fn socket_path(
+pub(crate) fn socket_path(
     key: &'static str,
     path: Option<PathBuf>,
     default: &str,
@@ -108,7 +111,7 @@ pub(super) fn socket_path(
     Ok(path)
 }
 
-pub(super) fn cluster_name(name: Option<String>) -> Result<String, ConfigError> {
+pub(crate) fn cluster_name(name: Option<String>) -> Result<String, ConfigError> {
     let name = name.unwrap_or_else(|| DEFAULT_CLUSTER_NAME.to_owned());
     parse_cluster_name(&name).map_err(|reason| invalid("cluster-name", name, reason))
 }
@@ -129,7 +132,7 @@ pub fn parse_cluster_name(name: &str) -> Result<String, String> {
     }
 }
 
-pub(super) fn node_name(name: Option<String>) -> Result<String, ConfigError> {
+pub(crate) fn node_name(name: Option<String>) -> Result<String, ConfigError> {
     let name = match name {
         Some(name) => name,
         None => nix::unistd::gethostname()
@@ -147,29 +150,21 @@ pub(super) fn node_name(name: Option<String>) -> Result<String, ConfigError> {
     }
 }
 
-pub(super) fn id_template(template: &str) -> Result<String, ConfigError> {
-    let key = "spiffe-id-template";
-    if template.contains("{namespace}") || template.contains("{serviceaccount}") {
-        return Err(invalid(
-            key,
-            template,
-            "uses {namespace} or {serviceaccount}, not supported yet; use {id}",
-        ));
-    }
-    let (before, after) = template
-        .split_once("{id}")
-        .ok_or_else(|| invalid(key, template, "lacks {id}, the identity's number"))?;
-    let plain = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || b"/.-_".contains(&b));
-    if !before.starts_with('/') || !plain(before) || !plain(after) {
-        return Err(invalid(key, template, "is no SPIFFE path such as /identity/{id}"));
-    }
-    if before.starts_with("/authd/") || before.starts_with("/spire/") {
-        return Err(invalid(key, template, "begins with /authd/ or /spire/, which are reserved"));
-    }
-    Ok(template.into())
+pub(crate) fn trust_domain(name: &str) -> Result<TrustDomain, ConfigError> {
+    parse("trust-domain", name, "is no trust domain: lower-case letters, digits, dots, dashes, underscores")
 }
 
-pub(super) fn duration(key: &'static str, text: &str) -> Result<Duration, ConfigError> {
+pub(crate) fn naming(
+    trust_domain: &TrustDomain,
+    template: Option<&str>,
+    cluster: &str,
+) -> Result<Naming, ConfigError> {
+    let template = template.unwrap_or(DEFAULT_SPIFFE_ID_TEMPLATE);
+    Naming::new(trust_domain.clone(), template, cluster)
+        .map_err(|error| invalid("spiffe-id-template", template, format!("can't be used: {error}")))
+}
+
+pub(crate) fn duration(key: &'static str, text: &str) -> Result<Duration, ConfigError> {
     parse_duration(text).ok_or_else(|| invalid(key, text, "is no duration such as 30m, 24h or 1h30m"))
 }
 

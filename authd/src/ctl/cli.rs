@@ -257,7 +257,7 @@ pub(super) struct ClusterName {
 impl ClusterName {
     /// Where the manifests are read: on no node in particular.
     pub(super) fn site(&self) -> Site {
-        Site { cluster: self.name.clone(), node: None }
+        Site { cluster: self.name.clone(), ..Site::default() }
     }
 }
 

@@ -1,36 +1,31 @@
 //! SPIFFE IDs of nodes and identities, and the server name by which an identity is asked for.
 
 use auth_ebpf_abi::IdentityNumber;
+use policy::Identity;
 use rustls::pki_types::ServerName;
 use spiffe::{SpiffeId, TrustDomain};
+use spire_adapter::{Selector, Template, TemplateError};
 
-/// The part of the template that the number replaces.
-const PLACEHOLDER: &str = "{id}";
-/// Paths that no identity may have.
-const RESERVED: [&str; 2] = ["/authd/", "/spire/"];
+/// The placeholders of a template.
+const PLACEHOLDERS: [&str; 4] = ["cluster", "id", "namespace", "serviceaccount"];
 
 /// Why a template can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NamingError {
-    /// No or several placeholders.
-    #[error("SPIFFE ID template {template:?} must have {{id}} exactly once, as a path segment of its own")]
-    Placeholder {
+    /// It is no template at all.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// It doesn't say whose the SPIFFE ID is.
+    #[error("SPIFFE ID template {template:?} must have {{id}}, or {{namespace}} and {{serviceaccount}}")]
+    Ambiguous {
         /// The template.
         template: String,
     },
-    /// A path that means something else.
-    #[error("SPIFFE ID template {template:?} is below /authd/ or /spire/, which are reserved")]
-    Reserved {
+    /// Something beside a placeholder in its segment: two values could run together into one name.
+    #[error("SPIFFE ID template {template:?}: a placeholder must be a path segment of its own")]
+    Segment {
         /// The template.
         template: String,
-    },
-    /// Not a SPIFFE ID.
-    #[error("SPIFFE ID template {template:?} gives no SPIFFE ID: {reason}")]
-    Invalid {
-        /// The template.
-        template: String,
-        /// What is wrong with it.
-        reason: String,
     },
 }
 
@@ -38,31 +33,29 @@ pub enum NamingError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Naming {
     trust_domain: TrustDomain,
-    template: String,
+    template: Template,
+    cluster: String,
+    by_number: bool,
 }
 
 impl Naming {
-    /// Names by this template, such as `/identity/{id}`.
+    /// Names by this template, such as `/identity/{id}` or `/ns/{namespace}/sa/{serviceaccount}`, in the cluster
+    /// of this name.
     ///
     /// # Errors
-    /// When the template gives no usable SPIFFE ID.
-    pub fn new(trust_domain: TrustDomain, template: &str) -> Result<Self, NamingError> {
-        let template = template.to_owned();
-        if template.split('/').filter(|segment| *segment == PLACEHOLDER).count() != 1
-            || template.matches('{').count() != 1
-        {
-            return Err(NamingError::Placeholder { template });
+    /// When the template gives no usable SPIFFE ID, or not one for each service account.
+    pub fn new(trust_domain: TrustDomain, template: &str, cluster: &str) -> Result<Self, NamingError> {
+        let parsed = Template::new(trust_domain.clone(), template, &PLACEHOLDERS)?;
+        let has = |name: &str| template.split('/').any(|segment| segment == format!("{{{name}}}"));
+        if template.split('/').any(|segment| segment.contains('{') && !is_placeholder(segment)) {
+            return Err(NamingError::Segment { template: template.to_owned() });
         }
-        if RESERVED.iter().any(|reserved| template.starts_with(reserved)) {
-            return Err(NamingError::Reserved { template });
+        let by_number = has("id");
+        let by_account = has("namespace") && has("serviceaccount");
+        if !by_number && !by_account {
+            return Err(NamingError::Ambiguous { template: template.to_owned() });
         }
-        let naming = Self { trust_domain, template };
-        let reason = match SpiffeId::new(naming.uri(&naming.template.replace(PLACEHOLDER, "0"))) {
-            Ok(spiffe_id) if spiffe_id.is_member_of(&naming.trust_domain) => return Ok(naming),
-            Ok(_) => "it must begin with /".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        Err(NamingError::Invalid { template: naming.template, reason })
+        Ok(Self { trust_domain, template: parsed, cluster: cluster.to_owned(), by_number })
     }
 
     /// The trust domain.
@@ -71,16 +64,57 @@ impl Naming {
         &self.trust_domain
     }
 
-    /// SPIFFE ID of an identity.
+    /// SPIFFE ID of an identity; `None` for a reserved one, or where its namespace would lead to a reserved path.
     #[must_use]
-    pub fn identity(&self, number: IdentityNumber) -> Option<SpiffeId> {
-        SpiffeId::new(self.uri(&self.template.replace(PLACEHOLDER, &number.to_string()))).ok()
+    pub fn identity(&self, identity: &Identity) -> Option<SpiffeId> {
+        if identity.is_reserved() {
+            return None;
+        }
+        let number = identity.number().to_string();
+        let value = |name: &str| match name {
+            "cluster" => Some(self.cluster.as_str()),
+            "id" => Some(number.as_str()),
+            "namespace" => Some(identity.namespace()),
+            "serviceaccount" => Some(identity.service_account()),
+            _ => None,
+        };
+        self.template.spiffe_id(value).ok()
+    }
+
+    /// What selects the registration entry of an identity. Where identities have no SPIFFE ID of their own, the
+    /// entry is not ours, and selects as SPIRE's Kubernetes attestor does.
+    #[must_use]
+    pub fn selectors(&self, identity: &Identity) -> Vec<Selector> {
+        if self.by_number {
+            return vec![Selector::new("authd", format!("identity:{}", identity.number()))];
+        }
+        let of = |kind: &str, value: &str| Selector::new("k8s", format!("{kind}:{value}"));
+        vec![of("ns", identity.namespace()), of("sa", identity.service_account())]
+    }
+
+    /// Whether each identity has a SPIFFE ID of its own. Otherwise those of a service account share one, and
+    /// their registration entries are not authd's.
+    #[must_use]
+    pub const fn is_by_number(&self) -> bool {
+        self.by_number
     }
 
     /// SPIFFE ID of a node; `None` if its name is no path segment.
     #[must_use]
     pub fn node(&self, name: &str) -> Option<SpiffeId> {
         SpiffeId::from_segments(self.trust_domain.clone(), &["authd", "node", name]).ok()
+    }
+
+    /// SPIFFE ID of the operator; `None` never, but for what a library might refuse.
+    #[must_use]
+    pub fn operator(&self) -> Option<SpiffeId> {
+        SpiffeId::from_segments(self.trust_domain.clone(), &["authd", "operator"]).ok()
+    }
+
+    /// These names, where several identities may share one.
+    #[must_use]
+    pub fn sharing(&self) -> Option<Self> {
+        (!self.by_number).then(|| self.clone())
     }
 
     /// Server name (SNI) by which an identity is asked for.
@@ -98,9 +132,18 @@ impl Naming {
             .then(|| number.parse().ok())
             .flatten()
     }
+}
 
-    fn uri(&self, path: &str) -> String {
-        format!("spiffe://{}{path}", self.trust_domain.as_str())
+fn is_placeholder(segment: &str) -> bool {
+    let name = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+    name.is_some_and(|name| !name.contains(['{', '}']))
+}
+
+#[cfg(test)]
+impl Naming {
+    /// SPIFFE ID of the identity with this number, whatever its labels.
+    pub(super) fn numbered(&self, number: IdentityNumber) -> Option<SpiffeId> {
+        self.identity(&tests::identity(number, "galaxy", "default"))
     }
 }
 
@@ -108,29 +151,70 @@ impl Naming {
 mod tests {
     use super::*;
 
+    pub(super) fn identity(number: IdentityNumber, namespace: &str, service_account: &str) -> Identity {
+        let pod = policy::Pod { cluster: "default", namespace, service_account };
+        Identity::new(number, pod.labels([], []).unwrap()).unwrap()
+    }
+
     fn naming(template: &str) -> Result<Naming, NamingError> {
-        Naming::new(TrustDomain::new("example.test").unwrap(), template)
+        Naming::new(TrustDomain::new("example.test").unwrap(), template, "west")
     }
 
     #[test]
     fn names_are_those_of_the_design() {
         let naming = naming("/identity/{id}").unwrap();
-        assert_eq!(naming.identity(256).unwrap().to_string(), "spiffe://example.test/identity/256");
+        assert_eq!(naming.numbered(256).unwrap().to_string(), "spiffe://example.test/identity/256");
         assert_eq!(naming.node("n1").unwrap().to_string(), "spiffe://example.test/authd/node/n1");
         assert_eq!(naming.node("n/1"), None);
         assert_eq!(naming.server_name(256).unwrap().to_str(), "256.example.test");
+        assert!(naming.is_by_number());
+        let selectors = naming.selectors(&identity(256, "shop", "web"));
+        assert_eq!(selectors, [Selector::new("authd", "identity:256")]);
+    }
+
+    #[test]
+    fn a_cluster_has_a_part_of_the_trust_domain() {
+        let naming = naming("/{cluster}/identity/{id}").unwrap();
+        assert_eq!(naming.numbered(256).unwrap().to_string(), "spiffe://example.test/west/identity/256");
+    }
+
+    #[test]
+    fn service_accounts_have_the_names_that_users_registered() {
+        let naming = naming("/ns/{namespace}/sa/{serviceaccount}").unwrap();
+        let [one, two] = [256, 300].map(|number| identity(number, "shop", "web"));
+        assert_eq!(naming.identity(&one).unwrap().to_string(), "spiffe://example.test/ns/shop/sa/web");
+        assert_eq!(naming.identity(&one), naming.identity(&two));
+        assert!(!naming.is_by_number());
+        let selectors = [Selector::new("k8s", "ns:shop"), Selector::new("k8s", "sa:web")];
+        assert_eq!(naming.selectors(&one), selectors);
     }
 
     #[test]
     fn templates_that_mean_something_else_are_refused() {
-        for template in ["/identity", "/identity/{id}/{id}", "/identity/x{id}", "/{cluster}/{id}"] {
-            assert!(matches!(naming(template), Err(NamingError::Placeholder { .. })), "{template}");
+        for (template, words) in [
+            ("/identity", "no placeholder"),
+            ("/identity/x{id}", "segment of its own"),
+            ("/ns/{namespace}-{serviceaccount}", "segment of its own"),
+            ("/ns/{namespace}", "must have {id}"),
+            ("/{cluster}/{serviceaccount}", "must have {id}"),
+            ("/identity/{number}", "one of"),
+            ("/authd/{id}", "reserved"),
+            ("/spire/agent/{id}", "reserved"),
+            ("identity/{id}", "begins with /"),
+            ("/a b/{id}", "path"),
+            ("/{id}/", "slash"),
+            ("//{id}", "empty"),
+        ] {
+            let error = naming(template).unwrap_err().to_string();
+            assert!(error.contains(words), "{template}: {error}");
         }
-        for template in ["/authd/{id}", "/spire/agent/{id}"] {
-            assert!(matches!(naming(template), Err(NamingError::Reserved { .. })), "{template}");
-        }
-        for template in ["identity/{id}", "/a b/{id}", "/{id}/", "//{id}"] {
-            assert!(matches!(naming(template), Err(NamingError::Invalid { .. })), "{template}");
+    }
+
+    #[test]
+    fn no_namespace_leads_to_a_reserved_path() {
+        let naming = naming("/{namespace}/{serviceaccount}").unwrap();
+        for namespace in ["authd", "spire"] {
+            assert_eq!(naming.identity(&identity(256, namespace, "node")), None);
         }
     }
 

@@ -35,11 +35,17 @@ pub trait SvidSource: Send + Sync + 'static {
     fn subscribe(&self, identity: IdentityNumber, spiffe_id: &SpiffeId) -> Feed;
 }
 
-/// SPIRE's agent, by the selector `authd:identity:<number>`.
-impl SvidSource for DelegatedAgent {
+/// SPIRE's agent by its Delegated Identity API, which asks for selectors.
+pub struct Delegated {
+    /// The agent.
+    pub agent: DelegatedAgent,
+    /// What an identity's entry asks for.
+    pub selectors: Box<dyn Fn(IdentityNumber) -> Vec<Selector> + Send + Sync>,
+}
+
+impl SvidSource for Delegated {
     fn subscribe(&self, identity: IdentityNumber, spiffe_id: &SpiffeId) -> Feed {
-        let selector = Selector::new("authd", format!("identity:{identity}"));
-        let subscription = Self::subscribe(self, [selector], spiffe_id.clone());
+        let subscription = self.agent.subscribe((self.selectors)(identity), spiffe_id.clone());
         Feed { snapshots: subscription.watch(), keep: Box::new(subscription) }
     }
 }

@@ -49,6 +49,16 @@ impl DaemonSource {
                 "first packets of pairs drop and are sent again: no hold device, or not guarded yet";
             conditions.push(condition(v1::Severity::Warning, "HOLD", String::new(), message.to_owned()));
         }
+        if !self.naming.is_by_number() {
+            let message = "a SPIFFE ID is that of a service account: authentication proves no more of a pod, \
+                           and its registration is not authd's";
+            conditions.push(condition(
+                v1::Severity::Info,
+                "SHARED_SPIFFE_IDS",
+                String::new(),
+                message.to_owned(),
+            ));
+        }
         self.svid_conditions(&mut conditions);
         // Stable: what is equally bad stays in the order above.
         conditions.sort_by_key(|condition| std::cmp::Reverse(condition.severity));

@@ -12,6 +12,9 @@ use crate::cluster::{ServicePort, TargetPort};
 
 use super::{Body, Mistake, ObjectKey, PodBody, Scope, check_name, cilium, strict, typed};
 
+/// What a kubelet writes on the image of a pod that stands in its own files.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// Reads an object's body.
 pub(super) fn read(key: &ObjectKey, header: Header, value: &Value, scope: Scope) -> Result<Body, Mistake> {
     if scope == Scope::Policy {
@@ -45,7 +48,11 @@ pub(super) fn read(key: &ObjectKey, header: Header, value: &Value, scope: Scope)
             let nets = spec.external_cidrs.into_iter().map(|spec::Parsed(net)| net.trunc()).collect();
             Ok(Body::CidrGroup { labels, nets })
         }
-        "Pod" => Ok(Body::Pod(pod_body(labels, typed(value)?)?)),
+        "Pod" => {
+            let mirrors = |annotations: BTreeMap<String, String>| annotations.contains_key(MIRROR);
+            let mirror = header.metadata.annotations.is_some_and(mirrors);
+            Ok(Body::Pod(PodBody { mirror, ..pod_body(labels, typed(value)?)? }))
+        }
         "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" | "ReplicationController" | "Job" => {
             Ok(workload_body(&["spec", "template"], value))
         }
@@ -181,6 +188,7 @@ fn pod_body(labels: BTreeMap<String, String>, pod: spec::Pod) -> Result<PodBody,
         service_account,
         host_network: spec.host_network.unwrap_or_default(),
         has_ended,
+        mirror: false,
         addresses,
         identity: None,
     })

@@ -115,6 +115,7 @@ fn endpoint(Endpoint { status }: Endpoint) -> Result<PodBody, Mistake> {
         service_account,
         host_network: false,
         has_ended: false,
+        mirror: false,
         addresses: addresses
             .map(|ip| ("status.networking.addressing".to_owned(), ip.0.to_canonical()))
             .collect(),

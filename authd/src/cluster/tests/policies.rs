@@ -184,3 +184,15 @@ fn the_demo_lets_in_whom_it_says() {
         assert_eq!(traced(from, to, port).0, TraceVerdict::Denied, "{from} to {to}");
     }
 }
+
+#[test]
+fn policies_know_which_identities_share_a_spiffe_id() {
+    let directory = Directory::galaxy();
+    let shared = |template: &str| {
+        let mut loader = Loader::new(directory.path(), &site(template));
+        loader.load().unwrap().surroundings.shared().to_vec()
+    };
+    assert_eq!(shared("/identity/{id}"), []);
+    let identities = directory.load().pods.iter().filter_map(|pod| pod.identity).collect();
+    assert_eq!(shared("/ns/{namespace}/sa/{serviceaccount}"), [identities]);
+}

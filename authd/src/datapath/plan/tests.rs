@@ -30,6 +30,7 @@ fn pod(name: &str, node: &str, addresses: &[&str], identity: Option<u32>) -> Pod
         node: Some(node.into()),
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         host_network: false,
+        mirror: false,
         service_account: "default".into(),
         named_ports: Vec::new(),
         labels: BTreeMap::new(),

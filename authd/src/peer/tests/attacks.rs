@@ -23,7 +23,7 @@ use crate::peer::{Error, IDENTITY_ALPN, NODE_ALPN, Node};
 
 /// Dials as a client that has `svid` and expects `identity`.
 async fn dial(cluster: &Cluster, to: SocketAddr, svid: &Svid, identity: u32) -> TlsStream<TcpStream> {
-    let expected = ExpectedPeer::Exact(cluster.naming.identity(identity).unwrap());
+    let expected = ExpectedPeer::Exact(cluster.naming.numbered(identity).unwrap());
     let options = TlsOptions::from(Groups::PostQuantum);
     let config = client_config(svid, &bundles(&cluster.ca), expected, IDENTITY_ALPN, &options).unwrap();
     let stream = TcpStream::connect(to).await.unwrap();
@@ -66,7 +66,7 @@ fn session_name(cluster: &Cluster, at: &str, with: u16) -> Vec<u8> {
 async fn a_handshake_without_a_session_is_refused() {
     let cluster = Cluster::start(&[&[256], &[300]]).await;
     cluster.meshed().await;
-    let svid = cluster.svid(&cluster.naming.identity(256).unwrap());
+    let svid = cluster.svid(&cluster.naming.numbered(256).unwrap());
     let n2 = cluster.node("n2");
     for (node, session) in
         [(1, vec![0; 16]), (9, session_name(&cluster, "n2", 1)), (1, vec![]), (70_000, vec![])]
@@ -83,7 +83,7 @@ async fn a_handshake_without_a_session_is_refused() {
 async fn a_binding_under_another_key_is_refused() {
     let cluster = Cluster::start(&[&[256], &[300]]).await;
     cluster.meshed().await;
-    let svid = cluster.svid(&cluster.naming.identity(256).unwrap());
+    let svid = cluster.svid(&cluster.naming.numbered(256).unwrap());
     let n2 = cluster.node("n2");
     for mac in [vec![], vec![0; 32], vec![0; 64]] {
         let tls = dial(&cluster, n2.address, &svid, 300).await;
@@ -101,7 +101,7 @@ async fn an_identity_that_is_not_the_certificates_or_not_on_that_node_is_refused
     let n2 = cluster.node("n2");
     // An SVID for 257 claims 256; one of 301, which runs elsewhere; the node's own SVID; the wrong server.
     let node = cluster.naming.node("n1").unwrap();
-    let id = |identity| cluster.naming.identity(identity).unwrap();
+    let id = |identity| cluster.naming.numbered(identity).unwrap();
     let cases = [
         (id(257), 256, 300, "wrong_identity"),
         (id(301), 301, 300, "unknown_identity"),
@@ -123,8 +123,8 @@ async fn a_victims_certificate_behind_ones_own_is_refused() {
     let cluster = Cluster::start(&[&[256, 257], &[300]]).await;
     cluster.meshed().await;
     let n2 = cluster.node("n2");
-    let own = cluster.svid(&cluster.naming.identity(257).unwrap());
-    let victim = cluster.svid(&cluster.naming.identity(256).unwrap());
+    let own = cluster.svid(&cluster.naming.numbered(257).unwrap());
+    let victim = cluster.svid(&cluster.naming.numbered(256).unwrap());
     let mut config = bare_client(Groups::PostQuantum);
     let chain = [own.chain(), victim.chain()].concat();
     let certified = rustls::sign::CertifiedKey::new(chain, own.signing_key());
@@ -184,7 +184,7 @@ async fn a_server_that_does_not_know_the_sessions_key_is_not_believed() {
     // What the dialling side does with a binding that somebody else made.
     let end = |identity: u32| crate::peer::binding::End {
         identity,
-        spiffe_id: cluster.naming.identity(identity).unwrap(),
+        spiffe_id: cluster.naming.numbered(identity).unwrap(),
         leaf_hash: [0; 32],
     };
     let transcript = crate::peer::binding::Transcript::new(|_, _| Ok(()), end(256), end(300)).unwrap();
@@ -245,7 +245,7 @@ async fn strangers_and_whoever_has_our_own_svid_get_no_session() {
     let cases = [
         ("n2", id("n9"), "stranger"),
         ("n1", id("n1"), "own_svid"),
-        ("n2", cluster.naming.identity(256).unwrap(), "certificate"),
+        ("n2", cluster.naming.numbered(256).unwrap(), "certificate"),
     ];
     for (at, spiffe_id, reason) in cases {
         let node = cluster.node(at);

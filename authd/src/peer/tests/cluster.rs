@@ -118,7 +118,7 @@ pub(super) struct TestNode {
 }
 
 pub(super) fn naming() -> Naming {
-    Naming::new(TrustDomain::new("example.test").unwrap(), "/identity/{id}").unwrap()
+    Naming::new(TrustDomain::new("example.test").unwrap(), "/identity/{id}", "default").unwrap()
 }
 
 pub(super) const fn key(local: u32, remote: u32, node: u16) -> AuthKey {
@@ -287,7 +287,7 @@ impl Cluster {
                 addresses: vec![listener.local_addr().unwrap()],
                 identities: identities.iter().copied().collect(),
             };
-            directory.identities.extend(identities.iter().map(|one| (*one, naming.identity(*one).unwrap())));
+            directory.identities.extend(identities.iter().map(|one| (*one, naming.numbered(*one).unwrap())));
             directory.nodes.insert(name, node);
             listeners.push(listener);
         }
@@ -315,7 +315,7 @@ impl Cluster {
         let (node_svid, svids) = watch::channel(usable(&self.ca, &node.spiffe_id, ttl));
         let agent = Arc::new(Agent::default());
         for identity in &node.identities {
-            agent.give(*identity, usable(&self.ca, &self.naming.identity(*identity).unwrap(), ttl));
+            agent.give(*identity, usable(&self.ca, &self.naming.numbered(*identity).unwrap(), ttl));
         }
         let source = Arc::<Agent>::clone(&agent);
         TestNode { node_svid, agent, ..assemble(options, listener, directory, table, svids, source).await }
@@ -331,7 +331,7 @@ impl Cluster {
 
     /// Gives an identity an SVID, a new one if it has one.
     pub(super) fn issue(&self, node: &str, identity: u32, ttl: Duration) {
-        let spiffe_id = self.naming.identity(identity).unwrap();
+        let spiffe_id = self.naming.numbered(identity).unwrap();
         self.node(node).agent.give(identity, usable(&self.ca, &spiffe_id, ttl));
     }
 

@@ -27,8 +27,8 @@ async fn a_handshake_gives_entries_on_both_sides() {
     let mut records = n1.auth.records();
     records.wait_for(|records| !records.is_empty()).await.unwrap();
     let record = records.borrow().first().cloned().unwrap();
-    assert_eq!(record.local_spiffe, cluster.naming.identity(256));
-    assert_eq!(record.remote_spiffe, cluster.naming.identity(300));
+    assert_eq!(record.local_spiffe, cluster.naming.numbered(256));
+    assert_eq!(record.remote_spiffe, cluster.naming.numbered(300));
     assert_eq!((record.group, record.why), ("X25519MLKEM768", Why::Requested));
     let mut records = n2.auth.records();
     records
@@ -221,7 +221,7 @@ async fn an_anchor_that_leaves_the_bundle_takes_with_it_what_rests_on_it() {
     assert!(n1.auth.ask(key(256, 257, 0)));
     until("on one node", || n1.entry(key(256, 257, 0)).is_some()).await;
     let other = CertificateAuthority::new(cluster.naming.trust_domain()).unwrap();
-    let id = |identity| cluster.naming.identity(identity).unwrap();
+    let id = |identity| cluster.naming.numbered(identity).unwrap();
     let give = |anchors: &[&CertificateAuthority]| {
         n1.agent.give(256, trusting(&cluster.ca, anchors, &id(256)));
     };

@@ -218,7 +218,7 @@ async fn what_runs_here_is_announced_at_once_and_in_full() {
     };
     sender.send_replace(Arc::new(Directory {
         nodes: [("n1".to_owned(), node)].into(),
-        identities: identities.iter().map(|one| (*one, naming.identity(*one).unwrap())).collect(),
+        identities: identities.iter().map(|one| (*one, naming.numbered(*one).unwrap())).collect(),
     }));
     announced.changed().await.unwrap();
     assert_eq!(announced.borrow().as_deref(), Some(&identities));

@@ -9,6 +9,7 @@ use spire_adapter::{DelegatedAgent, Entry, EntryClient, Outcome, Selector, Subsc
 
 use super::cluster::{TestNode, assemble, key, listen, naming, until};
 use crate::peer::{Directory, Node, Options};
+use crate::svids::Delegated;
 
 struct Rig {
     authority: Running,
@@ -21,7 +22,7 @@ struct Rig {
 async fn register(authority: &Running, entries: &EntryClient, node: &str, identity: u32) -> String {
     let selector = Selector::new("authd", format!("identity:{identity}"));
     let parent = authority.agent_id(node).unwrap();
-    let entry = Entry::new(parent, naming().identity(identity).unwrap(), [selector]);
+    let entry = Entry::new(parent, naming().numbered(identity).unwrap(), [selector]);
     let outcome = entries.create(&[entry]).await.unwrap().remove(0);
     let Outcome::Created(entry) = outcome else { panic!("{outcome:?}") };
     entry.id
@@ -42,7 +43,7 @@ async fn rig(ttl: Duration) -> Rig {
         let listener = listen().await;
         let addresses = vec![listener.local_addr().unwrap()];
         let spiffe_id = naming.node(name).unwrap();
-        directory.identities.insert(identity, naming.identity(identity).unwrap());
+        directory.identities.insert(identity, naming.numbered(identity).unwrap());
         directory
             .nodes
             .insert(name.to_owned(), Node { number, spiffe_id, addresses, identities: [identity].into() });
@@ -52,7 +53,10 @@ async fn rig(ttl: Duration) -> Rig {
     let (mut nodes, mut streams) = (BTreeMap::new(), Vec::new());
     for (name, listener) in listeners {
         let stream = workload::subscribe(authority.workload_socket(name), naming.node(name).unwrap());
-        let agent = Arc::new(DelegatedAgent::new(authority.admin_socket(name)));
+        let agent = Arc::new(Delegated {
+            agent: DelegatedAgent::new(authority.admin_socket(name)),
+            selectors: Box::new(|identity| vec![Selector::new("authd", format!("identity:{identity}"))]),
+        });
         let options = Options::new(name.to_owned(), naming.clone());
         nodes.insert(
             name,
