@@ -25,8 +25,9 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Run the userspace WireGuard device, in a process that outlives the daemon.
     Tunnel(TunnelArgs),
-    /// Run the cluster-wide operator: registration entries, elections (not in this version).
-    Operator,
+    /// Keep SPIRE's registration entries as the cluster state says. Run one of a cluster: there is no leader
+    /// election yet; a second one does no harm, but makes the same calls again.
+    Operator(Box<OperatorArgs>),
     /// Run the embedded development authority: SPIRE's APIs, without SPIRE's attestation.
     Authority(AuthorityArgs),
     /// Check the configuration and say what it means; touch nothing.
@@ -44,6 +45,23 @@ pub struct RunArgs {
     /// The settings themselves.
     #[command(flatten)]
     pub settings: Settings,
+}
+
+/// Options of `authd operator`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct OperatorArgs {
+    /// YAML file with the settings below, by the same names; flags and environment win over it.
+    #[arg(long, env = "AUTHD_OPERATOR_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Register once, say what is not as it should be, and end: status 0 if everything is
+    #[arg(long)]
+    pub once: bool,
+    /// Print what would be done, and do nothing
+    #[arg(long, conflicts_with = "once")]
+    pub dry_run: bool,
+    /// The settings themselves.
+    #[command(flatten)]
+    pub settings: crate::operator::Settings,
 }
 
 /// Options of `authd tunnel`.

@@ -9,7 +9,7 @@ use axum::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{metrics::Metrics, readiness::Readiness};
+use crate::readiness::Readiness;
 
 /// Why the endpoint can't be served.
 #[derive(Debug, thiserror::Error)]
@@ -19,10 +19,19 @@ pub struct HttpError {
     source: std::io::Error,
 }
 
+/// What is scraped.
+pub trait Exposition: Send + Sync + 'static {
+    /// The text that Prometheus reads (OpenMetrics).
+    ///
+    /// # Errors
+    /// A metric can't be formatted.
+    fn encode(&self) -> Result<String, std::fmt::Error>;
+}
+
 /// What the endpoint shows.
 #[derive(Clone)]
 struct Shown {
-    metrics: Arc<Metrics>,
+    metrics: Arc<dyn Exposition>,
     readiness: Readiness,
 }
 
@@ -40,7 +49,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, HttpError> {
 /// The listener fails.
 pub async fn serve(
     listener: TcpListener,
-    metrics: Arc<Metrics>,
+    metrics: Arc<dyn Exposition>,
     readiness: Readiness,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {

@@ -20,6 +20,7 @@ pub mod hold;
 pub mod http;
 pub mod logging;
 pub mod metrics;
+pub mod operator;
 pub mod peer;
 pub mod readiness;
 pub mod run;

@@ -23,6 +23,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use crate::http::Exposition;
+
 /// Bounds of the handshake latency histogram, in seconds.
 const LATENCY_BUCKETS: [f64; 11] = [0.001, 0.002, 0.003, 0.005, 0.01, 0.015, 0.03, 0.1, 0.3, 1.0, 5.0];
 
@@ -305,12 +307,10 @@ impl Metrics {
             self.svids.get_or_create(&StateLabels { state }).set(saturate(count));
         }
     }
+}
 
-    /// The text that Prometheus scrapes (OpenMetrics).
-    ///
-    /// # Errors
-    /// A metric can't be formatted.
-    pub fn encode(&self) -> Result<String, fmt::Error> {
+impl Exposition for Metrics {
+    fn encode(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)

@@ -8,9 +8,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     app,
-    cli::{AuthorityArgs, Cli, Command, LogArgs, RunArgs, TunnelArgs},
+    cli::{AuthorityArgs, Cli, Command, LogArgs, OperatorArgs, RunArgs, TunnelArgs},
     config::{Config, ConfigError, parse_duration},
     logging::{Format, LogConfig},
+    operator,
 };
 
 /// Exit code for a configuration that is refused (`EX_CONFIG` of sysexits).
@@ -29,7 +30,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let outcome = match cli.command.unwrap_or_else(|| Command::Run(Box::new(cli.run))) {
         Command::Run(args) => daemon(*args),
         Command::Tunnel(args) => tunnel(args),
-        Command::Operator => operator(),
+        Command::Operator(args) => operator(*args),
         Command::Authority(args) => authority(args),
         Command::Validate(args) => validate(*args),
         Command::Version => {
@@ -80,11 +81,19 @@ fn tunnel(args: TunnelArgs) -> anyhow::Result<()> {
     })
 }
 
-fn operator() -> anyhow::Result<()> {
-    anyhow::bail!(
-        "the operator is not in this version. It will make registration entries in SPIRE for the identities \
-         of each node and witness audit logs; until then `authd authority` or entries made by hand do"
-    )
+fn operator(args: OperatorArgs) -> anyhow::Result<()> {
+    let config = operator::Config::load(args.config.as_deref(), args.settings)?;
+    config.log.install()?;
+    forbid_dumps();
+    runtime()?.block_on(async {
+        let shutdown = shutdown_on_signal()?;
+        if args.dry_run {
+            let plan = operator::plan(&config).await?;
+            say(plan.trim_end());
+            return Ok(());
+        }
+        if args.once { operator::once(&config).await } else { operator::run(config, shutdown).await }
+    })
 }
 
 fn authority(args: AuthorityArgs) -> anyhow::Result<()> {

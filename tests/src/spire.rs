@@ -38,6 +38,8 @@ pub struct Options {
     pub svid_ttl: Duration,
     /// How often agents ask the server for changes, and the server its database.
     pub sync: Duration,
+    /// Whether the server goes by `deploy/spire/authorization.rego`, for the operator of this trust domain.
+    pub confined: bool,
 }
 
 impl Options {
@@ -49,6 +51,7 @@ impl Options {
             nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
             svid_ttl: Duration::from_secs(3600),
             sync: Duration::from_millis(250),
+            confined: false,
         }
     }
 }
@@ -106,6 +109,12 @@ impl Spire {
     #[must_use]
     pub fn bundle_endpoint(&self) -> String {
         format!("https://{}:{}", self.address.host, self.address.bundle_port)
+    }
+
+    /// Where the server listens for agents and administrators: host and port.
+    #[must_use]
+    pub fn server_address(&self) -> String {
+        format!("{}:{}", self.address.host, self.address.port)
     }
 
     /// A node's Workload API socket.
@@ -227,6 +236,9 @@ impl Spire {
             fs::create_dir_all(self.place.outside(directory))?;
         }
         fs::write(self.place.outside("node-ca.pem"), ca.certificate())?;
+        for (name, text) in config::authorization(&self.options.trust_domain) {
+            fs::write(self.place.outside(name), text)?;
+        }
         let root = self.place.inside("");
         fs::write(self.place.outside("server.conf"), config::server(&self.options, &root, &self.address))?;
         for node in nodes {

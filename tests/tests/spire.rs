@@ -4,12 +4,16 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests fail by panicking")]
 
+#[path = "spire/authorization.rs"]
+mod authorization;
 #[path = "spire/broker.rs"]
 mod broker;
 #[path = "spire/faults.rs"]
 mod faults;
 #[path = "spire/issue.rs"]
 mod issue;
+#[path = "spire/operator.rs"]
+mod operator;
 #[path = "spire/peers.rs"]
 mod peers;
 #[path = "spire/recorder.rs"]
@@ -60,6 +64,8 @@ on_both! {
     issue::entries_updated_in_place_leave_no_gap,
     issue::svids_are_chosen_by_spiffe_id_whatever_their_order,
     issue::svids_come_by_both_apis,
+    operator::entries_follow_the_cluster_state_and_nothing_else,
+    operator::what_is_wrong_is_told,
     registration::a_thousand_entries_are_made_kept_and_mended,
     registration::every_field_of_an_entry_is_mended,
     registration::the_server_says_which_agents_it_has_attested,
@@ -84,6 +90,8 @@ macro_rules! on_real_spire {
 }
 
 on_real_spire! {
+    authorization::the_operator_does_its_work_and_no_more,
+    operator::a_confined_operator_registers_by_tcp,
     broker::a_process_has_its_svid_until_it_ends,
     broker::rotation_of_the_own_svid_makes_a_new_connection,
     broker::who_is_no_broker_is_told_so,

@@ -28,6 +28,7 @@ macro_rules! settings {
         }
     };
 }
+pub(crate) use settings;
 
 settings! {
     /// Every setting of the node daemon; `None` where nothing was said.
@@ -35,7 +36,7 @@ settings! {
     /// Name of this node in the cluster state [default: the host's name]
     #[arg(env = "AUTHD_NODE_NAME", value_name = "NAME")]
     node_name: String,
-    /// Name of this cluster, in the labels of identities [default: default]
+    /// Name of this cluster, in the labels of identities and in SPIFFE IDs (`{cluster}`) [default: default]
     #[arg(env = "AUTHD_CLUSTER_NAME", value_name = "NAME")]
     cluster_name: String,
     /// Directory of manifests [default: /etc/authd/cluster]

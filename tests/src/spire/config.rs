@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use spire_adapter::TrustDomain;
+
 use super::Options;
 
 /// Where the server listens for agents.
@@ -19,6 +21,7 @@ pub(super) fn server(options: &Options, root: &Path, address: &Address) -> Strin
     let Options { trust_domain, svid_ttl, sync, .. } = options;
     let Address { host, port, bundle_port } = address;
     let (root, svid_ttl, sync) = (root.display(), svid_ttl.as_secs(), sync.as_millis());
+    let policy = if options.confined { policy(&root.to_string()) } else { String::new() };
     format!(
         r#"server {{
   bind_address = "{host}"
@@ -44,7 +47,7 @@ pub(super) fn server(options: &Options, root: &Path, address: &Address) -> Strin
   }}
   experimental {{
     cache_reload_interval = "{sync}ms"
-  }}
+{policy}  }}
 }}
 plugins {{
   DataStore "sql" {{
@@ -67,6 +70,28 @@ plugins {{
 }}
 "#
     )
+}
+
+fn policy(root: &str) -> String {
+    format!(
+        r#"    auth_opa_policy_engine {{
+      local {{
+        rego_path = "{root}/{REGO}"
+        policy_data_path = "{root}/{DATA}"
+      }}
+    }}
+"#
+    )
+}
+
+const REGO: &str = "authorization.rego";
+const DATA: &str = "authorization.json";
+
+/// The policy that is shipped, and what it is to know, by the names of their files.
+pub(super) fn authorization(trust_domain: &TrustDomain) -> [(&'static str, String); 2] {
+    let rego = include_str!("../../../deploy/spire/authorization.rego");
+    let data = include_str!("../../../deploy/spire/authorization.json");
+    [(REGO, rego.to_owned()), (DATA, data.replace("example.org", trust_domain.as_str()))]
 }
 
 /// The configuration of a node's agent, whose delegate and broker is the daemon of that node.
@@ -113,7 +138,9 @@ plugins {{
     plugin_data {{}}
   }}
   WorkloadAttestor "unix" {{
-    plugin_data {{}}
+    plugin_data {{
+      discover_workload_path = true
+    }}
   }}
 }}
 "#

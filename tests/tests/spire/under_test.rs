@@ -42,17 +42,28 @@ impl UnderTest {
     }
 
     pub(crate) async fn of(trust_domain: &str, kind: Kind, svid_ttl: Duration) -> Self {
+        let options = Options { svid_ttl, ..options(trust_domain) };
+        let under_test = Self::bare(kind, options);
+        for node in ["n1", "n2"] {
+            let selector = Selector::new("unix", format!("uid:{}", uid()));
+            let entry = Entry::new(under_test.agent_id(node), under_test.node_id(node), [selector]);
+            under_test.create(entry).await;
+        }
+        under_test
+    }
+
+    /// Where nobody is registered.
+    pub(crate) fn bare(kind: Kind, options: Options) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let trust_domain = TrustDomain::new(trust_domain).unwrap();
+        let trust_domain = options.trust_domain.clone();
         let backend = match kind {
             Kind::Embedded => {
                 let mut config = Config::new(trust_domain.clone(), dir.path().join("run"));
-                config.nodes = vec!["n1".to_owned(), "n2".to_owned()];
-                config.svid_ttl = svid_ttl;
+                config.nodes = options.nodes;
+                config.svid_ttl = options.svid_ttl;
                 Backend::Embedded(Box::new(Authority::start(config).unwrap()))
             }
             Kind::Real => {
-                let options = Options { svid_ttl, ..Options::new(trust_domain.clone(), &["n1", "n2"]) };
                 Backend::Real(Box::new(Spire::start(Place::Here(dir.path().into()), options).unwrap()))
             }
         };
@@ -60,13 +71,23 @@ impl UnderTest {
             Backend::Embedded(authority) => authority.server_socket(),
             Backend::Real(spire) => spire.server_socket(),
         };
-        let under_test = Self { backend, entries: EntryClient::new(socket), trust_domain, dir };
-        for node in ["n1", "n2"] {
-            let selector = Selector::new("unix", format!("uid:{}", uid()));
-            let entry = Entry::new(under_test.agent_id(node), under_test.node_id(node), [selector]);
-            under_test.create(entry).await;
+        Self { backend, entries: EntryClient::new(socket), trust_domain, dir }
+    }
+
+    /// Where the server is by TCP, which only real SPIRE serves.
+    pub(crate) fn server_address(&self) -> String {
+        match &self.backend {
+            Backend::Embedded(_) => panic!("the embedded authority serves no TCP"),
+            Backend::Real(spire) => spire.server_address(),
         }
-        under_test
+    }
+
+    /// What the agent of `{node}` is known by.
+    pub(crate) fn agent_selector(&self) -> &'static str {
+        match &self.backend {
+            Backend::Embedded(_) => "dev:subject:cn:{node}",
+            Backend::Real(_) => "x509pop:subject:cn:{node}",
+        }
     }
 
     pub(crate) fn id(&self, path: &str) -> SpiffeId {
@@ -294,6 +315,20 @@ impl UnderTest {
             }
         }
     }
+}
+
+/// Nodes `n1` and `n2`.
+pub(crate) fn options(trust_domain: &str) -> Options {
+    Options::new(TrustDomain::new(trust_domain).unwrap(), &["n1", "n2"])
+}
+
+/// What an agent sees of this process, and of no other program of this user.
+pub(crate) fn this_program() -> [Selector; 2] {
+    let path = std::env::current_exe().unwrap();
+    [
+        Selector::new("unix", format!("uid:{}", uid())),
+        Selector::new("unix", format!("path:{}", path.display())),
+    ]
 }
 
 fn local_authority(spire: &Spire, arguments: &[&str]) -> Value {
