@@ -106,6 +106,30 @@ impl Daemon {
         Self::start(lab, lab.underlay(), "authority".to_owned(), arguments, Ready::Sockets(sockets))
     }
 
+    /// Starts `authd operator` beside the authority, to register what the directory of manifests has below the
+    /// agents that `agent_selector` tells.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn operator(lab: &Lab, cluster: &Cluster, agent_selector: &str) -> Result<Self> {
+        let program = binaries::path("authd")?.canonicalize()?;
+        let node_selectors = format!("unix:uid:0,unix:path:{}", program.display());
+        let mut arguments: Vec<OsString> = vec!["operator".into()];
+        let flags = [
+            ("--cluster-dir", cluster.directory.clone().into_os_string()),
+            ("--trust-domain", cluster.trust_domain.clone().into()),
+            ("--server-socket", lab.inside("authority/server.sock").into_os_string()),
+            ("--agent-selector", agent_selector.into()),
+            ("--node-selectors", node_selectors.into()),
+            ("--http-address", HTTP.to_string().into()),
+            ("--log-format", "json".into()),
+        ];
+        for (flag, value) in flags {
+            arguments.extend([flag.into(), value]);
+        }
+        Self::start(lab, lab.underlay(), "operator".to_owned(), arguments, Ready::Http)
+    }
+
     fn start(
         lab: &Lab,
         namespace: &Namespace,

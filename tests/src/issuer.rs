@@ -64,6 +64,15 @@ impl Kind {
         }
     }
 
+    /// What the agent of `{node}` is known by.
+    #[must_use]
+    pub const fn agent_selector(self) -> &'static str {
+        match self {
+            Self::Embedded => "dev:subject:cn:{node}",
+            Self::Real => "x509pop:subject:cn:{node}",
+        }
+    }
+
     /// The SPIFFE ID of a node's agent.
     ///
     /// # Errors

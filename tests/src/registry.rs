@@ -50,6 +50,14 @@ impl Registry {
         self.create(node, &format!("/identity/{identity}"), selector)
     }
 
+    /// How many entries there are.
+    ///
+    /// # Errors
+    /// When the authority does not answer.
+    pub fn entries(&self) -> Result<usize> {
+        Ok(self.runtime.block_on(self.client.list(None))?.len())
+    }
+
     /// Withdraws an identity everywhere; how many entries that were.
     ///
     /// # Errors

@@ -30,6 +30,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Scene {
     pub(crate) agents: Vec<Daemon>,
     pub(crate) tunnels: Vec<Daemon>,
+    pub(crate) operator: Option<Daemon>,
     pub(crate) issuer: Option<Issuer>,
     server: Process,
     world: World,
@@ -55,7 +56,8 @@ impl Scene {
         let server = Process::start(&lab, &pod, "deathstar", pod.command(binaries::path("deathstar")?))?;
         let needle = format!("exhaust port {}", lab.name());
         let (agents, tunnels) = (Vec::new(), Vec::new());
-        let scene = Self { agents, tunnels, issuer: None, server, world, manifests, needle, lab };
+        let scene =
+            Self { agents, tunnels, operator: None, issuer: None, server, world, manifests, needle, lab };
         let at = scene.target(Family::V6)?;
         wait::until(PATIENCE, || Connection::open(&pod, at, PATIENCE).ok())
             .ok_or_else(|| scene.server.failure("does not listen"))?;
@@ -121,6 +123,11 @@ impl Scene {
             cidrs,
             flags: Vec::new(),
         }
+    }
+
+    /// Who registers.
+    pub(crate) fn operator(&mut self) -> Result<&mut Daemon> {
+        self.operator.as_mut().context("the operator has not been started")
     }
 
     /// The daemon of the node on which a pod runs, and its tunnel.

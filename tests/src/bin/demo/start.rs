@@ -33,7 +33,7 @@ pub(crate) fn in_the_clear(scene: &Scene, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Gives identities their numbers, starts who issues SVIDs, and registers everybody.
+/// Gives identities their numbers, starts who issues SVIDs, and the operator that registers everybody.
 pub(crate) fn issuer(scene: &mut Scene, kind: Kind, report: &mut Report) -> Result<Registry> {
     report.part("With authd");
     let directory = scene.lab.inside("cluster");
@@ -48,16 +48,16 @@ pub(crate) fn issuer(scene: &mut Scene, kind: Kind, report: &mut Report) -> Resu
         Kind::Real => "spire-server and an agent for each node serve",
     };
     report.time(name, Some(start.elapsed()), SETTLE);
-    let registry = Registry::new(&scene.lab, kind, TRUST_DOMAIN)?;
-    for node in &nodes {
-        registry.add_node(node)?;
-    }
-    let placements = scene.manifests.placements()?;
-    for (identity, node) in &placements {
-        registry.add_identity(*identity, node)?;
-    }
-    report.figure("identities allocated and registered", !placements.is_empty(), placements.len(), "");
     scene.issuer = Some(issuer);
+    let registry = Registry::new(&scene.lab, kind, TRUST_DOMAIN)?;
+    let wanted = nodes.len() + scene.manifests.placements()?.len();
+    let start = Instant::now();
+    let operator = Daemon::operator(&scene.lab, &scene.cluster(), kind.agent_selector())?;
+    scene.operator.insert(operator).wait_ready(PATIENCE)?;
+    let all = || registry.entries().is_ok_and(|entries| entries == wanted);
+    let registered = wait::until(PATIENCE, || all().then_some(()));
+    let took = registered.map(|_| start.elapsed());
+    report.time(&format!("the operator has made {wanted} registration entries"), took, PATIENCE);
     Ok(registry)
 }
 

@@ -21,9 +21,9 @@ const QUIET: Duration = Duration::from_millis(700);
 /// next retransmission, which TCP has put off further and further.
 const RESTORED: Duration = Duration::from_secs(8);
 
-/// Withdraws tiefighter's SVID at its issuer and gives it back.
+/// Withdraws tiefighter's SVID at its issuer, where nobody mends it, and has the operator give it back.
 pub(crate) fn withdraw(
-    scene: &Scene,
+    scene: &mut Scene,
     registry: &Registry,
     connection: &mut Connection,
     report: &mut Report,
@@ -33,6 +33,7 @@ pub(crate) fn withdraw(
     let probe = Probe::start(scene.pod("tiefighter")?, scene.target(Family::V4)?);
     ensure!(probe.flows_after(Instant::now(), PATIENCE).is_some(), "nothing flows before the withdrawal");
 
+    ensure!(scene.operator()?.process().terminate(PATIENCE)?.success(), "the operator does not end well");
     let since = Timestamp::now();
     let limit = registry.issuer().withdrawal();
     let withdrawn = Instant::now();
@@ -49,11 +50,7 @@ pub(crate) fn withdraw(
 
     report.part("and restored");
     let restored = Instant::now();
-    for (number, node) in scene.manifests.placements()? {
-        if number == identity {
-            registry.add_identity(identity, &node)?;
-        }
-    }
+    scene.operator()?.restart()?;
     report.time("SVID restored: new connections flow again", probe.flows_after(restored, RESTORED), RESTORED);
     let answered = connection.receive(RESTORED)?.map(|_answer| restored.elapsed());
     report.time("SVID restored: the established connection goes on", answered, RESTORED);
