@@ -84,7 +84,8 @@ pub struct AuthorityArgs {
     /// Trust domain for which it signs.
     #[arg(long, value_name = "NAME")]
     pub trust_domain: String,
-    /// Directory for its sockets: `server.sock`, `<node>/workload/api.sock`, `<node>/admin/api.sock`.
+    /// Directory for its sockets: `server.sock`, `<node>/workload/api.sock`, `<node>/admin/api.sock`,
+    /// `<node>/admin/broker.sock`.
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
     /// A node whose agent it plays; repeat for more.

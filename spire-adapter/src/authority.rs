@@ -1,5 +1,5 @@
 //! The embedded development authority: a SPIRE-shaped server with the Entry and Agent APIs and any number of agents, each
-//! with a Workload API and a Delegated Identity API, all on unix sockets in one directory.
+//! with a Workload API, a Delegated Identity API and a Broker API, all on unix sockets in one directory.
 //!
 //! It shows the behaviour of SPIRE that clients can see: entries matched by parent and selectors, callers
 //! attested by the kernel's word, full state per message, rotation at half life, streams that are told at once.
@@ -7,6 +7,7 @@
 
 mod agent;
 mod agent_api;
+mod broker_api;
 mod ca;
 mod delegated_api;
 mod entry_api;
@@ -29,6 +30,7 @@ pub use ca::{CertificateAuthority, Issued};
 
 use agent::Agent;
 use agent_api::AgentApi;
+use broker_api::BrokerApi;
 use delegated_api::DelegatedApi;
 use entry_api::EntryApi;
 use grpc::ApiService;
@@ -48,13 +50,14 @@ const GRACE: Duration = Duration::from_secs(2);
 pub struct Config {
     /// The trust domain it issues for.
     pub trust_domain: TrustDomain,
-    /// Directory of the sockets: `server.sock`, `<node>/workload/api.sock`, `<node>/admin/api.sock`.
+    /// Directory of the sockets: `server.sock`, `<node>/workload/api.sock`, `<node>/admin/api.sock`,
+    /// `<node>/admin/broker.sock`.
     pub dir: PathBuf,
     /// Nodes that get an agent.
     pub nodes: Vec<String>,
     /// Lifetime of SVIDs whose entry says none.
     pub svid_ttl: Duration,
-    /// Path of the SPIFFE ID whose holder may use a node's Delegated Identity API; `{node}` is the node.
+    /// Path of the SPIFFE ID whose holder may use a node's Delegated Identity API and Broker API; `{node}` is the node.
     pub delegate_path: String,
     /// If set, each node's delegate is registered from the start, as the process of this user.
     pub delegate_uid: Option<u32>,
@@ -164,6 +167,11 @@ impl Running {
         self.config.dir.join(node).join("admin/api.sock")
     }
 
+    /// A node's Broker API socket.
+    pub fn broker_socket(&self, node: &str) -> PathBuf {
+        self.config.dir.join(node).join("admin/broker.sock")
+    }
+
     /// The SPIFFE ID of a node's agent: the parent of that node's entries.
     pub fn agent_id(&self, node: &str) -> Result<SpiffeId, AuthorityError> {
         agent_id(&self.config.trust_domain, node)
@@ -198,7 +206,7 @@ impl Running {
         self.world.set_federated(trust_domain, der);
     }
 
-    /// Serves a node's two sockets (again).
+    /// Serves a node's sockets (again).
     pub fn start_agent(&mut self, node: &str) -> Result<(), AuthorityError> {
         let agent = Arc::new(Agent::new(
             Arc::clone(&self.world),
@@ -208,12 +216,17 @@ impl Running {
         ));
         let workload = Socket::bind(&self.workload_socket(node))?;
         let admin = Socket::bind(&self.admin_socket(node))?;
+        let broker = Socket::bind(&self.broker_socket(node))?;
         let token = CancellationToken::new();
         let workload_api = WorkloadApi::new(Arc::clone(&agent), token.clone());
         let delegated_api = DelegatedApi::new(Arc::clone(&agent), token.clone());
+        let broker_api = BrokerApi::new(Arc::clone(&agent), token.clone());
         let tasks = vec![
             workload.serve(Routes::new(ApiService::new(workload_api)), token.clone()),
             admin.serve(Routes::new(ApiService::new(delegated_api)), token.clone()),
+            broker.serve_admitted(Routes::new(ApiService::new(broker_api)), token.clone(), |listener| {
+                broker_api::admitted(listener, Arc::clone(&agent), token.clone())
+            }),
         ];
         self.agents.insert(node.to_owned(), (agent, Service { token, tasks }));
         Ok(())

@@ -68,6 +68,12 @@ impl DelegatedAgent {
         })
     }
 
+    /// Every bundle on the agent's stream now, whoever may use it. That may be nobody: a trust domain with which
+    /// nothing federates any more stays on the stream for as long as it is open.
+    pub fn announced(&self) -> Bundles {
+        self.0.trust.borrow().bundles.clone()
+    }
+
     /// The admin socket.
     pub fn path(&self) -> &Path {
         self.0.agent.path()

@@ -125,6 +125,12 @@ pub enum ApiError {
 }
 
 impl ApiError {
+    /// Whether it takes calls and answers none: a burst of them has SPIRE's agent stay so until it is restarted,
+    /// while streams that are open already go on.
+    pub fn is_stuck(&self) -> bool {
+        matches!(self, Self::Deadline { .. })
+    }
+
     pub(crate) fn from_status(path: &Path, api: &str, status: &tonic::Status) -> Self {
         let path = path.to_path_buf();
         let reason = status.message().to_owned();

@@ -1,6 +1,29 @@
 //! The clients of `spire-adapter` against real SPIRE and against the embedded authority, held to the same.
 //!
-//! Each test stands for something that SPIRE was seen to do, most of it not what one would expect.
+//! Each test stands for something that SPIRE was seen to do, most of it not what one would expect. What a client
+//! must not get wrong, and who proves that ours does not (`traps` is `spire-adapter/src/traps.rs`, where a stand-in
+//! says what it is told to):
+//!
+//! | SPIRE's agent | proven by |
+//! |---|---|
+//! | hands out expired SVIDs while its server is away, on old and new streams | `faults::expired_svids_of_a_live_agent_are_never_usable`, `traps::an_expired_svid_handed_out_is_never_usable` |
+//! | stopped, leaves its connections standing and says nothing | `faults::a_stopped_agent_is_noticed_and_its_svids_expire` |
+//! | shows gaps that are no withdrawals: on a new stream, on re-creation, on re-signing | `issue::entries_come_and_go_on_one_stream`, `issue::an_identity_recreated_at_once_is_hardly_missing`, `issue::a_node_recreated_at_once_is_soon_back` (where the gap is a refusal), `trust::a_new_authority_cuts_nothing`, `traps::a_gap_shows_at_once_and_closes_with_the_next_message`; none where an entry is changed in place: `issue::entries_updated_in_place_leave_no_gap` |
+//! | never looks again at who may ask by its Broker API | `broker::rotation_of_the_own_svid_makes_a_new_connection` |
+//! | never notices that a process has ended | `broker::a_process_has_its_svid_until_it_ends` |
+//! | wedges for good under a burst of calls | `faults::a_burst_of_opens_leaves_the_agent_well`, `traps::few_streams_are_being_opened_at_a_time`; told as an alarm of its own: `traps::an_agent_that_never_answers_is_told_apart` |
+//! | with its server's keys in memory alone, exits when that restarts | every test that restarts a server: its keys are on disk (`authd_tests::spire`) |
+//! | keeps a defederated trust domain on the bundle stream | `trust::a_defederated_domain_is_not_trusted`, `traps::a_defederated_domain_on_the_bundle_stream_is_not_usable` |
+//! | orders SVIDs by entry ID | `issue::svids_are_chosen_by_spiffe_id_whatever_their_order`, `traps::svids_are_chosen_by_spiffe_id_whatever_their_order` |
+//! | repeats itself | `traps::identical_messages_notify_nobody` |
+//! | does not notice that its socket was unlinked | `faults::streams_outlive_their_socket_file` |
+//! | cuts a connection that pings it | `faults::an_idle_stream_is_not_cut` |
+//! | sends messages of any size | `trust::a_message_of_five_megabytes_is_taken` |
+//!
+//! | SPIRE's server | proven by |
+//! |---|---|
+//! | does half a batch and says nothing, or refuses some of it | `registration::a_thousand_entries_are_made_kept_and_mended`, `registration::what_the_server_refuses_is_told_and_what_others_have_made_is_left`, and any sequence of such: `spire-adapter/src/registration/tests.rs` |
+//! | lets an administrator do anything | `authorization::the_operator_does_its_work_and_no_more` |
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests fail by panicking")]
 
@@ -52,12 +75,16 @@ macro_rules! on_both {
 }
 
 on_both! {
+    broker::a_process_has_its_svid_until_it_ends,
+    broker::rotation_of_the_own_svid_makes_a_new_connection,
+    broker::who_is_no_broker_is_told_so,
     faults::a_burst_of_opens_leaves_the_agent_well,
     faults::a_killed_agent_withdraws_nothing_and_is_found_again,
     faults::a_stopped_agent_is_noticed_and_its_svids_expire,
     faults::an_idle_stream_is_not_cut,
     faults::expired_svids_of_a_live_agent_are_never_usable,
     faults::streams_outlive_their_socket_file,
+    issue::a_node_recreated_at_once_is_soon_back,
     issue::an_agent_gives_only_what_its_own_node_hosts,
     issue::an_identity_recreated_at_once_is_hardly_missing,
     issue::entries_come_and_go_on_one_stream,
@@ -92,8 +119,5 @@ macro_rules! on_real_spire {
 on_real_spire! {
     authorization::the_operator_does_its_work_and_no_more,
     operator::a_confined_operator_registers_by_tcp,
-    broker::a_process_has_its_svid_until_it_ends,
-    broker::rotation_of_the_own_svid_makes_a_new_connection,
-    broker::who_is_no_broker_is_told_so,
     trust::a_federated_server_is_followed_and_dropped,
 }

@@ -2,6 +2,8 @@
 //! told of every change.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use tonic::{Request, Status};
 
 use super::ca::{CertificateAuthority, Issued};
 use super::world::{State, World};
-use crate::{Entry, Selector, SpiffeId};
+use crate::{Entry, Selector, SpiffeId, Svid};
 
 /// SPIRE's words when nothing is registered for a caller.
 pub(crate) const NO_IDENTITY: &str = "no identity issued";
@@ -60,6 +62,18 @@ impl Agent {
 
     pub(crate) fn world(&self) -> &World {
         &self.world
+    }
+
+    /// Who may ask for others' SVIDs.
+    pub(crate) fn delegate(&self) -> &SpiffeId {
+        &self.delegate
+    }
+
+    /// An SVID of the agent itself, and the CAs by which it verifies.
+    pub(crate) fn own_svid(&self) -> Option<(Svid, Vec<u8>)> {
+        let state = self.world.now();
+        let issued = state.authorities.last()?.issue(&self.id, self.default_ttl).ok()?;
+        Some((issued.to_svid().ok()?, state.bundle_der()))
     }
 
     /// Entries of this node whose selectors the workload has, all of them.
@@ -156,13 +170,24 @@ fn renewal(ttl: Duration) -> Duration {
 pub(crate) fn attest<T>(request: &Request<T>) -> Result<BTreeSet<Selector>, Status> {
     let credentials = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
     let credentials = credentials.ok_or_else(|| Status::internal("no peer credentials"))?;
-    let program = credentials.pid().and_then(|pid| std::fs::read_link(format!("/proc/{pid}/exe")).ok());
-    let mut selectors = BTreeSet::from([
-        Selector::new("unix", format!("uid:{}", credentials.uid())),
-        Selector::new("unix", format!("gid:{}", credentials.gid())),
-    ]);
-    selectors.extend(program.map(|path| Selector::new("unix", format!("path:{}", path.display()))));
-    Ok(selectors)
+    let program = credentials.pid().and_then(program_of);
+    Ok(selectors(credentials.uid(), credentials.gid(), program))
+}
+
+/// The same for a process of this host; `None` if there is none with this number.
+pub(crate) fn selectors_of_process(pid: i32) -> Option<BTreeSet<Selector>> {
+    let owner = std::fs::metadata(format!("/proc/{pid}")).ok().filter(|_| pid > 0)?;
+    Some(selectors(owner.uid(), owner.gid(), program_of(pid)))
+}
+
+fn program_of(pid: i32) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/exe")).ok()
+}
+
+fn selectors(uid: u32, gid: u32, program: Option<PathBuf>) -> BTreeSet<Selector> {
+    let mut properties = vec![format!("uid:{uid}"), format!("gid:{gid}")];
+    properties.extend(program.map(|path| format!("path:{}", path.display())));
+    properties.into_iter().map(|property| Selector::new("unix", property)).collect()
 }
 
 /// A message, and when the next is due if nothing else changes.

@@ -7,11 +7,14 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixSocket};
 use tokio::task::JoinHandle;
+use tokio_stream::Stream;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+use tonic::transport::server::Connected;
 use tracing::error;
 
 use super::{AuthorityError, path_error};
@@ -53,11 +56,26 @@ impl Socket {
 
     /// Serves until `stop`; open streams must end by it themselves.
     pub(crate) fn serve(self, routes: Routes, stop: CancellationToken) -> JoinHandle<()> {
+        self.serve_admitted(routes, stop, UnixListenerStream::new)
+    }
+
+    /// The same for the connections that `admit` lets through.
+    pub(crate) fn serve_admitted<S, C>(
+        self,
+        routes: Routes,
+        stop: CancellationToken,
+        admit: impl FnOnce(UnixListener) -> S,
+    ) -> JoinHandle<()>
+    where
+        S: Stream<Item = io::Result<C>> + Send + 'static,
+        C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    {
         let Self { listener, file } = self;
+        let connections = admit(listener);
         tokio::spawn(async move {
             let served = tonic::transport::Server::builder()
                 .add_routes(routes)
-                .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
+                .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
                 .await;
             if let Err(error) = served {
                 error!(path = %file.path.display(), %error, "socket no longer served");

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Request, Status};
 
-use super::agent::{Agent, NO_IDENTITY, Update, attest, updates};
+use super::agent::{Agent, Current, NO_IDENTITY, Update, attest, updates};
 use super::grpc::{self, Api};
 use super::world::State;
 use crate::Selector;
@@ -78,6 +78,11 @@ fn svids(
     if current.is_empty() {
         return Err(Status::permission_denied(NO_IDENTITY));
     }
+    Ok(message(state, &current))
+}
+
+/// What a workload is told that has these SVIDs.
+pub(crate) fn message(state: &State, current: &[Current]) -> Update<X509SvidResponse> {
     let bundle = state.bundle_der();
     let svids = current
         .iter()
@@ -96,7 +101,7 @@ fn svids(
         }
     }
     let next = current.iter().filter_map(|svid| svid.renew_at).min();
-    Ok(Update { message: X509SvidResponse { svids, crl: Vec::new(), federated_bundles }, next })
+    Update { message: X509SvidResponse { svids, crl: Vec::new(), federated_bundles }, next }
 }
 
 fn bundles(

@@ -1,4 +1,4 @@
-//! The Broker API of real SPIRE: SVIDs of processes.
+//! The Broker API: SVIDs of processes.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -37,8 +37,8 @@ struct Rig {
 }
 
 /// With a workload that is told by its user, as this test's processes are.
-async fn rig(svid_ttl: Duration) -> (Rig, Entry) {
-    let spire = UnderTest::start(Kind::Real, svid_ttl).await;
+async fn rig(kind: Kind, svid_ttl: Duration) -> (Rig, Entry) {
+    let spire = UnderTest::start(kind, svid_ttl).await;
     let selector = Selector::new("unix", format!("uid:{}", uid()));
     let web = spire.create(Entry::new(spire.agent_id("n1"), spire.id("/web"), [selector])).await;
     let node = spire.node("n1");
@@ -47,8 +47,8 @@ async fn rig(svid_ttl: Duration) -> (Rig, Entry) {
     (Rig { spire, node, broker }, web)
 }
 
-pub(crate) async fn a_process_has_its_svid_until_it_ends() {
-    let (Rig { spire, broker, .. }, web) = rig(HOUR).await;
+pub(crate) async fn a_process_has_its_svid_until_it_ends(kind: Kind) {
+    let (Rig { spire, broker, .. }, web) = rig(kind, HOUR).await;
     let sleeper = Sleeper::start();
     let subscription = broker.subscribe(sleeper.process(), spire.id("/web"));
     let snapshot = usable(&subscription).await;
@@ -64,8 +64,8 @@ pub(crate) async fn a_process_has_its_svid_until_it_ends() {
     assert!(Process::open(i32::MAX).is_err());
 }
 
-pub(crate) async fn rotation_of_the_own_svid_makes_a_new_connection() {
-    let (Rig { spire, node, broker }, _web) = rig(Duration::from_secs(20)).await;
+pub(crate) async fn rotation_of_the_own_svid_makes_a_new_connection(kind: Kind) {
+    let (Rig { spire, node, broker }, _web) = rig(kind, Duration::from_secs(20)).await;
     let sleeper = Sleeper::start();
     let subscription = broker.subscribe(sleeper.process(), spire.id("/web"));
     let first = usable(&subscription).await;
@@ -80,8 +80,8 @@ pub(crate) async fn rotation_of_the_own_svid_makes_a_new_connection() {
     assert!(matches!(denied.problem, Some(ApiError::NotAuthorized { .. })), "{:?}", denied.problem);
 }
 
-pub(crate) async fn who_is_no_broker_is_told_so() {
-    let (Rig { spire, broker, .. }, _web) = rig(HOUR).await;
+pub(crate) async fn who_is_no_broker_is_told_so(kind: Kind) {
+    let (Rig { spire, broker, .. }, _web) = rig(kind, HOUR).await;
     let sleeper = Sleeper::start();
     usable(&broker.subscribe(sleeper.process(), spire.id("/web"))).await;
     let other = spire_adapter::workload::subscribe(spire.workload_socket("n1"), spire.id("/web"));

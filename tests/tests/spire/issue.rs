@@ -149,3 +149,25 @@ pub(crate) async fn an_identity_recreated_at_once_is_hardly_missing(kind: Kind) 
     let long = recorder.gaps().iter().filter(|gap| **gap > GRACE).count();
     assert!(long <= 1, "{:?}", recorder.gaps());
 }
+
+/// On the Workload API such a gap is a refusal, and ends the stream.
+pub(crate) async fn a_node_recreated_at_once_is_soon_back(kind: Kind) {
+    const ROUNDS: usize = 5;
+    /// The agent's next look at its server, and ours at it after a refusal.
+    const BACK: Duration = Duration::from_secs(2);
+    let spire = UnderTest::start(kind, HOUR).await;
+    let node = spire.node("n1");
+    let mut before = usable(&node).await;
+    let recorder = Recorder::start(&node);
+    for round in 0..ROUNDS {
+        let mut own = spire.entries.list(Some(&spire.agent_id("n1"))).await.unwrap();
+        own.retain(|entry| entry.spiffe_id == spire.node_id("n1"));
+        spire.delete(&own[0]).await;
+        own[0].id = format!("again-{round}");
+        spire.create(own[0].clone()).await;
+        before = until(&node, |next| next.svid().is_some() && next.svid() != before.svid()).await;
+    }
+    assert_eq!((before.problem, before.stale), (None, false));
+    let gaps = recorder.gaps();
+    assert!(gaps.iter().all(|gap| *gap < BACK), "{gaps:?}");
+}

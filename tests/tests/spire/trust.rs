@@ -1,14 +1,14 @@
 //! Rotation of SVIDs and CAs, federation, and bundles of any size.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use spire_adapter::{Bundle, Entry, ExpectedPeer, Snapshot, TrustDomain, verify_chain};
 
 use crate::peers::handshake;
 use crate::recorder::Recorder;
-use crate::under_test::{HOUR, Kind, UnderTest, until, until_within, usable};
+use crate::under_test::{HOUR, Kind, PATIENCE, UnderTest, until, until_within, usable};
 
 /// What a re-signing of many SVIDs may take any of them away for: established pairs live through it.
 const RESIGNING: Duration = Duration::from_secs(2);
@@ -137,6 +137,14 @@ pub(crate) async fn a_defederated_domain_is_not_trusted(kind: Kind) {
     a.rotate_authority();
     let after = until(&at_a, |next| next.svid().is_some() && next.svid() != snapshot_a.svid()).await;
     assert!(after.bundles.get(&b.trust_domain).is_none());
+    // It is really there to be mistaken: on this stream for good, on a new one no more.
+    let both_anchors =
+        || agent_a.announced().get(&a.trust_domain).is_some_and(|it| it.certificates().len() == 2);
+    wait_for(both_anchors).await;
+    assert!(agent_a.announced().get(&b.trust_domain).is_some());
+    let again = a.delegated("n1");
+    wait_for(|| !again.announced().is_empty()).await;
+    assert!(again.announced().get(&b.trust_domain).is_none());
     handshake(&after, &snapshot_b).await.unwrap_err();
     handshake(&snapshot_b, &after).await.unwrap_err();
     // What was taken back can be given again.
@@ -194,6 +202,14 @@ pub(crate) async fn a_federated_server_is_followed_and_dropped() {
     a.end_federation(&b.trust_domain);
     let alone = until(&at_a, |next| next.svid().is_some() && next.bundles.len() == 1).await;
     handshake(&alone, &revoked).await.unwrap_err();
+}
+
+async fn wait_for(mut wanted: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !wanted() {
+        assert!(began.elapsed() < PATIENCE, "not seen in time");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// More than the 4 MiB that gRPC takes by default.

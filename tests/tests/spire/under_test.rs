@@ -123,10 +123,10 @@ impl UnderTest {
         }
     }
 
-    /// A node's Broker API socket, which only real SPIRE has.
+    /// A node's Broker API socket.
     pub(crate) fn broker_socket(&self, node: &str) -> std::path::PathBuf {
         match &self.backend {
-            Backend::Embedded(_) => panic!("the embedded authority is no broker"),
+            Backend::Embedded(authority) => authority.broker_socket(node),
             Backend::Real(spire) => spire.broker_socket(node),
         }
     }
