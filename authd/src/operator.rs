@@ -87,6 +87,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let (metrics, readiness) = (Arc::new(Metrics::new()), Readiness::new());
     readiness.wait_for(REGISTRATION, "the server has not answered yet");
     let (listed, agents) = watch::channel(None);
+    let (lacking, lacks) = watch::channel(false);
     let (wanted, wants) = watch::channel(None);
     let (reported, report) = watch::channel(Report::default());
     let options = registration::Options { interval: config.interval, grace: config.grace };
@@ -95,6 +96,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         cluster,
         agents,
         wanted,
+        lacking,
         metrics: Arc::clone(&metrics),
         readiness: readiness.clone(),
     };
@@ -102,7 +104,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let shown = Arc::clone(&metrics);
     let served = http::serve(listener, shown, readiness.clone(), shutdown.clone());
     tasks.spawn(served.map(|ended| ended.context("metrics and health")));
-    tasks.spawn(agents::follow(clients.agents.clone(), config.interval, listed).map(Ok));
+    tasks.spawn(agents::follow(clients.agents.clone(), config.interval, listed, lacks).map(Ok));
     tasks.spawn(wishing.run().map(Ok));
     tasks.spawn(tell(report, metrics, readiness).map(Ok));
     tasks.spawn(converge(clients.entries.clone(), options, wants, reported).map(Ok));
@@ -149,6 +151,7 @@ struct Wishing {
     cluster: watch::Receiver<Arc<Cluster>>,
     agents: watch::Receiver<Option<Vec<AttestedAgent>>>,
     wanted: watch::Sender<Option<Wanted>>,
+    lacking: watch::Sender<bool>,
     metrics: Arc<Metrics>,
     readiness: Readiness,
 }
@@ -165,6 +168,9 @@ impl Wishing {
                 let next = wishes(&cluster, &agents, &self.rules, SystemTime::now());
                 tell_problems(&last, &next);
                 self.metrics.wishes(&next, cluster.problems.len());
+                self.lacking.send_if_modified(|lacking| {
+                    std::mem::replace(lacking, next.without_agent > 0) != (next.without_agent > 0)
+                });
                 self.wanted.send_if_modified(|wanted| {
                     let differs = wanted.as_ref() != Some(&next.wanted);
                     *wanted = Some(next.wanted.clone());

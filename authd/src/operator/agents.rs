@@ -10,6 +10,8 @@ use tokio::sync::watch;
 const NODE: &str = "{node}";
 const AGENTS: &str = "/spire/agent/";
 const RETRY_MIN: Duration = Duration::from_millis(200);
+/// How often the list is asked for while the pods of a node that has just joined wait for it.
+const EAGER: Duration = Duration::from_secs(2);
 
 /// How a node's agent is known among those that SPIRE has attested.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,11 +85,13 @@ impl AgentRule {
     }
 }
 
-/// Keeps the list of agents, until nobody wants it any more. What can't be asked stays as it was.
+/// Keeps the list of agents, until nobody wants it any more. While a node lacks its agent, or as soon as one does,
+/// it is asked for more often. What can't be asked stays as it was.
 pub(super) async fn follow(
     client: AgentClient,
     interval: Duration,
     agents: watch::Sender<Option<Vec<AttestedAgent>>>,
+    mut lacking: watch::Receiver<bool>,
 ) {
     let mut retry = RETRY_MIN;
     loop {
@@ -99,8 +103,7 @@ pub(super) async fn follow(
                     differs
                 });
                 retry = RETRY_MIN;
-                // A node that has just joined is waited for by its pods.
-                interval.min(Duration::from_secs(5))
+                if *lacking.borrow_and_update() { interval.min(EAGER) } else { interval }
             }
             Err(problem) => {
                 tracing::debug!(%problem, "SPIRE's list of agents");
@@ -111,6 +114,7 @@ pub(super) async fn follow(
         tokio::select! {
             () = agents.closed() => return,
             () = tokio::time::sleep(pause) => {}
+            Ok(()) = lacking.changed() => {}
         }
     }
 }
