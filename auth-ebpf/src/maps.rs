@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use auth_ebpf_abi::{
     Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, EndpointEntry, FragmentEntry,
-    FragmentKey, NodeEntry, NodeNumber, PolicyEntry, PolicyKey, QuotaEntry, SCHEMA_VERSION, Setting,
-    generation_slot, map,
+    FragmentKey, IdentityNumber, NodeEntry, NodeNumber, PendingEntry, PolicyEntry, PolicyKey, QuotaEntry,
+    SCHEMA_VERSION, Setting, generation_slot, map,
 };
 use aya::maps::{MapData, MapError};
 
@@ -49,6 +49,7 @@ struct Inner {
     quotas: Table<u32, QuotaEntry>,
     fragments: Table<FragmentKey, FragmentEntry>,
     hold: HoldMaps,
+    svid_pending: Table<IdentityNumber, PendingEntry>,
     metrics: metrics::Counters,
 }
 
@@ -83,6 +84,7 @@ impl Maps {
             quotas: Table::open(pin_dir, map::QUOTAS)?,
             fragments: Table::open(pin_dir, map::FRAGMENTS)?,
             hold: HoldMaps::open(pin_dir)?,
+            svid_pending: Table::open(pin_dir, map::SVID_PENDING)?,
             metrics: metrics::Counters::open(pin_dir)?,
             config,
             generations,
@@ -176,6 +178,12 @@ impl Maps {
             }
             None => Ok(false),
         }
+    }
+
+    /// Identities on this node that have not got an SVID yet.
+    #[must_use]
+    pub fn svid_pending(&self) -> &Table<IdentityNumber, PendingEntry> {
+        &self.inner.svid_pending
     }
 
     /// Has every connection decided anew with its next packet.

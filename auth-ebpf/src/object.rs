@@ -2,7 +2,8 @@
 
 use auth_ebpf_abi::{
     Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry,
-    FragmentEntry, FragmentKey, Held, Hook, NodeEntry, PolicyEntry, PolicySlot, QuotaEntry, capacity, map,
+    FragmentEntry, FragmentKey, Held, Hook, NodeEntry, PendingEntry, PolicyEntry, PolicySlot, QuotaEntry,
+    capacity, map,
 };
 use aya::programs::TcAttachType;
 
@@ -21,7 +22,7 @@ pub(crate) struct Shape {
 const PREFIX_LEN: usize = size_of::<u32>();
 
 /// Every pinned map.
-pub(crate) const SHAPES: [Shape; 16] = [
+pub(crate) const SHAPES: [Shape; 17] = [
     shape(map::CONFIG, size_of::<u32>(), size_of::<u64>(), capacity::CONFIG),
     shape(map::ADDRESSES, size_of::<Address>(), size_of::<AddressEntry>(), capacity::ADDRESSES),
     shape(map::PREFIXES, PREFIX_LEN + size_of::<Address>(), size_of::<AddressEntry>(), capacity::PREFIXES),
@@ -38,6 +39,7 @@ pub(crate) const SHAPES: [Shape; 16] = [
     shape(map::METRICS, size_of::<u32>(), size_of::<Counter>(), capacity::METRICS),
     shape(map::HELD, size_of::<u32>(), size_of::<Held>(), capacity::HELD),
     shape(map::CREDITS, size_of::<u32>(), size_of::<u64>(), capacity::CREDITS),
+    shape(map::SVID_PENDING, size_of::<u32>(), size_of::<PendingEntry>(), capacity::SVID_PENDING),
 ];
 
 const fn shape(name: &'static str, key: usize, value: usize, capacity: usize) -> Shape {

@@ -7,6 +7,7 @@
 mod directory;
 mod hold;
 mod observer;
+mod pending;
 mod source;
 mod vitals;
 
@@ -16,7 +17,7 @@ use anyhow::Context;
 use auth_ebpf::{Datapath, Maps, Mechanism, Options as DatapathOptions};
 use auth_ebpf_abi::{NodeEntry, NodeNumber};
 use futures::FutureExt;
-use spire_adapter::DelegatedAgent;
+use spire_adapter::{BrokerAgent, DelegatedAgent};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -39,7 +40,7 @@ use crate::{
     metrics::Metrics,
     peer::{self, Directory, Naming, OwnTunnel, Peers},
     readiness::Readiness,
-    svids::{self, Delegated, Svids},
+    svids::{self, SpireAgent, Svids},
 };
 use directory::DirectoryTask;
 use hold::Holding;
@@ -312,16 +313,27 @@ impl Daemon {
             let cluster = Arc::clone(&cluster.borrow());
             cluster.identities.get(number).map(|identity| names.selectors(identity)).unwrap_or_default()
         };
+        let agent = SpireAgent {
+            choice: spire.source,
+            broker: BrokerAgent::new(spire.broker_socket.clone(), own.watch()),
+            // A directory of manifests knows pods, but no processes.
+            process: Box::new(|_| None),
+            delegated: DelegatedAgent::new(spire.admin_socket.clone()),
+            selectors: Box::new(selectors),
+        };
+        match agent.process_of(0) {
+            Ok(_) => tracing::info!("SVIDs of identities come by the Broker API"),
+            Err(reason) => tracing::info!(%reason, "SVIDs of identities come by the Delegated Identity API"),
+        }
         let following = svids::Following {
             svids: svids.clone(),
-            source: Arc::new(Delegated {
-                agent: DelegatedAgent::new(spire.admin_socket.clone()),
-                selectors: Box::new(selectors),
-            }),
+            source: Arc::new(agent),
             node: self.config.node_name.clone(),
             directory: directory.clone(),
             auth: auth.clone(),
         };
+        let shown = pending::show(svids.pending(), self.maps.clone(), self.stop.clone());
+        self.spawn("pending svids", shown.map(Ok));
         let stop = self.stop.clone();
         self.spawn("svids", async move {
             svids::follow(following, stop).await;

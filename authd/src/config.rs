@@ -27,6 +27,7 @@ use crate::{
     cluster::Site,
     logging::{Format, LogConfig},
     peer::Naming,
+    svids::Choice,
 };
 
 /// Where `authctl` finds the daemon.
@@ -39,6 +40,7 @@ pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/authd";
 pub const DEFAULT_WIREGUARD_INTERFACE: &str = "authd0";
 pub(crate) const DEFAULT_WORKLOAD_SOCKET: &str = "/run/spire/sockets/agent/agent.sock";
 const DEFAULT_ADMIN_SOCKET: &str = "/run/spire/sockets/admin.sock";
+const DEFAULT_BROKER_SOCKET: &str = "/run/spire/sockets/broker.sock";
 pub(crate) const DEFAULT_CLUSTER_DIR: &str = "/etc/authd/cluster";
 const DEFAULT_HTTP_ADDRESS: &str = "[::]:9465";
 const DEFAULT_HANDSHAKE_PORT: u16 = 4250;
@@ -133,6 +135,10 @@ pub struct SpireConfig {
     pub workload_socket: PathBuf,
     /// The agent's admin socket (Delegated Identity API).
     pub admin_socket: PathBuf,
+    /// The agent's Broker API socket.
+    pub broker_socket: PathBuf,
+    /// Which of the two gives the SVIDs of identities.
+    pub source: Choice,
 }
 
 /// Tunnel and steering.
@@ -227,6 +233,12 @@ impl SpireConfig {
                 DEFAULT_WORKLOAD_SOCKET,
             )?,
             admin_socket: socket_path("admin-socket", settings.admin_socket.clone(), DEFAULT_ADMIN_SOCKET)?,
+            broker_socket: socket_path(
+                "broker-socket",
+                settings.broker_socket.clone(),
+                DEFAULT_BROKER_SOCKET,
+            )?,
+            source: value::svid_source("svid-source", settings.svid_source.as_deref())?,
         })
     }
 }

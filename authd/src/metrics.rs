@@ -105,6 +105,8 @@ pub struct Metrics {
     pub handshakes_waiting: Gauge,
     /// Entries that the map had lost.
     pub auth_rewritten: Counter,
+    /// 1 while the SPIRE agent takes calls and answers none.
+    pub agent_stuck: Gauge,
     /// Seconds until the first SVID of a local identity expires; 0 without any.
     pub svid_expiry: Gauge<f64, AtomicU64>,
     /// Endpoints on this node with programs attached.
@@ -159,6 +161,7 @@ impl Metrics {
             handshakes_running: Gauge::default(),
             handshakes_waiting: Gauge::default(),
             auth_rewritten: Counter::default(),
+            agent_stuck: Gauge::default(),
             svid_expiry: Gauge::default(),
             held_packets: Gauge::default(),
             hold_time: Histogram::new(LATENCY_BUCKETS),
@@ -222,6 +225,11 @@ impl Metrics {
             "auth_rewritten",
             "Authentications that were missing from the map and written again",
             self.auth_rewritten.clone(),
+        );
+        registry.register(
+            "spire_agent_stuck",
+            "Whether the SPIRE agent takes calls and answers none",
+            self.agent_stuck.clone(),
         );
         registry.register_with_unit(
             "svid_expiry",

@@ -6,6 +6,7 @@
 
 mod deadlines;
 mod follow;
+mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,13 +14,14 @@ use std::time::SystemTime;
 
 use auth_ebpf_abi::IdentityNumber;
 use spiffe::SpiffeId;
-use spire_adapter::{Bundles, Snapshot, Svid};
+use spire_adapter::{ApiError, Bundles, Snapshot, Svid};
 use tokio::sync::watch;
 
 use crate::clock::{BootTime, Clock};
 
 use deadlines::Deadlines;
-pub use follow::{Delegated, Feed, Following, SvidSource, follow};
+pub use follow::{Following, follow};
+pub use source::{Api, Choice, Feed, SpireAgent, SvidSource, Unused};
 
 /// An SVID with the bundles by which its peers are verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,16 +45,27 @@ pub struct IdentitySvid {
     pub spiffe_id: SpiffeId,
     /// The SVID, if there is one now.
     pub credential: Option<Credential>,
+    /// There has been one since the identity came here.
+    pub arrived: bool,
+    /// Where it comes from, once that is known.
+    pub api: Option<Api>,
     /// It is missing for longer than a gap.
     pub withdrawn: bool,
     /// What is wrong with the agent, if anything is.
-    pub problem: Option<String>,
+    pub problem: Option<ApiError>,
 }
 
 impl IdentitySvid {
     /// Nothing has been heard of it yet.
     fn unknown(spiffe_id: &SpiffeId) -> Self {
-        Self { spiffe_id: spiffe_id.clone(), credential: None, withdrawn: false, problem: None }
+        Self {
+            spiffe_id: spiffe_id.clone(),
+            credential: None,
+            arrived: false,
+            api: None,
+            withdrawn: false,
+            problem: None,
+        }
     }
 }
 
@@ -64,6 +77,7 @@ struct Inner {
     node: watch::Receiver<Snapshot>,
     identities: Mutex<BTreeMap<IdentityNumber, IdentitySvid>>,
     announced: watch::Sender<Option<Arc<BTreeSet<IdentityNumber>>>>,
+    pending: watch::Sender<BTreeSet<IdentityNumber>>,
     clock: Arc<dyn Clock>,
     deadlines: Deadlines,
 }
@@ -73,8 +87,9 @@ impl Svids {
     #[must_use]
     pub fn new(node: watch::Receiver<Snapshot>, clock: Arc<dyn Clock>) -> Self {
         let (announced, _) = watch::channel(None);
-        let (identities, deadlines) = (Mutex::default(), Deadlines::default());
-        Self(Arc::new(Inner { node, identities, announced, clock, deadlines }))
+        let (identities, pending) = (Mutex::default(), watch::Sender::default());
+        let deadlines = Deadlines::default();
+        Self(Arc::new(Inner { node, identities, announced, pending, clock, deadlines }))
     }
 
     /// The node's SVID, while it is valid.
@@ -102,12 +117,26 @@ impl Svids {
         self.identities().clone()
     }
 
+    /// Whether the agent takes calls and answers none of them.
+    #[must_use]
+    pub fn agent_is_stuck(&self) -> bool {
+        let node = self.0.node.borrow().problem.as_ref().is_some_and(ApiError::is_stuck);
+        let is_stuck = |known: &IdentitySvid| known.problem.as_ref().is_some_and(ApiError::is_stuck);
+        node || self.identities().values().any(is_stuck)
+    }
+
     /// The identities that this node vouches for: those that run here, but for the withdrawn. One whose SVID
     /// has not come yet is among them, lest a restart of the daemon look like a withdrawal. `None` until cluster
     /// state has said what runs here: an empty announcement would end at other nodes what stands there.
     #[must_use]
     pub fn announced(&self) -> watch::Receiver<Option<Arc<BTreeSet<IdentityNumber>>>> {
         self.0.announced.subscribe()
+    }
+
+    /// The identities here that have not got an SVID yet.
+    #[must_use]
+    pub fn pending(&self) -> watch::Receiver<BTreeSet<IdentityNumber>> {
+        self.0.pending.subscribe()
     }
 
     fn valid(&self, credential: Option<Credential>) -> Option<Credential> {
@@ -130,6 +159,13 @@ impl Svids {
         change(&mut identities);
         let vouched: BTreeSet<IdentityNumber> =
             identities.iter().filter(|(_, known)| !known.withdrawn).map(|(identity, _)| *identity).collect();
+        let lacking = identities.iter().filter(|(_, known)| !known.arrived);
+        let lacking: BTreeSet<IdentityNumber> = lacking.map(|(identity, _)| *identity).collect();
+        self.0.pending.send_if_modified(|pending| {
+            let modified = *pending != lacking;
+            *pending = lacking;
+            modified
+        });
         self.0.announced.send_if_modified(|announced| {
             let modified = announced.as_deref() != Some(&vouched);
             if modified {

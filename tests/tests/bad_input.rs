@@ -231,6 +231,45 @@ fn wrong_sockets_of_the_agent_are_named_and_nothing_passes() {
 }
 
 #[test]
+fn who_has_no_svid_yet_is_told_so_until_it_comes() {
+    if !skip::lab_available("who_has_no_svid_yet_is_told_so_until_it_comes") {
+        return;
+    }
+    let mut scene = StarWars::new("pending").unwrap();
+    let identity = scene.manifests.identity_of("deathstar").unwrap();
+    assert!(scene.registry.withdraw(identity).unwrap() > 0);
+    scene.start_tunnels().unwrap();
+    scene.start_agents(&[]).unwrap();
+    for agent in scene.agents.values_mut() {
+        agent.wait_ready(PATIENCE).unwrap();
+    }
+    wait::until(PATIENCE, || {
+        drop(scene.connect("tiefighter", Family::V4, Duration::from_millis(400)));
+        (scene.counted("node2", "DROPPED", "SVID_PENDING").ok()? >= 1.0).then_some(())
+    })
+    .context("drops do not say that the SVID is missing")
+    .unwrap();
+    let svids = scene.authctl_json("node2", &["svid", "list"]).unwrap().to_string();
+    assert!(svids.contains("PENDING"), "{svids}");
+    scene.wait_condition("node2", &["SVID_MISSING", &format!("Identity {identity}")]).unwrap();
+
+    scene.registry.add_identity(identity, "node2").unwrap();
+    scene.settle().unwrap();
+    drop(scene.land("tiefighter", Family::V4, PATIENCE).unwrap());
+    let before = scene.counted("node2", "DROPPED", "SVID_PENDING").unwrap();
+    // Whoever had one and lost it is not waiting for it.
+    scene.registry.withdraw(identity).unwrap();
+    wait::until(PATIENCE, || {
+        drop(scene.connect("tiefighter", Family::V4, Duration::from_millis(400)));
+        let lacking = ["AUTH_REQUIRED", "HOLD_TIMEOUT"];
+        lacking.iter().any(|reason| scene.counted("node2", "DROPPED", reason).unwrap() >= 1.0).then_some(())
+    })
+    .context("what was withdrawn goes on")
+    .unwrap();
+    assert_eq!(scene.counted("node2", "DROPPED", "SVID_PENDING").unwrap(), before);
+}
+
+#[test]
 fn a_missing_tunnel_is_named_until_it_comes() {
     if !skip::lab_available("a_missing_tunnel_is_named_until_it_comes") {
         return;

@@ -69,6 +69,8 @@ pub trait State {
     fn held(&self, token: u16) -> Option<Held>;
     /// Writes what is known of the packet with this token.
     fn hold(&self, token: u16, held: &Held);
+    /// Whether an identity on this node has not got its SVID yet.
+    fn is_svid_pending(&self, identity: crate::IdentityNumber) -> bool;
     /// Adds to a place of [`Credits`](crate::Credits), round the end, and returns what was there before.
     fn credit(&self, place: u32, change: u64) -> u64;
 }

@@ -56,6 +56,8 @@ drop_reasons! {
     HoldTimeout = 10, "HOLD_TIMEOUT";
     /// Somebody other than the programs has sent it through the hold device.
     NotHeld = 11, "NOT_HELD";
+    /// It lacks authentication, and the identity on this node has not got its SVID yet.
+    SvidPending = 12, "SVID_PENDING";
     /// The other node has not acknowledged yet that this address is this pod's now.
     AddressUnannounced = 16, "ADDRESS_UNANNOUNCED";
     /// The source address is not one of the pod's.

@@ -238,6 +238,14 @@ impl EndpointEntry {
 }
 
 plain! {
+    /// That an identity on this node has not got an SVID yet.
+    pub struct PendingEntry [4] {
+        /// 1: there is nothing else to say of it.
+        pub pending: u32,
+    }
+}
+
+plain! {
     /// A pair of identities that may have authenticated, seen from this node.
     pub struct AuthKey [12] {
         /// The identity on this node.

@@ -33,7 +33,7 @@ pub use hold::{
 };
 pub use keys::{
     Address, AddressEntry, AddressFlags, AuthEntry, AuthFlags, AuthKey, EndpointEntry, IdentityNumber,
-    NodeEntry, NodeNumber, identity,
+    NodeEntry, NodeNumber, PendingEntry, identity,
 };
 pub use layout::Layout;
 pub use metrics::{Counter, metric};
@@ -72,6 +72,8 @@ pub mod capacity {
     pub const HELD: usize = 16_384;
     /// Of [`map::CREDITS`](crate::map::CREDITS).
     pub const CREDITS: usize = crate::Credits::COUNT as usize;
+    /// Of [`map::SVID_PENDING`](crate::map::SVID_PENDING).
+    pub const SVID_PENDING: usize = ENDPOINTS;
     /// Of [`map::CONFIG`](crate::map::CONFIG).
     pub const CONFIG: usize = crate::Setting::COUNT as usize;
 }
@@ -114,8 +116,12 @@ pub mod map {
     /// Place by [`Credits`](crate::Credits) → units taken as `u64`, an array.
     pub const CREDITS: &str = "credits";
 
+    /// Identity on this node that has not got an SVID yet → [`PendingEntry`](crate::PendingEntry), a hash. Says
+    /// why a packet drops, and decides nothing.
+    pub const SVID_PENDING: &str = "svid_pending";
+
     /// Every map.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 17] = [
         CONFIG,
         ADDRESSES,
         PREFIXES,
@@ -132,5 +138,6 @@ pub mod map {
         METRICS,
         HELD,
         CREDITS,
+        SVID_PENDING,
     ];
 }

@@ -5,7 +5,8 @@ use core::mem::offset_of;
 use auth_ebpf_abi::packet::Ports;
 use auth_ebpf_abi::{
     Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Event,
-    FragmentEntry, FragmentKey, Held, Layout, NodeEntry, PolicyClasses, PolicyEntry, PolicyKey, QuotaEntry,
+    FragmentEntry, FragmentKey, Held, Layout, NodeEntry, PendingEntry, PolicyClasses, PolicyEntry, PolicyKey,
+    QuotaEntry,
 };
 use proptest::prelude::*;
 
@@ -48,6 +49,7 @@ fn bytes_lie_where_the_fields_are() {
         node = u16::MAX, auth_type = 255, direction = 255, flags = 255, state = 255, pad = [255; 2],
     });
     assert_eq!(QuotaEntry { established: u64::MAX }.to_bytes(), [255; 8]);
+    assert_eq!(PendingEntry { pending: u32::MAX }.to_bytes(), [255; 4]);
     fields!(FragmentKey {
         source = ADDRESS, destination = ADDRESS, identification = u32::MAX, ifindex = u32::MAX,
         protocol = 255, direction = 255, pad = [255; 6],

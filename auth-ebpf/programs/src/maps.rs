@@ -2,7 +2,8 @@
 
 use auth_ebpf_abi::{
     Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Event,
-    FragmentEntry, FragmentKey, Held, NodeEntry, PolicyEntry, PolicySlot, QuotaEntry, Workspace, capacity,
+    FragmentEntry, FragmentKey, Held, NodeEntry, PendingEntry, PolicyEntry, PolicySlot, QuotaEntry,
+    Workspace, capacity,
 };
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
@@ -62,6 +63,10 @@ pub(crate) static HELD: Array<Held, { capacity::HELD }> = Array::new();
 
 #[btf_map(name = "credits")]
 pub(crate) static CREDITS: Array<u64, { capacity::CREDITS }> = Array::new();
+
+#[btf_map(name = "svid_pending")]
+pub(crate) static SVID_PENDING: HashMap<u32, PendingEntry, { capacity::SVID_PENDING }, GROWING> =
+    HashMap::new();
 
 /// Not pinned: it holds nothing from one packet to the next.
 #[btf_map(name = "workspace")]

@@ -16,7 +16,7 @@ use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 
 use crate::maps::{
     ADDRESSES, AUTH, CLOCK, CONFIG, CONNECTIONS, CREDITS, ENDPOINTS, EVENTS, FRAGMENTS, GENERATIONS,
-    HALF_OPEN, HELD, METRICS, NODES, POLICY, PREFIXES, QUOTAS,
+    HALF_OPEN, HELD, METRICS, NODES, POLICY, PREFIXES, QUOTAS, SVID_PENDING,
 };
 
 /// The maps of this object.
@@ -176,6 +176,12 @@ impl State for Maps {
             // in one place at a time.
             unsafe { *place = *held };
         }
+    }
+
+    #[inline(always)]
+    fn is_svid_pending(&self, identity: u32) -> bool {
+        // SAFETY: whether it is there is all that is looked at.
+        unsafe { SVID_PENDING.get(identity) }.is_some()
     }
 
     #[inline(always)]

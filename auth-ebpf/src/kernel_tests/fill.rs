@@ -51,6 +51,7 @@ pub(crate) fn fill(maps: &Maps, tables: &Tables) {
     maps.prefixes().reconcile(&tables.prefixes).unwrap();
     maps.nodes().reconcile(&tables.nodes).unwrap();
     maps.auth().reconcile(&tables.auth).unwrap();
+    maps.svid_pending().reconcile(&tables.svid_pending).unwrap();
     maps.connections().reconcile(&tables.connections.borrow()).unwrap();
     maps.half_open().reconcile(&tables.half_open.borrow()).unwrap();
     maps.fragments().reconcile(&tables.fragments.borrow()).unwrap();

@@ -6,7 +6,7 @@ use std::path::Path;
 use auth_ebpf_abi::packet::{icmp as types, tcp as flags};
 use auth_ebpf_abi::{
     AuthType, ConnectionEntry, ConnectionKey, Context, Credits, Direction, DropReason, Event, FragmentEntry,
-    FragmentKey, HoldStage, Hook, Mode, NodeEntry, Setting, Verdict, capacity, metric,
+    FragmentKey, HoldStage, Hook, Mode, NodeEntry, PendingEntry, Setting, Verdict, capacity, metric,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -156,13 +156,20 @@ fn the_kernel_holds_as_the_host_does() {
             allow(&mut tables, HERE_ID, direction, NEIGHBOUR_ID, AuthType::Spire);
         }
         compare(&mut datapath, &mut tables, &everybody_with_everybody());
-        let one = arrival(Hook::ToPod, WIREGUARD_IFINDEX, &udp((THERE, 1), (HERE, 2)));
-        let mut tables = Tables {
+        let fresh = |tables: Tables| Tables {
             credits: Default::default(),
             held: Default::default(),
             counters: Default::default(),
             ..tables
         };
+        let mut pending = fresh(tables.clone());
+        pending.svid_pending = [(HERE_ID, PendingEntry { pending: 1 })].into();
+        pending.settings.remove(&Setting::HoldIfindex);
+        compare(&mut datapath, &mut pending, &everybody_with_everybody());
+        let told = metric::index(Hook::ToPod, Verdict::Dropped, Some(DropReason::SvidPending));
+        assert!(pending.counters.borrow()[&told].packets > 0);
+        let one = arrival(Hook::ToPod, WIREGUARD_IFINDEX, &udp((THERE, 1), (HERE, 2)));
+        let mut tables = fresh(tables);
         compare(&mut datapath, &mut tables, &vec![one; 600]);
         let held = tables.counters.borrow()[&metric::index(Hook::ToPod, Verdict::Held, None)].packets;
         assert_eq!(held, 256, "a pair alone gets a quarter of an endpoint's units");

@@ -72,7 +72,7 @@ words! {
     CheckState "CHECK_STATE_" [Unspecified, Ok, Waiting, Failed];
     DropReason "DROP_REASON_" [
         Unspecified, NoEndpoint, UnknownDestination, UnknownSource, Masqueraded, AuthImpossible,
-        NoNodeSession, ReservedPort, MapError, HoldFull, HoldTimeout, NotHeld, AddressUnannounced, Spoofed, PolicyDenied, InvalidPacket, UnsupportedL3,
+        NoNodeSession, ReservedPort, MapError, HoldFull, HoldTimeout, NotHeld, SvidPending, AddressUnannounced, Spoofed, PolicyDenied, InvalidPacket, UnsupportedL3,
         Fragment, PolicyDeny, AuthRequired, Unencrypted,
     ];
 }

@@ -64,6 +64,7 @@ impl VitalsTask {
         let all = self.svids.all();
         let valid = all.keys().filter(|identity| self.svids.identity(**identity).is_some()).count();
         metrics.set_svids(valid, all.len().saturating_sub(valid));
+        metrics.agent_stuck.set(self.svids.agent_is_stuck().into());
         let wall = self.clock.wall();
         let left = |credential: &Credential| {
             credential.svid.not_after().duration_since(wall).unwrap_or_default().as_secs_f64()

@@ -56,6 +56,13 @@ settings! {
     /// The SPIRE agent's admin socket, for delegated identities [default: /run/spire/sockets/admin.sock]
     #[arg(env = "AUTHD_ADMIN_SOCKET", value_name = "PATH")]
     admin_socket: PathBuf,
+    /// The SPIRE agent's Broker API socket [default: /run/spire/sockets/broker.sock]
+    #[arg(env = "AUTHD_BROKER_SOCKET", value_name = "PATH")]
+    broker_socket: PathBuf,
+    /// Where SVIDs of identities come from: `broker` (SPIFFE Broker API), `delegated` (Delegated Identity API),
+    /// or `auto` for the first that can be used [default: auto]
+    #[arg(env = "AUTHD_SVID_SOURCE", value_name = "API")]
+    svid_source: String,
     /// Unix socket for authctl [default: /run/authd/authd.sock]
     #[arg(env = "AUTHD_API_SOCKET", value_name = "PATH")]
     api_socket: PathBuf,

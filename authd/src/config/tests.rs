@@ -72,6 +72,8 @@ fn bad_values_name_their_key() {
         (Settings { workload_socket: Some("relative.sock".into()), ..minimal() }, "workload-socket"),
         (Settings { spiffe_id_template: Some("/spire/{id}".into()), ..minimal() }, "spiffe-id-template"),
         (Settings { spiffe_id_template: Some("/ns/{namespace}".into()), ..minimal() }, "spiffe-id-template"),
+        (Settings { svid_source: Some("spire".into()), ..minimal() }, "svid-source"),
+        (Settings { broker_socket: Some("b.sock".into()), ..minimal() }, "broker-socket"),
         (Settings { cluster_name: Some("a.b".into()), ..minimal() }, "cluster-name"),
     ] {
         let error = error_of(settings);

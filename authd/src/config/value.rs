@@ -9,7 +9,7 @@ use spiffe::TrustDomain;
 use spire_adapter::tls::Groups;
 
 use super::ConfigError;
-use crate::{cluster::DEFAULT_CLUSTER_NAME, peer::Naming};
+use crate::{cluster::DEFAULT_CLUSTER_NAME, peer::Naming, svids::Choice};
 
 const DEFAULT_SPIFFE_ID_TEMPLATE: &str = "/identity/{id}";
 
@@ -47,6 +47,15 @@ pub(crate) fn groups(key: &'static str, value: Option<&str>) -> Result<Groups, C
         None | Some("post-quantum") => Ok(Groups::PostQuantum),
         Some("any") => Ok(Groups::Any),
         Some(other) => Err(invalid(key, other, "is neither post-quantum nor any")),
+    }
+}
+
+pub(crate) fn svid_source(key: &'static str, value: Option<&str>) -> Result<Choice, ConfigError> {
+    match value {
+        None | Some("auto") => Ok(Choice::Auto),
+        Some("broker") => Ok(Choice::Broker),
+        Some("delegated") => Ok(Choice::Delegated),
+        Some(other) => Err(invalid(key, other, "is none of auto, broker and delegated")),
     }
 }
 

@@ -1,54 +1,24 @@
 //! One subscription for each identity that runs here, opened when it comes and closed when it goes, and what
 //! the machine is told of it.
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use auth_ebpf_abi::IdentityNumber;
 use spiffe::SpiffeId;
-use spire_adapter::{Bundles, DelegatedAgent, Selector, Snapshot, State};
+use spire_adapter::{Bundles, Snapshot, State};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Credential, IdentitySvid, Svids};
+use super::{Credential, Feed, IdentitySvid, SvidSource, Svids};
 use crate::auth::{Event, Handle};
 use crate::peer::Directory;
 
 /// How long an SVID may be missing before that is a withdrawal.
 const GRACE: Duration = Duration::from_millis(400);
-
-/// The snapshots of one identity; dropping it closes its stream.
-pub struct Feed {
-    /// The snapshots.
-    pub snapshots: watch::Receiver<Snapshot>,
-    /// Whatever keeps them coming.
-    pub keep: Box<dyn Any + Send>,
-}
-
-/// Where identities' SVIDs come from.
-pub trait SvidSource: Send + Sync + 'static {
-    /// Follows the SVID of an identity.
-    fn subscribe(&self, identity: IdentityNumber, spiffe_id: &SpiffeId) -> Feed;
-}
-
-/// SPIRE's agent by its Delegated Identity API, which asks for selectors.
-pub struct Delegated {
-    /// The agent.
-    pub agent: DelegatedAgent,
-    /// What an identity's entry asks for.
-    pub selectors: Box<dyn Fn(IdentityNumber) -> Vec<Selector> + Send + Sync>,
-}
-
-impl SvidSource for Delegated {
-    fn subscribe(&self, identity: IdentityNumber, spiffe_id: &SpiffeId) -> Feed {
-        let subscription = self.agent.subscribe((self.selectors)(identity), spiffe_id.clone());
-        Feed { snapshots: subscription.watch(), keep: Box::new(subscription) }
-    }
-}
 
 /// What [`follow`] needs.
 pub struct Following {
@@ -123,7 +93,12 @@ struct One {
 
 impl One {
     async fn run(mut self, feed: Feed) {
-        let Feed { mut snapshots, keep: _keep } = feed;
+        let Feed { mut snapshots, api, keep: _keep } = feed;
+        self.svids.change(|known| {
+            if let Some(known) = known.get_mut(&self.identity) {
+                known.api = Some(api);
+            }
+        });
         let mut ends: Option<Instant> = None;
         loop {
             let snapshot = snapshots.borrow_and_update().clone();
@@ -157,8 +132,9 @@ impl One {
         self.svids.change(|known| {
             if let Some(known) = known.get_mut(&self.identity) {
                 known.withdrawn &= credential.is_none();
+                known.arrived |= credential.is_some();
                 known.credential = credential;
-                known.problem = snapshot.problem.as_ref().map(ToString::to_string);
+                known.problem.clone_from(&snapshot.problem);
                 withdrawn = known.withdrawn;
             }
         });

@@ -79,13 +79,17 @@ impl<S: State> Judge<'_, S> {
     #[inline(always)]
     pub(super) fn lack(&mut self, key: AuthKey) -> Outcome {
         let since = self.notes().held_since;
+        let announces = key.auth_type == AuthType::Disabled as u8;
         if since != 0 && Held::is_late(since, self.now()) {
-            return self.refuse(DropReason::HoldTimeout);
+            let pending = !announces && self.state.is_svid_pending(key.local);
+            return self.refuse(if pending { DropReason::SvidPending } else { DropReason::HoldTimeout });
         }
         let in_vain = since != 0 && self.notes().held_for >= key.auth_type;
         let may_wait = !in_vain && self.can_hold();
-        let (wanted, reason) = if key.auth_type == AuthType::Disabled as u8 {
+        let (wanted, reason) = if announces {
             (EventKind::AnnouncementWanted, DropReason::AddressUnannounced)
+        } else if !may_wait && self.state.is_svid_pending(key.local) {
+            (EventKind::AuthWanted, DropReason::SvidPending)
         } else {
             (EventKind::AuthWanted, DropReason::AuthRequired)
         };

@@ -2,14 +2,16 @@
 
 use auth_ebpf_abi::{
     AuthFlags, AuthType, Context, Credits, Direction, DropReason, ENDPOINT_UNITS, EventKind, HOLD_LIMIT,
-    HOLD_UNITS, HoldStage, Hook, Mode, Setting, TOKEN_LIMIT, Verdict, Workspace, capacity, come_back, decide,
-    has_room, hook_of, units,
+    HOLD_UNITS, HoldStage, Hook, Mode, PendingEntry, Setting, TOKEN_LIMIT, Verdict, Workspace, capacity,
+    come_back, decide, has_room, hook_of, units,
 };
 use proptest::prelude::*;
 
 use super::frames::{Parts, syn, udp};
 use super::scene::*;
 use super::tables::Tables;
+
+const PENDING: PendingEntry = PendingEntry { pending: 1 };
 
 type Fate = (Verdict, Option<DropReason>);
 
@@ -94,6 +96,32 @@ fn it_comes_back_with_its_provenance_and_passes_once_authenticated() {
         assert_eq!(fate, PASSES);
         assert_eq!(credits(&tables), 0);
         assert_eq!(tables.half_open.borrow().len(), 1);
+    }
+}
+
+#[test]
+fn whoever_has_no_svid_yet_is_told_so_when_it_drops() {
+    for packet in [out(), into()] {
+        let mut tables = waiting();
+        tables.svid_pending.insert(HERE_ID, PENDING);
+        // It waits as everything does, since the SVID may come.
+        for now in [NOW, NOW + HOLD_LIMIT] {
+            tables.now.set(NOW);
+            let token = held(&tables, &packet);
+            tables.now.set(now);
+            released(&tables, token).unwrap();
+            assert_eq!(back(&tables, &packet, token).unwrap().1, drops(DropReason::SvidPending));
+            assert_eq!(credits(&tables), 0);
+        }
+        // The other end's is the other node's to tell.
+        tables.svid_pending = [(THERE_ID, PENDING)].into();
+        tables.settings.remove(&Setting::HoldIfindex);
+        assert_eq!(run(&tables, packet.0, &packet.1), drops(DropReason::AuthRequired));
+        tables.svid_pending = [(HERE_ID, PENDING)].into();
+        tables.events.borrow_mut().clear();
+        assert_eq!(run(&tables, packet.0, &packet.1), drops(DropReason::SvidPending));
+        let asks = |event: &auth_ebpf_abi::Event| event.kind == EventKind::AuthWanted as u8;
+        assert!(tables.events.borrow().iter().any(asks), "it still asks to be authenticated");
     }
 }
 

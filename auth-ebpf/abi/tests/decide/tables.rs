@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use auth_ebpf_abi::{
     Address, AddressEntry, AuthEntry, AuthKey, CONNECTION_QUOTA, ConnectionEntry, ConnectionKey, Counter,
-    Credits, EndpointEntry, Event, FragmentEntry, FragmentKey, Held, NodeEntry, NodeNumber, PolicyClasses,
-    PolicyEntry, PolicyKey, Setting, State, capacity,
+    Credits, EndpointEntry, Event, FragmentEntry, FragmentKey, Held, NodeEntry, NodeNumber, PendingEntry,
+    PolicyClasses, PolicyEntry, PolicyKey, Setting, State, capacity,
 };
 
 #[derive(Clone, Debug, Default)]
@@ -30,6 +30,7 @@ pub(crate) struct Tables {
     pub(crate) clock_reads: Cell<u32>,
     pub(crate) held: RefCell<BTreeMap<u16, Held>>,
     pub(crate) credits: RefCell<BTreeMap<u32, u64>>,
+    pub(crate) svid_pending: BTreeMap<u32, PendingEntry>,
     /// The connection map has no room.
     pub(crate) full: bool,
 }
@@ -133,6 +134,10 @@ impl State for Tables {
 
     fn hold(&self, token: u16, held: &Held) {
         self.held.borrow_mut().insert(token, *held);
+    }
+
+    fn is_svid_pending(&self, identity: u32) -> bool {
+        self.svid_pending.contains_key(&identity)
     }
 
     fn credit(&self, place: u32, change: u64) -> u64 {

@@ -7,6 +7,7 @@ use crate::{
     cluster::{Cluster, Severity},
     datapath::View,
     handover::Contested,
+    svids::{Api, Choice, IdentitySvid},
 };
 
 impl DaemonSource {
@@ -72,6 +73,22 @@ impl DaemonSource {
     }
 
     fn svid_conditions(&self, conditions: &mut Vec<v1::Condition>) {
+        let delegated = |known: &IdentitySvid| known.api == Some(Api::Delegated);
+        if self.config.spire.source == Choice::Broker && self.svids.all().values().any(delegated) {
+            let message = "SVIDs come by the Delegated Identity API although svid-source says broker: that asks by \
+                           a pod's process, which a directory of manifests does not tell, and needs broker-socket";
+            conditions.push(condition(v1::Severity::Info, "SVID_SOURCE", String::new(), message.to_owned()));
+        }
+        if self.svids.agent_is_stuck() {
+            let message = "the SPIRE agent takes calls and answers none: restart it; SVIDs that are there count until \
+                           they expire";
+            conditions.push(condition(
+                v1::Severity::Error,
+                "SPIRE_AGENT_STUCK",
+                String::new(),
+                message.to_owned(),
+            ));
+        }
         let snapshot = self.svids.node_changes().borrow().clone();
         if self.svids.node().is_none() {
             let why = snapshot.problem.as_ref().map(ToString::to_string);
@@ -82,7 +99,8 @@ impl DaemonSource {
         }
         for (identity, known) in self.svids.all() {
             if self.svids.identity(identity).is_none() {
-                let why = known.problem.unwrap_or_else(|| "is there an entry for it?".to_owned());
+                let why = known.problem.map(|problem| problem.to_string());
+                let why = why.unwrap_or_else(|| "is there an entry for it?".to_owned());
                 let message = format!("the SPIRE agent gives no SVID for {}: {why}", known.spiffe_id);
                 conditions.push(condition(
                     v1::Severity::Warning,

@@ -152,8 +152,11 @@ impl DaemonSource {
                 Svid::Available { spiffe_id, expires: to_timestamp(credential.svid.not_after()) }
             }
             Some(_) => Svid::Expired(spiffe_id),
-            None if known.withdrawn => Svid::Withdrawn(spiffe_id),
-            None => Svid::Pending { spiffe_id, problem: known.problem.unwrap_or_default() },
+            None if known.withdrawn && known.arrived => Svid::Withdrawn(spiffe_id),
+            None => Svid::Pending {
+                spiffe_id,
+                problem: known.problem.map(|problem| problem.to_string()).unwrap_or_default(),
+            },
         }
     }
 

@@ -6,12 +6,15 @@ use auth_ebpf_abi::IdentityNumber;
 use spire_adapter::{Bundle, Bundles, State, Svid};
 
 use super::DaemonSource;
-use crate::{api::v1, flows::to_timestamp, svids::IdentitySvid};
+use crate::{
+    api::v1,
+    flows::to_timestamp,
+    svids::{Api, IdentitySvid},
+};
 
 /// The node itself, where others have the number of an identity.
 const NODE: IdentityNumber = 0;
 const WORKLOAD_API: &str = "Workload API";
-const DELEGATED_API: &str = "Delegated Identity API";
 
 impl DaemonSource {
     pub(super) fn list_svids(&self) -> Vec<v1::Svid> {
@@ -43,7 +46,7 @@ impl DaemonSource {
         let state = match &known.credential {
             Some(credential) if credential.svid.is_valid_at(self.clock.wall()) => v1::SvidState::Available,
             Some(_) => v1::SvidState::Expired,
-            None if known.withdrawn => v1::SvidState::Withdrawn,
+            None if known.withdrawn && known.arrived => v1::SvidState::Withdrawn,
             None => v1::SvidState::Pending,
         };
         let none = Bundles::new();
@@ -52,8 +55,8 @@ impl DaemonSource {
             identity,
             spiffe_id: known.spiffe_id.to_string(),
             state: state.into(),
-            source: DELEGATED_API.to_owned(),
-            problem: known.problem.clone().unwrap_or_default(),
+            source: known.api.map(Api::as_str).unwrap_or_default().to_owned(),
+            problem: known.problem.as_ref().map(ToString::to_string).unwrap_or_default(),
             ..described(credential.map(|it| &it.svid), credential.map_or(&none, |it| &it.bundles))
         }
     }

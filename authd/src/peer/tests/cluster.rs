@@ -21,7 +21,7 @@ use crate::auth::{Config, Desired, Event, Handle};
 use crate::clock::{BootClock, BootTime, Clock};
 use crate::handover::{Assigned, Owners, Told};
 use crate::peer::{Directory, Naming, Node, Options, OwnTunnel, Parts, Peers, Session};
-use crate::svids::{Feed, Following, SvidSource, Svids, follow};
+use crate::svids::{Api, Feed, Following, SvidSource, Svids, follow};
 
 pub(super) const TTL: Duration = Duration::from_secs(60);
 
@@ -89,7 +89,7 @@ impl Agent {
 
 impl SvidSource for Agent {
     fn subscribe(&self, identity: u32, _: &SpiffeId) -> Feed {
-        Feed { snapshots: self.of(identity).subscribe(), keep: Box::new(()) }
+        Feed { snapshots: self.of(identity).subscribe(), api: Api::Delegated, keep: Box::new(()) }
     }
 }
 

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use spire_adapter::authority::{Authority, Config, Running};
-use spire_adapter::{DelegatedAgent, Entry, EntryClient, Outcome, Selector, Subscription, workload};
+use spire_adapter::{
+    BrokerAgent, DelegatedAgent, Entry, EntryClient, Outcome, Selector, Subscription, workload,
+};
 
 use super::cluster::{TestNode, assemble, key, listen, naming, until};
 use crate::peer::{Directory, Node, Options};
-use crate::svids::Delegated;
+use crate::svids::{Choice, SpireAgent};
 
 struct Rig {
     authority: Running,
@@ -53,8 +55,11 @@ async fn rig(ttl: Duration) -> Rig {
     let (mut nodes, mut streams) = (BTreeMap::new(), Vec::new());
     for (name, listener) in listeners {
         let stream = workload::subscribe(authority.workload_socket(name), naming.node(name).unwrap());
-        let agent = Arc::new(Delegated {
-            agent: DelegatedAgent::new(authority.admin_socket(name)),
+        let agent = Arc::new(SpireAgent {
+            choice: Choice::Delegated,
+            broker: BrokerAgent::new(authority.broker_socket(name), stream.watch()),
+            process: Box::new(|_| None),
+            delegated: DelegatedAgent::new(authority.admin_socket(name)),
             selectors: Box::new(|identity| vec![Selector::new("authd", format!("identity:{identity}"))]),
         });
         let options = Options::new(name.to_owned(), naming.clone());
