@@ -70,6 +70,7 @@ fn cluster(policies: &[(&str, serde_json::Value)]) -> Arc<Cluster> {
         node: Some("n1".into()),
         addresses: vec!["10.244.1.10".parse().unwrap()],
         host_network: false,
+        mirror: false,
         service_account: "default".into(),
         named_ports: Vec::new(),
         labels: BTreeMap::new(),

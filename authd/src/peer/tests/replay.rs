@@ -18,7 +18,7 @@ use crate::peer::wire::{self, Binding, HandshakeFrame, HandshakeMessage, MAX_HAN
 use crate::peer::{Error, IDENTITY_ALPN};
 
 async fn dial(cluster: &Cluster, to: SocketAddr, svid: &Svid, identity: u32) -> TlsStream<TcpStream> {
-    let expected = ExpectedPeer::Exact(cluster.naming.identity(identity).unwrap());
+    let expected = ExpectedPeer::Exact(cluster.naming.numbered(identity).unwrap());
     let options = TlsOptions::from(Groups::PostQuantum);
     let config = client_config(svid, &bundles(&cluster.ca), expected, IDENTITY_ALPN, &options).unwrap();
     let stream = TcpStream::connect(to).await.unwrap();
@@ -55,7 +55,7 @@ async fn answer(mut tls: TlsStream<TcpStream>, binding: Binding) -> String {
 async fn a_binding_counts_on_its_own_connection_to_its_own_node_only() {
     let cluster = Cluster::start(&[&[256], &[300], &[300]]).await;
     cluster.meshed().await;
-    let svid = cluster.svid(&cluster.naming.identity(256).unwrap());
+    let svid = cluster.svid(&cluster.naming.numbered(256).unwrap());
     let (n2, n3) = (cluster.node("n2"), cluster.node("n3"));
     let first = dial(&cluster, n2.address, &svid, 300).await;
     let said = binding(&cluster, &first, &svid);
@@ -74,7 +74,7 @@ async fn a_server_that_reflects_what_the_client_said_is_not_believed() {
     let under = cluster.node("n1").peers.0.table.under(2).unwrap().1;
     let end = |identity: u32| End {
         identity,
-        spiffe_id: cluster.naming.identity(identity).unwrap(),
+        spiffe_id: cluster.naming.numbered(identity).unwrap(),
         leaf_hash: [0; 32],
     };
     let transcript = Transcript::new(|_, _| Ok(()), end(256), end(300)).unwrap();
@@ -91,7 +91,7 @@ async fn a_server_that_reflects_what_the_client_said_is_not_believed() {
 async fn no_session_is_resumed_and_no_early_data_taken() {
     let cluster = Cluster::start(&[&[256], &[300]]).await;
     cluster.meshed().await;
-    let svid = cluster.svid(&cluster.naming.identity(256).unwrap());
+    let svid = cluster.svid(&cluster.naming.numbered(256).unwrap());
     let mut config = bare_client(Groups::PostQuantum);
     let certified = rustls::sign::CertifiedKey::new(svid.chain().to_vec(), svid.signing_key());
     config.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(certified));
