@@ -66,8 +66,8 @@ test-kernels: ## The tests that ask the kernel, on Debian's 6.1 in a virtual mac
 	@scripts/test-kernels
 
 .PHONY: bench-spire
-bench-spire: setup peers ## What SVIDs cost with real SPIRE; figures to target/bench/spire.json
-	@$(CARGO) bench --locked --quiet --package authd-tests --bench spire --profile dev
+bench-spire: setup peers ## What SVIDs cost with real SPIRE, and verifying them beside go-spiffe; figures to target/bench/spire.json (minutes)
+	@$(CARGO) bench --locked --quiet --package authd-tests --bench spire
 
 .PHONY: test-spire
 test-spire: setup peers ## Tests against real SPIRE and the embedded authority only
@@ -90,15 +90,17 @@ deny: ## Licences, bans and sources of all dependencies (builds cargo-deny the f
 	@target/tools/bin/cargo-deny --manifest-path auth-ebpf/programs/Cargo.toml --config deny.toml check licenses bans sources
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS = policy/policy policy/selector policy/label authd/manifests
+FUZZ_TARGETS = policy/policy policy/selector policy/label authd/manifests \
+	spire-adapter/spiffe_id spire-adapter/svid_chain spire-adapter/bundle auth-ebpf/decide
 
 .PHONY: fuzz
-fuzz: ## Fuzz what users write, FUZZ_SECONDS a target (builds cargo-fuzz the first time; nightly Rust)
+fuzz: ## Fuzz what outsiders write, FUZZ_SECONDS a target (builds cargo-fuzz the first time; nightly Rust)
 	@test -x target/tools/bin/cargo-fuzz || $(CARGO) install --quiet --locked --root target/tools --target-dir target/tools/build cargo-fuzz@0.13.2
 	@rm -rf target/tools/build
 	@# What is new goes to target/, so that the committed corpus stays small: `cargo fuzz cmin` merges it.
-	@for one in $(FUZZ_TARGETS); do \
-		crate=$${one%/*} target=$${one#*/}; mkdir -p target/fuzz/found/$$target && \
-		RUSTUP_TOOLCHAIN=nightly target/tools/bin/cargo-fuzz run --fuzz-dir $$crate/fuzz --target-dir target/fuzz $$target \
-			target/fuzz/found/$$target $$crate/fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -print_final_stats=1 || exit 1; \
+	@for target in $(FUZZ_TARGETS); do \
+		fuzz=$${target%/*}/fuzz one=$${target#*/} && \
+		mkdir -p target/fuzz/found/$$one && \
+		RUSTUP_TOOLCHAIN=nightly target/tools/bin/cargo-fuzz run --fuzz-dir $$fuzz --target-dir target/fuzz $$one \
+			target/fuzz/found/$$one $$fuzz/corpus/$$one -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -print_final_stats=1 || exit 1; \
 	done
