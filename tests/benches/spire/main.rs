@@ -1,10 +1,22 @@
-//! What SVIDs cost with real SPIRE: from registration to use, a thousand at once, and verifying one;
-//! `make bench-spire`. Without `--bench` it runs once and small, as a test.
+//! What SVIDs cost with real SPIRE: from registration to use, a thousand at once and while they rotate, and
+//! verifying one; `make bench-spire`. Without `--bench` it runs once and small, as a test.
 
 #![expect(clippy::print_stdout, reason = "a benchmark says what it finds")]
 
-use std::time::{Duration, Instant, SystemTime};
-use std::{env, fs};
+mod rotation;
+mod verification;
+
+#[expect(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "of the certificate matrix only two chains serve here"
+)]
+#[path = "../../../spire-adapter/tests/certificates/matrix.rs"]
+mod matrix;
+
+use std::env;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use authd_tests::bench::median;
@@ -12,9 +24,12 @@ use authd_tests::skip;
 use authd_tests::spire::{Options, Place, Spire};
 use serde_json::{Value, json};
 use spire_adapter::{
-    DelegatedAgent, Entry, EntryClient, ExpectedPeer, Outcome, Selector, Snapshot, SpiffeId, Subscription,
-    TrustDomain, verify_chain, workload,
+    DelegatedAgent, Entry, EntryClient, Outcome, Selector, Snapshot, SpiffeId, Subscription, TrustDomain,
+    workload,
 };
+
+/// What was measured, how much, of what.
+type Figure = (String, f64, &'static str);
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const NODE: &str = "n1";
@@ -32,41 +47,73 @@ fn main() -> Result<()> {
     }
     let is_benchmark = env::args().any(|argument| argument == "--bench");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let (rounds, identities, verifications) = if is_benchmark { (20, 1000, 2000) } else { (1, 20, 10) };
-    runtime.block_on(measure(rounds, identities, verifications, is_benchmark))
-}
-
-async fn measure(rounds: u32, identities: u32, verifications: u32, counts: bool) -> Result<()> {
-    let rig = Rig::start().await?;
-    let mut registered = Vec::new();
-    for round in 0..rounds {
-        registered.push(rig.until_usable(round).await?);
+    let size = if is_benchmark { Size::BENCHMARK } else { Size::TEST };
+    let figures = runtime.block_on(measure(&size))?;
+    for (name, value, unit) in &figures {
+        println!("{name:<85} {value:>10.2} {unit}");
     }
-    let (all, resident) = rig.many(identities).await?;
-    let verify = rig.verification(verifications).await?;
-    let sync = Options::new(rig.spire.trust_domain().clone(), &[]).sync.as_millis();
-    let figures = [
-        (
-            format!("entry created to SVID usable, median, agent and server look every {sync} ms"),
-            median(registered),
-            "ms",
-        ),
-        (format!("{identities} entries created to all SVIDs usable"), all, "ms"),
-        (format!("resident memory of client and test with {identities} SVIDs"), resident, "MB"),
-        ("verification of a chain of one, median".to_owned(), verify, "us"),
-    ];
     let lines: Vec<Value> = figures
         .iter()
         .map(|(name, value, unit)| {
-            println!("{name:<85} {value:>10.2} {unit}");
             let value = (value * 100.0).round() / 100.0;
             json!({"name": name, "value": value, "unit": unit, "goal": null, "met": null})
         })
         .collect();
-    if counts {
-        authd_tests::bench::write("spire", &lines)?;
+    if is_benchmark { authd_tests::bench::write("spire", &lines) } else { Ok(()) }
+}
+
+/// How much is measured.
+struct Size {
+    registrations: u32,
+    identities: u32,
+    /// Of these identities' SVIDs. SPIRE rotates at half of it, and ten seconds of backdating.
+    ttl: Duration,
+    rotating: Duration,
+    /// Rounds of so many verifications.
+    verifications: (u32, u32),
+}
+
+impl Size {
+    const BENCHMARK: Self = Self {
+        registrations: 20,
+        identities: 1000,
+        ttl: Duration::from_secs(60),
+        rotating: Duration::from_secs(60),
+        verifications: (30, 200),
+    };
+    const TEST: Self = Self {
+        registrations: 1,
+        identities: 20,
+        ttl: Duration::from_secs(10),
+        rotating: Duration::from_secs(6),
+        verifications: (1, 10),
+    };
+}
+
+async fn measure(size: &Size) -> Result<Vec<Figure>> {
+    let mut rig = Rig::start().await?;
+    let mut registered = Vec::new();
+    for round in 0..size.registrations {
+        registered.push(rig.until_usable(round).await?);
     }
-    Ok(())
+    let sync = Options::new(rig.spire.trust_domain().clone(), &[]).sync.as_millis();
+    let mut figures = vec![(
+        format!("entry created to SVID usable, median, agent and server look every {sync} ms"),
+        median(registered),
+        "ms",
+    )];
+    let before = rotation::resident("self")?;
+    let (took, subscriptions) = rig.many(size.identities, size.ttl).await?;
+    let identities = size.identities;
+    figures.push((format!("{identities} entries created to all SVIDs usable"), took, "ms"));
+    let each = (rotation::resident("self")? - before) * 1024.0 / f64::from(identities);
+    figures.push(("resident memory of client and test for each of these".to_owned(), each, "kB"));
+    let agent = rig.spire.agent(NODE)?.pid();
+    figures.extend(rotation::figures(&subscriptions, agent, size.rotating).await?);
+    drop((subscriptions, rig));
+    let (rounds, times) = size.verifications;
+    figures.extend(verification::figures(rounds, times)?);
+    Ok(figures)
 }
 
 impl Rig {
@@ -116,38 +163,21 @@ impl Rig {
         Ok(milliseconds(created))
     }
 
-    /// Milliseconds from the first request until the last of many is usable, and megabytes resident then.
-    async fn many(&self, identities: u32) -> Result<(f64, f64)> {
+    /// Milliseconds from the first request until the last of many is usable, and these.
+    async fn many(&self, identities: u32, ttl: Duration) -> Result<(f64, Vec<Subscription>)> {
         let numbers = 10_000..10_000 + identities;
-        let entries = numbers
-            .clone()
-            .map(|number| self.entry(&format!("/identity/{number}"), selector(number)))
-            .collect::<Result<Vec<_>>>()?;
+        let entry = |number| {
+            let entry = self.entry(&format!("/identity/{number}"), selector(number))?;
+            Ok(Entry { svid_ttl: Some(ttl), ..entry })
+        };
+        let entries = numbers.clone().map(entry).collect::<Result<Vec<_>>>()?;
         let subscriptions = numbers.map(|number| self.subscribe(number)).collect::<Result<Vec<_>>>()?;
         let began = Instant::now();
         self.create(&entries).await?;
         for subscription in &subscriptions {
             usable(subscription).await?;
         }
-        let took = milliseconds(began);
-        let status = fs::read_to_string("/proc/self/status")?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        let kilobytes: f64 = resident.trim().trim_end_matches(" kB").parse()?;
-        Ok((took, kilobytes / 1024.0))
-    }
-
-    /// Microseconds that one verification takes.
-    async fn verification(&self, times: u32) -> Result<f64> {
-        let snapshot = usable(&self.node()?).await?;
-        let svid = snapshot.svid().context("no SVID")?;
-        let expected = ExpectedPeer::Exact(svid.spiffe_id().clone());
-        let mut took = Vec::new();
-        for _ in 0..times {
-            let began = Instant::now();
-            verify_chain(svid.chain(), &snapshot.bundles, &expected, SystemTime::now())?;
-            took.push(began.elapsed().as_secs_f64() * 1e6);
-        }
-        Ok(median(took))
+        Ok((milliseconds(began), subscriptions))
     }
 }
 
