@@ -34,10 +34,11 @@ test: setup peers ## Format check, lints, documentation and all tests, with coun
 	@scripts/test
 
 .PHONY: bench-auth
-bench-auth: setup ## How long the first connection of a pair takes; figures to target/bench/auth.json (root, minutes)
+bench-auth: setup peers ## First connections, and handshakes beside Go's; figures to target/bench/{auth,handshakes}.json (root, minutes)
 	$(CARGO) build --locked --quiet --release --bins
 	@AUTHD_BIN_DIR="$$(realpath "$${CARGO_TARGET_DIR:-target}")/release" \
 		$(CARGO) bench --locked --quiet --package authd-tests --bench auth --profile dev
+	@$(CARGO) bench --locked --quiet --package authd-tests --bench handshakes
 
 .PHONY: bench-datapath
 bench-datapath: setup ## What a packet costs in the kernel; figures to target/bench/datapath.json (root)

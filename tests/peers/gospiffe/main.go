@@ -13,7 +13,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"sort"
+	"syscall"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -25,7 +27,7 @@ import (
 const patience = 10 * time.Second
 
 type request struct {
-	// verify, time, listen, accept or dial.
+	// verify, time, listen, accept, dial or handshakes.
 	Do string
 	// Certificates, the leaf first, and its key (PKCS#8): what is verified, or presented.
 	Chain [][]byte
@@ -36,7 +38,7 @@ type request struct {
 	Address string
 	// Of dial and accept: the protocol, and the label of the exporter.
 	Protocol, Label string
-	// Of time: how often to verify.
+	// Of time and handshakes: how often.
 	Times int
 }
 
@@ -50,7 +52,7 @@ type answer struct {
 	// Of dial and accept: what was negotiated, and 32 bytes of the exporter in hex.
 	Group, Version, Exporter string `json:",omitempty"`
 	Resumed                  bool
-	// Of time: nanoseconds of one verification, median.
+	// Of time: nanoseconds of one verification, median. Of handshakes: of processor time of one, mean.
 	Nanoseconds float64 `json:",omitempty"`
 }
 
@@ -102,6 +104,8 @@ func (p *peer) do(request *request, answer *answer) error {
 		return p.accept(request, bundles, answer)
 	case "dial":
 		return dial(request, bundles, answer)
+	case "handshakes":
+		return handshakes(request, bundles, answer)
 	}
 	return fmt.Errorf("unknown request %q", request.Do)
 }
@@ -183,6 +187,38 @@ func dial(request *request, bundles *x509bundle.Set, answer *answer) error {
 		return err
 	}
 	return meet(tls.Client(dialled, prepared(config, request)), request, answer)
+}
+
+// Both ends on one core.
+func handshakes(asked *request, bundles *x509bundle.Set, found *answer) error {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	var listening peer
+	if err := listening.do(&request{Do: "listen"}, found); err != nil {
+		return err
+	}
+	defer listening.listener.Close()
+	asked.Address = found.Address
+	before := processorTime()
+	for range asked.Times {
+		accepted := make(chan error, 1)
+		go func() { accepted <- listening.accept(asked, bundles, new(answer)) }()
+		if err := dial(asked, bundles, found); err != nil {
+			return err
+		}
+		if err := <-accepted; err != nil {
+			return err
+		}
+	}
+	found.Nanoseconds = float64(processorTime()-before) / float64(asked.Times)
+	return nil
+}
+
+func processorTime() int64 {
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		return 0
+	}
+	return used.Utime.Nano() + used.Stime.Nano()
 }
 
 func prepared(config *tls.Config, request *request) *tls.Config {

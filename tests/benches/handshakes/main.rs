@@ -1,0 +1,69 @@
+//! What a mutual handshake costs, beside Go's `crypto/tls` with go-spiffe's verifier: the same SVIDs, the same
+//! key exchange, both ends in one process on one core, by turns. Part of `make bench-auth`; without `--bench`
+//! it runs once and briefly, as a test.
+
+#![expect(clippy::print_stdout, reason = "a benchmark says what it finds")]
+
+#[path = "../../../spire-adapter/tests/certificates/matrix.rs"]
+#[expect(dead_code, clippy::unwrap_used, reason = "the certificate tests use the rest, and are tests")]
+mod matrix;
+mod ours;
+
+use std::env;
+
+use anyhow::{Context, Result, ensure};
+use authd_tests::bench::{self, median};
+use authd_tests::gospiffe::GoSpiffe;
+use authd_tests::skip;
+use matrix::Authorities;
+use ours::Ours;
+use serde_json::{Value, json};
+
+/// How many times as many handshakes we do on one core.
+const GOAL: f64 = 2.0;
+
+fn main() -> Result<()> {
+    if !skip::go_spiffe_available("bench_handshakes") {
+        return Ok(());
+    }
+    let is_benchmark = env::args().any(|argument| argument == "--bench");
+    let (rounds, times) = if is_benchmark { (15, 200) } else { (1, 5) };
+    let authorities = Authorities::new();
+    let rows = authorities.rows();
+    let good = rows.first().context("the matrix has a good row")?;
+    let bundles = authorities.bundles();
+    let mut request = GoSpiffe::request("handshakes", &good.chain, &bundles);
+    request["Key"] = json!(GoSpiffe::base64(good.key.serialized_der()));
+    request["Protocol"] = json!(ours::PROTOCOL);
+    request["Times"] = json!(times);
+    let ours = Ours::new(good.chain.clone(), good.key.serialized_der(), bundles)?;
+    let mut go = GoSpiffe::start()?;
+    let (mut us, mut them) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        us.push(ours.microseconds(times)?);
+        let answer = go.ask(&request)?;
+        ensure!(answer["Error"] == "", "{answer}");
+        ensure!(answer["Group"] == "X25519MLKEM768", "{answer}");
+        them.push(answer["Nanoseconds"].as_f64().context("no time")? / 1e3);
+    }
+    let ratio = median(us.iter().zip(&them).map(|(us, them)| them / us));
+    let lines = [
+        line("processor time of a handshake, both ends", median(us), "us", None),
+        line("the same in Go", median(them), "us", None),
+        line("handshakes a core over those of Go", ratio, "ratio", Some(GOAL)),
+    ];
+    if is_benchmark {
+        bench::write("handshakes", &lines)?;
+    }
+    Ok(())
+}
+
+fn line(name: &str, value: f64, unit: &str, at_least: Option<f64>) -> Value {
+    let met = at_least.map(|goal| value >= goal);
+    println!(
+        "{name:<50} {value:>8.2} {unit:<6} {}",
+        met.map_or("", |met| if met { "met" } else { "NOT MET" })
+    );
+    let value = (value * 100.0).round() / 100.0;
+    json!({"name": name, "value": value, "unit": unit, "goal": at_least.map(|goal| format!(">= {goal}")), "met": met})
+}
