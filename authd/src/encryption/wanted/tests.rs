@@ -225,6 +225,7 @@ fn pods_here_stay_reachable_where_their_node_has_no_range() {
         named_ports: Vec::new(),
         labels: BTreeMap::new(),
         identity: Some(256),
+        mirror: false,
     };
     given.cluster.pods = vec![pod("here", "10.244.9.1", false), pod("host", "10.0.0.1", true)];
     let steering = given.wanted().steering.unwrap();
