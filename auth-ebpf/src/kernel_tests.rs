@@ -19,6 +19,8 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::{Datapath, Maps, Mechanism, Options};
 
+#[path = "../abi/tests/decide/checksum.rs"]
+mod checksum;
 #[path = "../abi/tests/decide/frames.rs"]
 #[expect(dead_code, reason = "the decision's own tests use the rest")]
 mod frames;
@@ -33,6 +35,7 @@ mod connections;
 mod fill;
 mod forwarding;
 mod opening;
+mod services;
 mod verdicts;
 
 /// Runs `test` with a pin directory in namespaces of its own, or says why it can't.

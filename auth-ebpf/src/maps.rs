@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, EndpointEntry, FragmentEntry,
-    FragmentKey, IdentityNumber, NodeEntry, NodeNumber, PendingEntry, PolicyEntry, PolicyKey, QuotaEntry,
-    SCHEMA_VERSION, Setting, generation_slot, map,
+    Address, AddressEntry, AffinityEntry, AffinityKey, AuthEntry, AuthKey, BackendEntry, BackendKey,
+    ConnectionEntry, ConnectionKey, EndpointEntry, FragmentEntry, FragmentKey, IdentityNumber, NodeEntry,
+    NodeNumber, PendingEntry, PolicyEntry, PolicyKey, QuotaEntry, SCHEMA_VERSION, ServiceEntry, ServiceKey,
+    Setting, generation_slot, map,
 };
 use aya::maps::{MapData, MapError};
 
@@ -48,6 +49,9 @@ struct Inner {
     half_open: Table<ConnectionKey, ConnectionEntry>,
     quotas: Table<u32, QuotaEntry>,
     fragments: Table<FragmentKey, FragmentEntry>,
+    services: Table<ServiceKey, ServiceEntry>,
+    backends: Table<BackendKey, BackendEntry>,
+    affinities: Table<AffinityKey, AffinityEntry>,
     hold: HoldMaps,
     svid_pending: Table<IdentityNumber, PendingEntry>,
     metrics: metrics::Counters,
@@ -83,6 +87,9 @@ impl Maps {
             half_open: Table::open(pin_dir, map::HALF_OPEN)?,
             quotas: Table::open(pin_dir, map::QUOTAS)?,
             fragments: Table::open(pin_dir, map::FRAGMENTS)?,
+            services: Table::open(pin_dir, map::SERVICES)?,
+            backends: Table::open(pin_dir, map::BACKENDS)?,
+            affinities: Table::open(pin_dir, map::AFFINITIES)?,
             hold: HoldMaps::open(pin_dir)?,
             svid_pending: Table::open(pin_dir, map::SVID_PENDING)?,
             metrics: metrics::Counters::open(pin_dir)?,
@@ -184,6 +191,24 @@ impl Maps {
     #[must_use]
     pub fn svid_pending(&self) -> &Table<IdentityNumber, PendingEntry> {
         &self.inner.svid_pending
+    }
+
+    /// Ports of services' addresses. [`Maps::change_services`] keeps them and their backends in step.
+    #[must_use]
+    pub fn services(&self) -> &Table<ServiceKey, ServiceEntry> {
+        &self.inner.services
+    }
+
+    /// What stands behind services.
+    #[must_use]
+    pub fn backends(&self) -> &Table<BackendKey, BackendEntry> {
+        &self.inner.backends
+    }
+
+    /// Clients that keep their backends.
+    #[must_use]
+    pub fn affinities(&self) -> &Table<AffinityKey, AffinityEntry> {
+        &self.inner.affinities
     }
 
     /// Has every connection decided anew with its next packet.

@@ -1,9 +1,9 @@
 //! The embedded object, and what the kernel must hold once it is loaded.
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry,
-    FragmentEntry, FragmentKey, Held, Hook, NodeEntry, PendingEntry, PolicyEntry, PolicySlot, QuotaEntry,
-    capacity, map,
+    Address, AddressEntry, AffinityEntry, AffinityKey, AuthEntry, AuthKey, BackendEntry, BackendKey,
+    ConnectionEntry, ConnectionKey, Counter, EndpointEntry, FragmentEntry, FragmentKey, Held, Hook,
+    NodeEntry, PendingEntry, PolicyEntry, PolicySlot, QuotaEntry, ServiceEntry, ServiceKey, capacity, map,
 };
 use aya::programs::TcAttachType;
 
@@ -22,7 +22,7 @@ pub(crate) struct Shape {
 const PREFIX_LEN: usize = size_of::<u32>();
 
 /// Every pinned map.
-pub(crate) const SHAPES: [Shape; 17] = [
+pub(crate) const SHAPES: [Shape; 20] = [
     shape(map::CONFIG, size_of::<u32>(), size_of::<u64>(), capacity::CONFIG),
     shape(map::ADDRESSES, size_of::<Address>(), size_of::<AddressEntry>(), capacity::ADDRESSES),
     shape(map::PREFIXES, PREFIX_LEN + size_of::<Address>(), size_of::<AddressEntry>(), capacity::PREFIXES),
@@ -40,6 +40,9 @@ pub(crate) const SHAPES: [Shape; 17] = [
     shape(map::HELD, size_of::<u32>(), size_of::<Held>(), capacity::HELD),
     shape(map::CREDITS, size_of::<u32>(), size_of::<u64>(), capacity::CREDITS),
     shape(map::SVID_PENDING, size_of::<u32>(), size_of::<PendingEntry>(), capacity::SVID_PENDING),
+    shape(map::SERVICES, size_of::<ServiceKey>(), size_of::<ServiceEntry>(), capacity::SERVICES),
+    shape(map::BACKENDS, size_of::<BackendKey>(), size_of::<BackendEntry>(), capacity::BACKENDS),
+    shape(map::AFFINITIES, size_of::<AffinityKey>(), size_of::<AffinityEntry>(), capacity::AFFINITIES),
 ];
 
 const fn shape(name: &'static str, key: usize, value: usize, capacity: usize) -> Shape {

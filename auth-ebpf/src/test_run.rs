@@ -38,8 +38,8 @@ const BASELINE: &str = "baseline";
 const VARY: &str = "vary";
 /// `TC_ACT_UNSPEC`, by which the next program decides.
 const PASS: u32 = -1_i32 as u32;
-/// `TC_ACT_REDIRECT`, by which a packet goes to the hold device.
-const HOLD: u32 = 7;
+/// `TC_ACT_REDIRECT`, by which a packet goes to the hold device, or back to its pod.
+const REDIRECT: u32 = 7;
 /// Size of a `__sk_buff`, and the places in it of the two fields that a test can choose.
 const CONTEXT: usize = 192;
 const INGRESS_IFINDEX: usize = 36;
@@ -53,13 +53,24 @@ impl Datapath {
     /// If the kernel refuses the packet: it wants an Ethernet header, and an IP header whole where that
     /// announces one.
     pub fn test_run(&mut self, hook: Hook, packet: &TestPacket<'_>) -> Result<(Verdict, Duration), Error> {
-        let (value, duration) = run(program(&mut self.ebpf, hook)?, packet)?;
-        let verdict = match value {
-            PASS => Verdict::Forwarded,
-            HOLD => Verdict::Held,
-            _ => Verdict::Dropped,
-        };
-        Ok((verdict, duration))
+        let (value, duration, _) = run(program(&mut self.ebpf, hook)?, packet, None)?;
+        Ok((verdict(value), duration))
+    }
+
+    /// What the program of `hook` does with a packet, and makes of it.
+    ///
+    /// # Errors
+    /// As for [`Datapath::test_run`].
+    pub fn test_run_output(
+        &mut self,
+        hook: Hook,
+        packet: &TestPacket<'_>,
+    ) -> Result<(Verdict, Vec<u8>), Error> {
+        // Room for a VLAN tag.
+        let mut output = vec![0; packet.bytes.len().saturating_add(4)];
+        let (value, _, length) = run(program(&mut self.ebpf, hook)?, packet, Some(&mut output))?;
+        output.truncate(usize::try_from(length).unwrap_or_default());
+        Ok((verdict(value), output))
     }
 
     /// How long a program takes that does nothing: what every measurement by [`Datapath::test_run`] holds.
@@ -67,7 +78,7 @@ impl Datapath {
     /// # Errors
     /// As there.
     pub fn test_run_baseline(&mut self, packet: &TestPacket<'_>) -> Result<Duration, Error> {
-        Ok(run(self.bench_program(BASELINE)?, packet)?.1)
+        Ok(run(self.bench_program(BASELINE)?, packet, None)?.1)
     }
 
     /// How long the program of `hook`, or the one that does nothing, takes if each run chooses another
@@ -93,7 +104,7 @@ impl Datapath {
         for (slot, choices) in (0..).zip([choices.addresses, choices.ports]) {
             slots.set(slot, choices, 0).map_err(failed)?;
         }
-        Ok(run(self.bench_program(VARY)?, packet)?.1)
+        Ok(run(self.bench_program(VARY)?, packet, None)?.1)
     }
 
     fn bench_program(&mut self, name: &'static str) -> Result<&mut SchedClassifier, Error> {
@@ -109,7 +120,20 @@ impl Datapath {
     }
 }
 
-fn run(program: &SchedClassifier, packet: &TestPacket<'_>) -> Result<(u32, Duration), Error> {
+const fn verdict(value: u32) -> Verdict {
+    match value {
+        PASS => Verdict::Forwarded,
+        REDIRECT => Verdict::Held,
+        _ => Verdict::Dropped,
+    }
+}
+
+/// What the program returns, how long it takes, and how much of `output` the packet fills afterwards.
+fn run(
+    program: &SchedClassifier,
+    packet: &TestPacket<'_>,
+    output: Option<&mut [u8]>,
+) -> Result<(u32, Duration, u32), Error> {
     let mut context = [0; CONTEXT];
     for (place, value) in [(INGRESS_IFINDEX, packet.ingress_ifindex), (IFINDEX, packet.ifindex)] {
         if let Some(field) = context.get_mut(place..).and_then(|rest| rest.first_chunk_mut()) {
@@ -118,12 +142,13 @@ fn run(program: &SchedClassifier, packet: &TestPacket<'_>) -> Result<(u32, Durat
     }
     let options = TestRunOptions {
         data_in: Some(packet.bytes),
+        data_out: output,
         ctx_in: Some(&context),
         repeat: packet.repeat,
         ..TestRunOptions::default()
     };
     let result = program.test_run(options).map_err(failed)?;
-    Ok((result.return_value, result.duration))
+    Ok((result.return_value, result.duration, result.data_size_out))
 }
 
 fn failed(error: impl Into<Source>) -> Error {

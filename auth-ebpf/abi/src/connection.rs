@@ -56,7 +56,7 @@ impl ConnectionKey {
 plain! {
     /// State of a connection, with all that the next packet needs to pass without another lookup. Written
     /// only when a packet has passed everything.
-    pub struct ConnectionEntry [72] {
+    pub struct ConnectionEntry [88] {
         /// When a packet last passed.
         pub last_seen: u64,
         /// Until when packets pass on the strength of this entry: the end of the authentication and of the
@@ -68,6 +68,9 @@ plain! {
         pub bytes: u64,
         /// Packets of replies.
         pub reply_packets: u64,
+        /// With [`ConnectionEntry::TO_BACKEND`] the backend's address, with
+        /// [`ConnectionEntry::FROM_SERVICE`] the service's.
+        pub translation: Address,
         /// Identity of the endpoint.
         pub local_identity: u32,
         /// Identity at the other end.
@@ -86,18 +89,27 @@ plain! {
         pub auth_type: u8,
         /// The [`Direction`] in which it was opened.
         pub direction: u8,
-        /// [`ConnectionEntry::AUDITED`] or 0.
+        /// [`ConnectionEntry::AUDITED`] and the other bits there.
         pub flags: u8,
         /// What TCP has come to, and whether there was an answer: bits of this module.
         pub state: u8,
-        /// Reserved, 0.
-        pub pad: [u8; 2],
+        /// The port that belongs to [`ConnectionEntry::translation`], network order.
+        pub translation_port: [u8; 2],
     }
 }
 
 impl ConnectionEntry {
     /// Policy would have refused it, so it counts for nothing once policy is enforced.
     pub const AUDITED: u8 = 1;
+    /// What the pod sends to a service: goes to the backend. Another entry, under the backend's address, is
+    /// the connection with that; each is found by what its own direction sends, and they tell each other
+    /// what both must know.
+    pub const TO_BACKEND: u8 = 2;
+    /// That connection: what comes from the backend gets the service's address.
+    pub const FROM_SERVICE: u8 = 4;
+    /// With either: the pod itself is the backend, and policy has no say.
+    pub const HAIRPIN: u8 = 8;
+    pub(crate) const TRANSLATES: u8 = Self::TO_BACKEND | Self::FROM_SERVICE;
     /// As `peer_ifindex`: the other end's packets may come in anywhere.
     pub const ANY: u32 = u32::MAX;
 
@@ -145,6 +157,15 @@ impl ConnectionEntry {
             TCP_OPENING_TIMEOUT
         };
         now < self.last_seen.wrapping_add(timeout)
+    }
+
+    /// What tells apart connections with the same backend on the same ports.
+    #[inline(always)]
+    pub(crate) fn is_by_way_of(&self, other: &Self) -> bool {
+        let differs = (self.flags ^ other.flags) & Self::FROM_SERVICE;
+        differs == 0
+            && self.translation == other.translation
+            && self.translation_port == other.translation_port
     }
 
     /// Takes down a packet that has passed.

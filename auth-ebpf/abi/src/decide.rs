@@ -8,9 +8,10 @@ use core::ops::DerefMut;
 
 use crate::packet::{Bytes, Frame, Packet, ethertype, parse_ethernet, parse_ip};
 use crate::{
-    Address, AddressEntry, AddressFlags, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, DropReason,
-    EndpointEntry, Event, EventKind, FragmentEntry, FragmentKey, Held, Hook, Mode, NodeEntry, NodeNumber,
-    PolicyEntry, PolicyKey, Setting, Verdict, identity,
+    Address, AddressEntry, AddressFlags, AffinityEntry, AffinityKey, AuthEntry, AuthKey, BackendEntry,
+    BackendKey, ConnectionEntry, ConnectionKey, DropReason, EndpointEntry, Event, EventKind, FragmentEntry,
+    FragmentKey, Held, Hook, Mode, NodeEntry, NodeNumber, PolicyEntry, PolicyKey, ServiceEntry, ServiceKey,
+    Setting, Translation, TranslationKind, Verdict, identity,
 };
 
 mod border;
@@ -20,6 +21,7 @@ mod hold;
 mod pod;
 mod related;
 mod rules;
+mod service;
 mod standing;
 
 pub use hold::{come_back, hook_of};
@@ -59,6 +61,14 @@ pub trait State {
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentEntry>;
     /// Remembers a first fragment.
     fn lead(&self, key: &FragmentKey, entry: &FragmentEntry);
+    /// The service with this address and port.
+    fn service(&self, key: &ServiceKey) -> Option<ServiceEntry>;
+    /// A backend of a service.
+    fn backend(&self, key: &BackendKey) -> Option<BackendEntry>;
+    /// The backend that a client keeps, ended ones included.
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityEntry>;
+    /// Has a client keep a backend.
+    fn stick(&self, key: &AffinityKey, entry: &AffinityEntry);
     /// Boot time in nanoseconds, at most a tick of the kernel old.
     fn now(&self) -> u64;
     /// Hands an event to user space.
@@ -123,6 +133,15 @@ pub struct Place {
     pub datagram: FragmentKey,
     /// What is remembered of that.
     pub first: FragmentEntry,
+    /// Its connection with a service's address, of which `connection` is the one with the backend.
+    pub service: ConnectionKey,
+    /// How it has to change once it has passed; not before it is held.
+    pub translation: Translation,
+    /// Itself as the client of a service that has affinity, and until when it keeps its backend; 0 for not.
+    affinity: AffinityKey,
+    stick_until: u64,
+    /// What its destination's address says by itself.
+    owner: AddressEntry,
     /// Its other end.
     remote: pod::Remote,
 }
@@ -181,6 +200,9 @@ pub fn decide<S: State, B: Bytes + ?Sized>(
 ) -> Verdict {
     let Workspace { packet, event, token, place, notes } = workspace;
     packet.clear();
+    place.translation.kind = TranslationKind::NONE;
+    place.translation.news = false;
+    place.stick_until = 0;
     *notes = Notes { held_since: context.held_since, held_for: context.held_for, ..Notes::default() };
     let mut judge = Judge { state, context: *context, event, token, notes, now: state.now() };
     let outcome = judge.inspect(bytes, packet, place);
@@ -314,8 +336,14 @@ impl<S: State> Judge<'_, S> {
     /// Whose address this is; nobody's is the world's.
     #[inline(always)]
     fn resolve(&self, address: &Address) -> AddressEntry {
-        if let Some(entry) = self.state.address(address) {
-            return entry;
+        self.resolve_owned(address, self.owner(address))
+    }
+
+    /// The same of one of which `owner` is known already.
+    #[inline(always)]
+    fn resolve_owned(&self, address: &Address, owner: AddressEntry) -> AddressEntry {
+        if owner.identity != identity::UNKNOWN {
+            return owner;
         }
         match self.state.prefix(address) {
             Some(entry) => entry,

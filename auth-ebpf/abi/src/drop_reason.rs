@@ -60,6 +60,8 @@ drop_reasons! {
     SvidPending = 12, "SVID_PENDING";
     /// The other node has not acknowledged yet that this address is this pod's now.
     AddressUnannounced = 16, "ADDRESS_UNANNOUNCED";
+    /// The same ports of the same backend are in use already, under another address.
+    ServiceConflict = 17, "SERVICE_CONFLICT";
     /// The source address is not one of the pod's.
     Spoofed = 132, "SPOOFED";
     /// No rule allows it.
@@ -70,6 +72,8 @@ drop_reasons! {
     UnsupportedL3 = 139, "UNSUPPORTED_L3";
     /// A fragment whose first one has not passed, or that hides or would write over what was judged.
     Fragment = 157, "FRAGMENT";
+    /// The service has no backend that could take it.
+    NoServiceBackend = 158, "NO_SERVICE_BACKEND";
     /// A rule denies it.
     PolicyDeny = 181, "POLICY_DENY";
     /// Policy allows it once both identities have authenticated, which they have not.

@@ -147,13 +147,16 @@ impl Hook {
 plain! {
     /// One event. The tuple is the packet's own, whichever way it goes; `local` and `remote` are the
     /// identities seen from the endpoint at the hook.
-    pub struct Event [80] {
+    pub struct Event [96] {
         /// When.
         pub time: u64,
         /// Source address.
         pub source: crate::Address,
         /// Destination address.
         pub destination: crate::Address,
+        /// The service's address to which the pod has sent it, if the destination is its backend; else
+        /// unspecified.
+        pub service: crate::Address,
         /// Source port, network order; of an ICMP echo its identifier.
         pub source_port: [u8; 2],
         /// Destination port, network order; of ICMP its type and code.
@@ -188,7 +191,9 @@ plain! {
         pub encrypted: u8,
         /// 1: a reply within a tracked connection.
         pub reply: u8,
+        /// The service's port, network order; 0 for none.
+        pub service_port: [u8; 2],
         /// Reserved, 0.
-        pub pad: [u8; 5],
+        pub pad: [u8; 3],
     }
 }

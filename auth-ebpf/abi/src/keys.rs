@@ -166,8 +166,16 @@ impl Address {
         matches!(self.0, [0xff, ..])
     }
 
+    /// The octets of an IPv4 address.
     #[inline(always)]
-    const fn words(&self) -> [u32; 4] {
+    pub(crate) const fn v4_octets(&self) -> [u8; 4] {
+        let [_, last] = self.halves();
+        let [.., a, b, c, d] = last.to_ne_bytes();
+        [a, b, c, d]
+    }
+
+    #[inline(always)]
+    pub(crate) const fn words(&self) -> [u32; 4] {
         let [first, last] = self.halves();
         let (first, last) = (u64::from_be(first), u64::from_be(last));
         [(first >> 32) as u32, first as u32, (last >> 32) as u32, last as u32]
@@ -195,6 +203,9 @@ pub struct AddressFlags;
 impl AddressFlags {
     /// A range of the cluster: an address in it which has no entry of its own is undecidable.
     pub const CLUSTER_RANGE: u16 = 1;
+    /// Services have this address. Whose it is else, the identity says, or, where that is not known, what
+    /// range it is in.
+    pub const SERVICE: u16 = 2;
 }
 
 plain! {

@@ -18,7 +18,9 @@ mod layout;
 mod metrics;
 pub mod packet;
 mod policy;
+mod service;
 mod settings;
+mod translation;
 
 pub use connection::{
     CONNECTION_QUOTA, CONNECTION_TIMEOUT, ConnectionEntry, ConnectionKey, FRAGMENT_TIMEOUT, FragmentEntry,
@@ -38,7 +40,11 @@ pub use keys::{
 pub use layout::Layout;
 pub use metrics::{Counter, metric};
 pub use policy::{AuthType, Choice, Direction, PolicyClasses, PolicyEntry, PolicyKey, PolicySlot, choose};
+pub use service::{
+    AffinityEntry, AffinityKey, BackendEntry, BackendKey, ServiceEntry, ServiceKey, may_serve,
+};
 pub use settings::{Mode, SCHEMA_VERSION, Setting};
+pub use translation::{Rewrite, Translation, TranslationKind, loopback, translate};
 
 /// How many entries each map holds.
 pub mod capacity {
@@ -74,6 +80,12 @@ pub mod capacity {
     pub const CREDITS: usize = crate::Credits::COUNT as usize;
     /// Of [`map::SVID_PENDING`](crate::map::SVID_PENDING).
     pub const SVID_PENDING: usize = ENDPOINTS;
+    /// Of [`map::SERVICES`](crate::map::SERVICES).
+    pub const SERVICES: usize = 65_536;
+    /// Of [`map::BACKENDS`](crate::map::BACKENDS).
+    pub const BACKENDS: usize = 262_144;
+    /// Of [`map::AFFINITIES`](crate::map::AFFINITIES), whose least recently used entry makes room.
+    pub const AFFINITIES: usize = 32_768;
     /// Of [`map::CONFIG`](crate::map::CONFIG).
     pub const CONFIG: usize = crate::Setting::COUNT as usize;
 }
@@ -120,8 +132,16 @@ pub mod map {
     /// why a packet drops, and decides nothing.
     pub const SVID_PENDING: &str = "svid_pending";
 
+    /// [`ServiceKey`](crate::ServiceKey) → [`ServiceEntry`](crate::ServiceEntry), a hash.
+    pub const SERVICES: &str = "services";
+    /// [`BackendKey`](crate::BackendKey) → [`BackendEntry`](crate::BackendEntry), a hash.
+    pub const BACKENDS: &str = "backends";
+    /// [`AffinityKey`](crate::AffinityKey) → [`AffinityEntry`](crate::AffinityEntry), a hash; the least
+    /// recently used make room.
+    pub const AFFINITIES: &str = "affinities";
+
     /// Every map.
-    pub const ALL: [&str; 17] = [
+    pub const ALL: [&str; 20] = [
         CONFIG,
         ADDRESSES,
         PREFIXES,
@@ -139,5 +159,8 @@ pub mod map {
         HELD,
         CREDITS,
         SVID_PENDING,
+        SERVICES,
+        BACKENDS,
+        AFFINITIES,
     ];
 }

@@ -164,6 +164,10 @@ pub struct Embedded {
     pub protocol: u8,
     /// There is one, and it could be read.
     pub present: bool,
+    /// Where it begins in the frame.
+    pub network: u16,
+    /// Where its transport header begins in the frame.
+    pub transport: u16,
 }
 
 /// The header of an IP packet, as far as the decision looks at it.
@@ -183,6 +187,8 @@ pub struct Packet {
     pub hop_limit: u8,
     /// Flags of TCP.
     pub tcp_flags: u8,
+    /// Where the transport header begins in the frame.
+    pub transport: u16,
     /// Which part of a datagram it is.
     pub fragment: Fragment,
     /// Of a fragment, where it begins in the datagram, in bytes.
@@ -208,6 +214,7 @@ impl Packet {
         self.protocol = 0;
         self.hop_limit = 0;
         self.tcp_flags = 0;
+        self.transport = 0;
         self.fragment = Fragment::Whole;
         self.fragment_offset = 0;
         self.fragment_end = 0;

@@ -39,3 +39,5 @@ mod model;
 mod modes;
 #[path = "decide/pods.rs"]
 mod pods;
+#[path = "decide/services.rs"]
+mod services;

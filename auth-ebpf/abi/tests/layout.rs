@@ -4,9 +4,9 @@ use core::mem::offset_of;
 
 use auth_ebpf_abi::packet::Ports;
 use auth_ebpf_abi::{
-    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Event,
-    FragmentEntry, FragmentKey, Held, Layout, NodeEntry, PendingEntry, PolicyClasses, PolicyEntry, PolicyKey,
-    QuotaEntry,
+    Address, AddressEntry, AffinityEntry, AffinityKey, AuthEntry, AuthKey, BackendEntry, BackendKey,
+    ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Event, FragmentEntry, FragmentKey, Held, Layout,
+    NodeEntry, PendingEntry, PolicyClasses, PolicyEntry, PolicyKey, QuotaEntry, ServiceEntry, ServiceKey,
 };
 use proptest::prelude::*;
 
@@ -46,7 +46,8 @@ fn bytes_lie_where_the_fields_are() {
         last_seen = u64::MAX, valid_until = u64::MAX, packets = u64::MAX, bytes = u64::MAX,
         reply_packets = u64::MAX, local_identity = u32::MAX, remote_identity = u32::MAX,
         generation = u32::MAX, ifindex = u32::MAX, peer_ifindex = u32::MAX, peer_bridge = u32::MAX,
-        node = u16::MAX, auth_type = 255, direction = 255, flags = 255, state = 255, pad = [255; 2],
+        node = u16::MAX, auth_type = 255, direction = 255, flags = 255, state = 255,
+        translation = ADDRESS, translation_port = [255; 2],
     });
     assert_eq!(QuotaEntry { established: u64::MAX }.to_bytes(), [255; 8]);
     assert_eq!(PendingEntry { pending: u32::MAX }.to_bytes(), [255; 4]);
@@ -62,6 +63,12 @@ fn bytes_lie_where_the_fields_are() {
         since = u64::MAX, ifindex = u32::MAX, ingress_ifindex = u32::MAX, local = u32::MAX, remote = u32::MAX,
         node = u16::MAX, auth_type = 255, hook = 255, units = u32::MAX, stage = u32::MAX, pad = u32::MAX,
     });
+    fields!(ServiceKey { address = ADDRESS, port = [255; 2], protocol = 255, pad = [255; 5] });
+    fields!(ServiceEntry { set = u32::MAX, backends = u32::MAX, affinity = u32::MAX, pad = u32::MAX });
+    fields!(BackendKey { set = u32::MAX, slot = u32::MAX });
+    fields!(BackendEntry { address = ADDRESS, port = [255; 2], pad = [255; 6] });
+    fields!(AffinityKey { client = ADDRESS, set = u32::MAX, pad = u32::MAX });
+    fields!(AffinityEntry { address = ADDRESS, until = u64::MAX, port = [255; 2], pad = [255; 6] });
     fields!(Counter { packets = u64::MAX, bytes = u64::MAX });
 }
 
@@ -72,7 +79,7 @@ fn bytes_of_events_lie_where_the_fields_are() {
         destination_port = [255; 2], local = u32::MAX, remote = u32::MAX, ifindex = u32::MAX,
         length = u32::MAX, cookie = u32::MAX, node = u16::MAX, kind = 255, verdict = 255, reason = 255,
         hook = 255, direction = 255, auth_type = 255, protocol = 255, encrypted = 255, reply = 255,
-        pad = [255; 5],
+        service = ADDRESS, service_port = [255; 2], pad = [255; 3],
     });
 }
 

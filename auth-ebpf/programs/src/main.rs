@@ -11,9 +11,15 @@ mod state;
 mod words;
 
 use auth_ebpf_abi::packet::{Bytes, Number};
-use auth_ebpf_abi::{Context, Hook, Setting, State as _, Verdict, Workspace, come_back, decide, hook_of};
-use aya_ebpf::bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::{bpf_redirect, bpf_skb_vlan_pop, bpf_skb_vlan_push};
+use auth_ebpf_abi::{
+    Context, Hook, Rewrite, Setting, State as _, TranslationKind, Verdict, Workspace, come_back, decide,
+    hook_of, translate,
+};
+use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::{
+    bpf_csum_diff, bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_vlan_pop,
+    bpf_skb_vlan_push,
+};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
@@ -99,9 +105,102 @@ fn run(ctx: &TcContext, hook: Hook) -> i32 {
     let workspace = unsafe { &mut *workspace };
     match decide(&state::Maps, &SocketBuffer::new(ctx), &context, workspace) {
         Verdict::Forwarded if matches!(hook, Hook::FromHold) => release(workspace),
+        Verdict::Forwarded | Verdict::Audit if holds => pass(ctx, workspace, &context),
         Verdict::Forwarded | Verdict::Audit => PASS,
         Verdict::Held => hold(ctx, workspace),
         Verdict::Dropped => DROP,
+    }
+}
+
+/// Lets a packet go on at a pod's interface, with the addresses that it shall have from here on.
+#[inline(always)]
+fn pass(ctx: &TcContext, workspace: &Workspace, context: &Context) -> i32 {
+    let translation = &workspace.place.translation;
+    if translation.kind == TranslationKind::NONE {
+        return PASS;
+    }
+    let changed = translate(&mut Rewriter(ctx), &workspace.packet, context.hook.direction(), translation);
+    match changed {
+        None => DROP,
+        Some(()) if translation.is_hairpin() => turn_round(ctx, context.ifindex),
+        Some(()) => PASS,
+    }
+}
+
+/// Sends a packet back to the pod that it comes from.
+#[inline(always)]
+fn turn_round(ctx: &TcContext, ifindex: u32) -> i32 {
+    let Ok([a, b, c, d, e, f, g, h, i, j, k, l]) = ctx.load::<[u8; 12]>(0) else { return DROP };
+    let swapped: [u8; 12] = [g, h, i, j, k, l, a, b, c, d, e, f];
+    match ctx.store(0, &swapped, 0) {
+        // SAFETY: the helper takes any index.
+        Ok(()) => unsafe { bpf_redirect(ifindex, 0) as i32 },
+        Err(_) => DROP,
+    }
+}
+
+/// Changes a socket buffer by the kernel's helpers, which know of offloaded checksums.
+struct Rewriter<'a>(&'a TcContext);
+
+impl Rewriter<'_> {
+    #[inline(always)]
+    fn mend(&self, offset: u32, difference: u32, flags: u32) -> Option<()> {
+        // SAFETY: the helper takes any context of this kind, and checks the offset itself.
+        let outcome = unsafe {
+            bpf_l4_csum_replace(self.0.skb.skb, offset, 0, u64::from(difference), u64::from(flags))
+        };
+        (outcome == 0).then_some(())
+    }
+}
+
+/// The flag for a checksum that may be 0 for none.
+#[inline(always)]
+const fn mangled(optional: bool) -> u32 {
+    if optional { BPF_F_MARK_MANGLED_0 } else { 0 }
+}
+
+impl Rewrite for Rewriter<'_> {
+    #[inline(always)]
+    fn difference<const N: usize>(&self, old: &[u8; N], new: &[u8; N]) -> u32 {
+        // SAFETY: both are that long; the helper only reads them.
+        unsafe {
+            bpf_csum_diff(
+                old.as_ptr().cast_mut().cast(),
+                N as u32,
+                new.as_ptr().cast_mut().cast(),
+                N as u32,
+                0,
+            ) as u32
+        }
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
+        self.0.store(offset as usize, bytes, 0).ok()
+    }
+
+    #[inline(always)]
+    fn mend_network(&mut self, offset: u32, difference: u32) -> Option<()> {
+        // SAFETY: as above.
+        let outcome = unsafe { bpf_l3_csum_replace(self.0.skb.skb, offset, 0, u64::from(difference), 0) };
+        (outcome == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn mend_transport(&mut self, offset: u32, difference: u32, optional: bool) -> Option<()> {
+        self.mend(offset, difference, mangled(optional))
+    }
+
+    #[inline(always)]
+    fn mend_pseudo(&mut self, offset: u32, difference: u32, optional: bool, v6: bool) -> Option<()> {
+        self.mend(offset, difference, mangled(optional) | BPF_F_PSEUDO_HDR)?;
+        if v6 {
+            // The helper takes addresses for having a checksum of their own, as IPv4's have, and mends the sum
+            // over the packet that a device may have supplied by this one. Here the two make up for each other.
+            // SAFETY: as above. Without such a sum there is nothing to mend, and it says so.
+            let _none = unsafe { bpf_csum_update(self.0.skb.skb, difference) };
+        }
+        Some(())
     }
 }
 

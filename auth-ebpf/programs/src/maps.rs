@@ -1,9 +1,10 @@
 //! The maps. User space makes them with these definitions, pins them, and finds them again by their names.
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AuthEntry, AuthKey, ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Event,
-    FragmentEntry, FragmentKey, Held, NodeEntry, PendingEntry, PolicyEntry, PolicySlot, QuotaEntry,
-    Workspace, capacity,
+    Address, AddressEntry, AffinityEntry, AffinityKey, AuthEntry, AuthKey, BackendEntry, BackendKey,
+    ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Event, FragmentEntry, FragmentKey, Held,
+    NodeEntry, PendingEntry, PolicyEntry, PolicySlot, QuotaEntry, ServiceEntry, ServiceKey, Workspace,
+    capacity,
 };
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
@@ -67,6 +68,18 @@ pub(crate) static CREDITS: Array<u64, { capacity::CREDITS }> = Array::new();
 #[btf_map(name = "svid_pending")]
 pub(crate) static SVID_PENDING: HashMap<u32, PendingEntry, { capacity::SVID_PENDING }, GROWING> =
     HashMap::new();
+
+#[btf_map(name = "services")]
+pub(crate) static SERVICES: HashMap<ServiceKey, ServiceEntry, { capacity::SERVICES }, GROWING> =
+    HashMap::new();
+
+#[btf_map(name = "backends")]
+pub(crate) static BACKENDS: HashMap<BackendKey, BackendEntry, { capacity::BACKENDS }, GROWING> =
+    HashMap::new();
+
+#[btf_map(name = "affinities")]
+pub(crate) static AFFINITIES: LruHashMap<AffinityKey, AffinityEntry, { capacity::AFFINITIES }> =
+    LruHashMap::new();
 
 /// Not pinned: it holds nothing from one packet to the next.
 #[btf_map(name = "workspace")]

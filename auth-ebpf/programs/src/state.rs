@@ -6,17 +6,18 @@
 use core::mem::transmute;
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AuthEntry, AuthKey, CONNECTION_QUOTA, ConnectionEntry, ConnectionKey,
-    EndpointEntry, Event, FragmentEntry, FragmentKey, Held, NodeEntry, NodeNumber, PolicyEntry, PolicyKey,
-    PolicySlot, QuotaEntry, Setting, State, metric,
+    Address, AddressEntry, AffinityEntry, AffinityKey, AuthEntry, AuthKey, BackendEntry, BackendKey,
+    CONNECTION_QUOTA, ConnectionEntry, ConnectionKey, EndpointEntry, Event, FragmentEntry, FragmentKey, Held,
+    NodeEntry, NodeNumber, PolicyEntry, PolicyKey, PolicySlot, QuotaEntry, ServiceEntry, ServiceKey, Setting,
+    State, metric,
 };
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 
 use crate::maps::{
-    ADDRESSES, AUTH, CLOCK, CONFIG, CONNECTIONS, CREDITS, ENDPOINTS, EVENTS, FRAGMENTS, GENERATIONS,
-    HALF_OPEN, HELD, METRICS, NODES, POLICY, PREFIXES, QUOTAS, SVID_PENDING,
+    ADDRESSES, AFFINITIES, AUTH, BACKENDS, CLOCK, CONFIG, CONNECTIONS, CREDITS, ENDPOINTS, EVENTS, FRAGMENTS,
+    GENERATIONS, HALF_OPEN, HELD, METRICS, NODES, POLICY, PREFIXES, QUOTAS, SERVICES, SVID_PENDING,
 };
 
 /// The maps of this object.
@@ -126,6 +127,30 @@ impl State for Maps {
     fn lead(&self, key: &FragmentKey, entry: &FragmentEntry) {
         // Without it, those that follow drop.
         let _room = FRAGMENTS.insert(key, entry, u64::from(BPF_ANY));
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<ServiceEntry> {
+        // SAFETY: copied at once; the same for those below.
+        unsafe { SERVICES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, key: &BackendKey) -> Option<BackendEntry> {
+        // SAFETY: as above.
+        unsafe { BACKENDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityEntry> {
+        // SAFETY: as above.
+        unsafe { AFFINITIES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn stick(&self, key: &AffinityKey, entry: &AffinityEntry) {
+        // Without it, the client's next connection chooses again, and mostly the same.
+        let _room = AFFINITIES.insert(key, entry, u64::from(BPF_ANY));
     }
 
     /// Jiffies cost next to nothing and the clock as much as a lookup, but jiffies stop in suspend: so the

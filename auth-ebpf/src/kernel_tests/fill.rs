@@ -52,6 +52,9 @@ pub(crate) fn fill(maps: &Maps, tables: &Tables) {
     maps.nodes().reconcile(&tables.nodes).unwrap();
     maps.auth().reconcile(&tables.auth).unwrap();
     maps.svid_pending().reconcile(&tables.svid_pending).unwrap();
+    maps.services().reconcile(&tables.services).unwrap();
+    maps.backends().reconcile(&tables.backends).unwrap();
+    maps.affinities().reconcile(&tables.affinities.borrow()).unwrap();
     maps.connections().reconcile(&tables.connections.borrow()).unwrap();
     maps.half_open().reconcile(&tables.half_open.borrow()).unwrap();
     maps.fragments().reconcile(&tables.fragments.borrow()).unwrap();

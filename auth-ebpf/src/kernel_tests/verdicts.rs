@@ -44,13 +44,13 @@ fn is_testable(bytes: &[u8]) -> bool {
 
 /// One packet at one hook.
 #[derive(Clone, Debug)]
-struct Arrival {
+pub(super) struct Arrival {
     hook: Hook,
     ingress: u32,
     bytes: Vec<u8>,
 }
 
-fn arrival(hook: Hook, ingress: u32, parts: &Parts) -> Arrival {
+pub(super) fn arrival(hook: Hook, ingress: u32, parts: &Parts) -> Arrival {
     let bytes = match hook {
         Hook::FromWireguard | Hook::ToWireguard => parts.ip(),
         Hook::FromPod | Hook::ToPod | Hook::FromUplink | Hook::ToUplink | Hook::FromHold | Hook::ToHold => {
@@ -61,7 +61,7 @@ fn arrival(hook: Hook, ingress: u32, parts: &Parts) -> Arrival {
 }
 
 /// Runs all packets on both sides and compares everything that they leave behind.
-fn compare(datapath: &mut Datapath, tables: &mut Tables, arrivals: &[Arrival]) {
+pub(super) fn compare(datapath: &mut Datapath, tables: &mut Tables, arrivals: &[Arrival]) {
     at_boot_time(tables);
     fill(datapath.maps(), tables);
     let mut ring = datapath.events().unwrap();

@@ -5,7 +5,10 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use auth_ebpf_abi::{Address, AuthKey, ConnectionKey, FragmentKey, Layout, NodeNumber, PolicyKey};
+use auth_ebpf_abi::{
+    Address, AffinityKey, AuthKey, BackendKey, ConnectionKey, FragmentKey, Layout, NodeNumber, PolicyKey,
+    ServiceKey,
+};
 use aya::maps::{HashMap, Map, MapData, MapError};
 
 use crate::error::Error;
@@ -274,7 +277,7 @@ macro_rules! plain_key {
         }
     )*};
 }
-plain_key!(AuthKey, ConnectionKey, FragmentKey);
+plain_key!(AffinityKey, AuthKey, BackendKey, ConnectionKey, FragmentKey, ServiceKey);
 
 /// Index of an interface.
 impl sealed::Key for u32 {

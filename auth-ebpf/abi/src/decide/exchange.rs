@@ -6,7 +6,7 @@ use super::{Judge, Outcome, Place, State};
 use crate::packet::Packet;
 use crate::{
     AuthKey, AuthType, ConnectionEntry, Direction, DropReason, EndpointEntry, Hook, IdentityNumber,
-    NodeEntry, NodeNumber, Setting, identity,
+    NodeEntry, NodeNumber, Setting, TranslationKind, identity,
 };
 
 impl<S: State> Judge<'_, S> {
@@ -32,6 +32,11 @@ impl<S: State> Judge<'_, S> {
             Some(known) => known.opened,
             None => self.direction(),
         };
+        let outwards = matches!(self.direction(), Direction::Egress);
+        if known.is_none() && !outwards {
+            // Whoever has the backend's address now answers for no service.
+            place.translation.kind = TranslationKind::NONE;
+        }
         self.event.reply = u8::from(opened != self.direction());
         let auth_type = self.wanted(packet, opened, known, endpoint, remote)?;
         let node = self.session(remote.entry.node);
@@ -54,6 +59,11 @@ impl<S: State> Judge<'_, S> {
             flags: if notes.policy_audited { ConnectionEntry::AUDITED } else { 0 },
             ..ConnectionEntry::default()
         };
+        if outwards && place.translation.kind != TranslationKind::NONE {
+            place.entry.flags |= ConnectionEntry::FROM_SERVICE;
+            place.entry.translation = place.translation.old;
+            place.entry.translation_port = place.translation.old_port;
+        }
         self.track(packet, place)
     }
 
@@ -166,12 +176,10 @@ impl<S: State> Judge<'_, S> {
         let Place { connection: key, entry, .. } = place;
         let opens = may_open(packet);
         if let Some(mut known) = self.state.established(key) {
-            self.renew(packet, entry, &mut known);
-            return Ok(());
+            return self.renew(packet, entry, &mut known);
         }
         if let Some(mut known) = self.state.half_open(key) {
-            self.renew(packet, entry, &mut known);
-            return Ok(());
+            return self.renew(packet, entry, &mut known);
         }
         if !opens {
             return Ok(());
@@ -187,14 +195,33 @@ impl<S: State> Judge<'_, S> {
 
 impl<S: State> Judge<'_, S> {
     #[inline(always)]
-    fn renew(&mut self, packet: &Packet, decided: &ConnectionEntry, known: &mut ConnectionEntry) {
-        let renewal = known.renew(decided, packet, may_open(packet), self.now());
-        if matches!(renewal, Renewal::Refused) {
-            return;
-        }
+    fn renew(
+        &mut self,
+        packet: &Packet,
+        decided: &mut ConnectionEntry,
+        known: &mut ConnectionEntry,
+    ) -> Outcome {
         let reply = decided.direction != self.direction() as u8;
+        let outwards = matches!(self.direction(), Direction::Egress);
+        let opens = may_open(packet);
+        let alive = known.is_alive(packet.protocol, self.now());
+        // The answers to both would come from the same address and port.
+        if outwards && !reply && alive && !known.is_closed() && !known.is_by_way_of(decided) {
+            return self.refuse(DropReason::ServiceConflict);
+        }
+        // What comes from a service's own address is no answer of it.
+        if !outwards && alive && known.flags & ConnectionEntry::TO_BACKEND != 0 {
+            return Ok(());
+        }
+        let renewal = known.renew(decided, opens, alive);
+        if matches!(renewal, Renewal::Refused) {
+            return Ok(());
+        }
         known.record(packet, reply, self.context.length, self.now());
+        decided.last_seen = known.last_seen;
+        decided.state = known.state;
         self.notes().opening = matches!(renewal, Renewal::New);
+        Ok(())
     }
 }
 
@@ -220,8 +247,8 @@ enum Renewal {
 impl ConnectionEntry {
     /// Makes this the entry that was decided on now. Counters and state go on if it is the same connection.
     #[inline(always)]
-    fn renew(&mut self, decided: &Self, packet: &Packet, opens: bool, now: u64) -> Renewal {
-        let same = self.is_alive(packet.protocol, now)
+    fn renew(&mut self, decided: &Self, opens: bool, alive: bool) -> Renewal {
+        let same = alive
             && self.local_identity == decided.local_identity
             && self.remote_identity == decided.remote_identity
             && self.node == decided.node
@@ -235,7 +262,10 @@ impl ConnectionEntry {
             self.bytes = 0;
             self.reply_packets = 0;
             self.state = 0;
+            self.translation = decided.translation;
+            self.translation_port = decided.translation_port;
         }
+        let service = if same { self.flags } else { decided.flags } & ConnectionEntry::FROM_SERVICE;
         self.local_identity = decided.local_identity;
         self.remote_identity = decided.remote_identity;
         self.ifindex = decided.ifindex;
@@ -244,7 +274,7 @@ impl ConnectionEntry {
         self.node = decided.node;
         self.auth_type = decided.auth_type;
         self.direction = decided.direction;
-        self.flags = decided.flags;
+        self.flags = decided.flags | service;
         self.valid_until = decided.valid_until;
         self.generation = decided.generation;
         if same { Renewal::Same } else { Renewal::New }

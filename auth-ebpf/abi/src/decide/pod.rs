@@ -4,9 +4,10 @@ use core::hint::black_box;
 
 use super::standing::{Standing, connection_key};
 use super::{Judge, Outcome, Place, State};
-use crate::packet::{Fragment, Packet, icmp, protocol};
+use crate::packet::{Fragment, Packet, Ports, icmp, protocol};
 use crate::{
-    Address, AddressEntry, ConnectionEntry, Direction, DropReason, EndpointEntry, Setting, identity,
+    Address, AddressEntry, ConnectionEntry, Direction, DropReason, EndpointEntry, Setting, TranslationKind,
+    identity, loopback,
 };
 
 /// The other end of a packet at a pod.
@@ -52,7 +53,14 @@ impl<S: State> Judge<'_, S> {
         if !matches!(standing, Standing::Settled) {
             self.describe(packet);
             match self.direction() {
-                Direction::Egress => self.pod_sends(packet, place, standing)?,
+                Direction::Egress => {
+                    self.pod_sends(packet, place, standing)?;
+                    // What follows this fragment bears the service's address as it did.
+                    if matches!(place.translation.kind, TranslationKind::END | TranslationKind::HAIRPIN) {
+                        packet.destination = place.translation.old;
+                        packet.ports = Ports::new(packet.source_port(), place.translation.old_port);
+                    }
+                }
                 Direction::Ingress => self.pod_receives(packet, place, standing)?,
             }
         }
@@ -62,7 +70,7 @@ impl<S: State> Judge<'_, S> {
 
     /// A pod sends: the address is its own, the destination is known, and then the exchange.
     #[inline(always)]
-    fn pod_sends(&mut self, packet: &Packet, place: &mut Place, standing: Standing) -> Outcome {
+    fn pod_sends(&mut self, packet: &mut Packet, place: &mut Place, standing: Standing) -> Outcome {
         if packet.is_neighbour_discovery() || packet.is_multicast_listener() {
             if !self.may_signal(packet) {
                 return self.refuse(DropReason::Spoofed);
@@ -79,10 +87,19 @@ impl<S: State> Judge<'_, S> {
             // With route_localnet (kube-proxy sets it) the host would take it for its own.
             return self.refuse(DropReason::InvalidPacket);
         }
-        place.remote = self.recipient(&packet.destination)?;
+        self.to_backend(packet, place)?;
+        if place.translation.is_hairpin() {
+            return self.to_itself(place, endpoint.identity);
+        }
+        place.remote = self.recipient(&packet.destination, place.owner)?;
         let remote = *black_box(&mut place.remote);
         self.event.remote = remote.entry.identity;
         self.event.node = remote.entry.node;
+        // A service's address may lie in the cluster's ranges, where nobody else has it.
+        if self.is_related(packet, place, &remote.entry) {
+            self.event.reply = 1;
+            return Ok(());
+        }
         if remote.entry.is_cluster_range() {
             return self.refuse(DropReason::UnknownDestination);
         }
@@ -90,17 +107,14 @@ impl<S: State> Judge<'_, S> {
         if heard_here && self.is_reserved_port(packet) {
             self.refuse(DropReason::ReservedPort)?;
         }
-        if self.is_related(packet, place, &remote.entry) {
-            self.event.reply = 1;
-            return Ok(());
-        }
-        self.exchange(packet, place, standing, &endpoint, &remote)
+        self.exchange(packet, place, standing, &endpoint, &remote)?;
+        self.remember_backend(place)
     }
 
     /// Whom a pod's packet goes to.
     #[inline(always)]
-    fn recipient(&mut self, destination: &Address) -> Result<Remote, DropReason> {
-        let mut remote = Remote::anywhere(self.resolve(destination));
+    fn recipient(&mut self, destination: &Address, owner: AddressEntry) -> Result<Remote, DropReason> {
+        let mut remote = Remote::anywhere(self.resolve_owned(destination, owner));
         // A link has nobody but the pod and this host, or pods to which no program lets it pass.
         if destination.is_link_local() {
             remote.entry = AddressEntry { identity: identity::HOST, node: 0, flags: 0 };
@@ -131,6 +145,12 @@ impl<S: State> Judge<'_, S> {
             return self.refuse(DropReason::NoEndpoint);
         };
         self.event.local = endpoint.identity;
+        // Its own, turned round by the program at the same interface, which lets out nothing else from there.
+        if self.context.ingress_ifindex == self.context.ifindex
+            && packet.source == loopback(&packet.destination)
+        {
+            return Ok(());
+        }
         if packet.source.is_nobodys() {
             return self.refuse(DropReason::Spoofed);
         }

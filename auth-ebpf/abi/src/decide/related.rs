@@ -2,7 +2,7 @@
 
 use super::{Judge, Place, State};
 use crate::packet::{Embedded, Packet, Ports, icmp, protocol};
-use crate::{AddressEntry, ConnectionEntry, ConnectionKey, Direction};
+use crate::{AddressEntry, ConnectionEntry, ConnectionKey, Direction, Translation, TranslationKind};
 
 impl<S: State> Judge<'_, S> {
     /// Whether this is an error about a packet of a connection that is settled here. `sender` is whose
@@ -23,17 +23,36 @@ impl<S: State> Judge<'_, S> {
         }
         place.connection = embedded_key(embedded, direction.reverse());
         let protocol = embedded.protocol;
-        if let Some(entry) = self.state.established(&place.connection) {
-            return self.is_settled(protocol, &entry);
-        }
-        match self.state.half_open(&place.connection) {
-            Some(entry) => self.is_settled(protocol, &entry),
-            None => false,
-        }
+        let Place { connection, translation, .. } = place;
+        let settled = if let Some(entry) = self.state.established(connection) {
+            self.is_settled(packet, protocol, &entry, translation)
+        } else if let Some(entry) = self.state.half_open(connection) {
+            self.is_settled(packet, protocol, &entry, translation)
+        } else {
+            false
+        };
+        let of_end = matches!(direction, Direction::Egress) || by_its_end;
+        translation.kind = match (settled && translation.kind == TranslationKind::END, of_end) {
+            (false, _) => TranslationKind::NONE,
+            (true, true) => TranslationKind::ERROR_OF_END,
+            (true, false) => TranslationKind::ERROR,
+        };
+        translation.old = connection.remote;
+        translation.old_port = connection.ports.destination();
+        settled
     }
 
     #[inline(always)]
-    fn is_settled(&self, protocol: u8, entry: &ConnectionEntry) -> bool {
+    fn is_settled(
+        &self,
+        packet: &Packet,
+        protocol: u8,
+        entry: &ConnectionEntry,
+        translation: &mut Translation,
+    ) -> bool {
+        if entry.flags & ConnectionEntry::TRANSLATES != 0 {
+            translation.by_entry(packet, entry, self.direction());
+        }
         entry.is_alive(protocol, self.now())
             && self.now() < entry.valid_until
             && entry.ifindex == self.context.ifindex

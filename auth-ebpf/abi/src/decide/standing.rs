@@ -4,7 +4,8 @@ use super::{Judge, Place, State};
 use crate::connection::opened;
 use crate::packet::{Fragment, Packet, Ports};
 use crate::{
-    Address, ConnectionEntry, ConnectionKey, Direction, IdentityNumber, NodeNumber, Setting, generation_slot,
+    Address, ConnectionEntry, ConnectionKey, Direction, IdentityNumber, NodeNumber, Setting, Translation,
+    generation_slot,
 };
 
 /// Where a connection stands.
@@ -45,13 +46,23 @@ impl<S: State> Judge<'_, S> {
         if packet.is_syn() || !is_tracked(packet) {
             return Standing::Unknown;
         }
-        let Place { connection: key, entry: copy, .. } = place;
+        let standing = self.find(packet, place);
+        if place.translation.news {
+            let state = place.translation.state;
+            self.tell_partner(place, state);
+        }
+        standing
+    }
+
+    #[inline(always)]
+    fn find(&mut self, packet: &Packet, place: &mut Place) -> Standing {
+        let Place { connection: key, entry: copy, translation, .. } = place;
         let state = self.state;
         if let Some(mut entry) = state.established(key) {
-            return self.look(packet, &mut entry);
+            return self.look(packet, &mut entry, translation);
         }
         let Some(mut entry) = state.half_open(key) else { return Standing::Unknown };
-        let standing = self.look(packet, &mut entry);
+        let standing = self.look(packet, &mut entry, translation);
         if matches!(standing, Standing::Settled) && entry.is_answered() {
             *copy = *entry;
             drop(entry);
@@ -61,17 +72,28 @@ impl<S: State> Judge<'_, S> {
     }
 
     #[inline(always)]
-    fn look(&mut self, packet: &Packet, entry: &mut ConnectionEntry) -> Standing {
+    fn look(
+        &mut self,
+        packet: &Packet,
+        entry: &mut ConnectionEntry,
+        translation: &mut Translation,
+    ) -> Standing {
         let now = self.now();
         if !entry.is_alive(packet.protocol, now) {
             return Standing::Unknown;
         }
         let direction = self.direction();
-        let current = entry.generation == self.generation(entry.local_identity, entry.remote_identity);
+        // Whether a pod may talk to itself, nobody has to decide anew.
+        let current = entry.generation == self.generation(entry.local_identity, entry.remote_identity)
+            || entry.flags & ConnectionEntry::HAIRPIN != 0;
         let by_its_way = match direction {
             Direction::Egress => true,
             Direction::Ingress => entry.peer_sends_by(self.context.ingress_ifindex),
         };
+        let translates = entry.flags & ConnectionEntry::TRANSLATES != 0;
+        if translates {
+            translation.by_entry(packet, entry, direction);
+        }
         // What comes back from where it was held is decided as a whole: it may be late.
         let straight = self.notes().held_since == 0;
         if current
@@ -79,9 +101,14 @@ impl<S: State> Judge<'_, S> {
             && now < entry.valid_until
             && entry.ifindex == self.context.ifindex
             && by_its_way
+            && (!translates || entry.is_found_by(direction))
         {
             let reply = entry.direction != direction as u8;
+            let before = (entry.last_seen, entry.state);
             entry.record(packet, reply, self.context.length, now);
+            if translates {
+                translation.tell(before, entry);
+            }
             return Standing::Settled;
         }
         Standing::Open(Known {

@@ -203,6 +203,8 @@ const fn first_fragment(length: u32, packet: &mut Packet) {
 #[inline(always)]
 fn upper<B: Bytes + ?Sized>(bytes: &B, payload: Payload, packet: &mut Packet) -> Option<()> {
     packet.payload = payload.offset;
+    // No header reaches that far: MAX_EXTENSION_HEADERS of at most 2 KiB each.
+    packet.transport = payload.offset as u16;
     if matches!(packet.fragment, Fragment::Later) {
         return Some(());
     }
@@ -296,6 +298,7 @@ fn embedded_v4<B: Bytes + ?Sized>(bytes: &B, offset: u32, embedded: &mut Embedde
     embedded.source = Address::from_v4([s0, s1, s2, s3]);
     embedded.destination = Address::from_v4([d0, d1, d2, d3]);
     embedded.protocol = protocol;
+    embedded.network = offset as u16;
     embedded_ports(bytes, offset + length, embedded)
 }
 
@@ -309,6 +312,7 @@ fn embedded_v6<B: Bytes + ?Sized>(bytes: &B, offset: u32, embedded: &mut Embedde
     embedded.source = Address(bytes.load(offset + 8)?);
     embedded.destination = Address(bytes.load(offset + 24)?);
     embedded.protocol = next;
+    embedded.network = offset as u16;
     if embedded.source.is_v4() || embedded.destination.is_v4() {
         return None;
     }
@@ -318,6 +322,7 @@ fn embedded_v6<B: Bytes + ?Sized>(bytes: &B, offset: u32, embedded: &mut Embedde
 #[inline(always)]
 fn embedded_ports<B: Bytes + ?Sized>(bytes: &B, offset: u32, embedded: &mut Embedded) -> Option<()> {
     let [a, b, c, d, e, f, _, _]: [u8; 8] = bytes.load(offset)?;
+    embedded.transport = offset as u16;
     match embedded.protocol {
         protocol::TCP | protocol::UDP | protocol::SCTP => {
             embedded.source_port = [a, b];

@@ -1,12 +1,13 @@
 //! A small cluster: this node with two pods, another node with one, the world.
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AddressFlags, AuthEntry, AuthKey, AuthType, ConnectionEntry, ConnectionKey,
-    Context, Direction, DropReason, EndpointEntry, Hook, Mode, NodeEntry, PolicyEntry, PolicyKey, Setting,
-    Verdict, Workspace, decide, generation_slot, identity,
+    Address, AddressEntry, AddressFlags, AuthEntry, AuthKey, AuthType, BackendEntry, BackendKey,
+    ConnectionEntry, ConnectionKey, Context, Direction, DropReason, EndpointEntry, Hook, Mode, NodeEntry,
+    PolicyEntry, PolicyKey, ServiceEntry, ServiceKey, Setting, Verdict, Workspace, decide, generation_slot,
+    identity,
 };
 
-use auth_ebpf_abi::packet::Fragment;
+use auth_ebpf_abi::packet::{Fragment, protocol};
 
 use super::tables::Tables;
 
@@ -22,6 +23,8 @@ pub(crate) const WORLD: Address = v4([203, 0, 113, 5]);
 pub(crate) const HERE_V6: Address = v6(1, 0x10);
 pub(crate) const THERE_V6: Address = v6(2, 0x20);
 pub(crate) const HOST_V6: Address = v6(0, 1);
+pub(crate) const SERVICE: Address = v4([10, 96, 0, 1]);
+pub(crate) const SERVICE_V6: Address = v6(0x96, 1);
 pub(crate) const LINK_LOCAL: Address = Address([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5]);
 pub(crate) const ALL_NODES: Address = Address([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 
@@ -101,6 +104,37 @@ pub(crate) fn allow(tables: &mut Tables, local: u32, direction: Direction, remot
     let entry =
         PolicyEntry { precedence: 1, cookie: 9, auth_type: auth_type as u8, ..PolicyEntry::default() };
     tables.policy.insert((key, PolicyKey::prefix_len(None)), entry);
+}
+
+pub(crate) fn service_key(address: Address, port: u16, protocol: u8) -> ServiceKey {
+    ServiceKey { address, port: port.to_be_bytes(), protocol, pad: [0; 5] }
+}
+
+/// Gives a service's port these backends, over TCP, UDP and SCTP.
+pub(crate) fn serve(
+    tables: &mut Tables,
+    address: Address,
+    port: u16,
+    set: u32,
+    affinity: u32,
+    backends: &[(Address, u16)],
+) {
+    let flagged = tables.addresses.entry(address).or_default();
+    flagged.flags |= AddressFlags::SERVICE;
+    set_backends(tables, set, backends);
+    let count = u32::try_from(backends.len()).unwrap();
+    for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
+        let entry = ServiceEntry { set, backends: count, affinity, pad: 0 };
+        tables.services.insert(service_key(address, port, protocol), entry);
+    }
+}
+
+fn set_backends(tables: &mut Tables, set: u32, backends: &[(Address, u16)]) {
+    tables.backends.retain(|key, _| key.set != set);
+    for (slot, (address, port)) in (0..).zip(backends) {
+        let entry = BackendEntry { address: *address, port: port.to_be_bytes(), pad: [0; 6] };
+        tables.backends.insert(BackendKey { set, slot }, entry);
+    }
 }
 
 /// Has a daemon hold packets.

@@ -4,9 +4,10 @@ use std::cell::{Cell, RefCell, RefMut};
 use std::collections::BTreeMap;
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AuthEntry, AuthKey, CONNECTION_QUOTA, ConnectionEntry, ConnectionKey, Counter,
-    Credits, EndpointEntry, Event, FragmentEntry, FragmentKey, Held, NodeEntry, NodeNumber, PendingEntry,
-    PolicyClasses, PolicyEntry, PolicyKey, Setting, State, capacity,
+    Address, AddressEntry, AffinityEntry, AffinityKey, AuthEntry, AuthKey, BackendEntry, BackendKey,
+    CONNECTION_QUOTA, ConnectionEntry, ConnectionKey, Counter, Credits, EndpointEntry, Event, FragmentEntry,
+    FragmentKey, Held, NodeEntry, NodeNumber, PendingEntry, PolicyClasses, PolicyEntry, PolicyKey,
+    ServiceEntry, ServiceKey, Setting, State, capacity,
 };
 
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,9 @@ pub(crate) struct Tables {
     pub(crate) half_open: RefCell<BTreeMap<ConnectionKey, ConnectionEntry>>,
     pub(crate) quotas: RefCell<BTreeMap<u32, u64>>,
     pub(crate) fragments: RefCell<BTreeMap<FragmentKey, FragmentEntry>>,
+    pub(crate) services: BTreeMap<ServiceKey, ServiceEntry>,
+    pub(crate) backends: BTreeMap<BackendKey, BackendEntry>,
+    pub(crate) affinities: RefCell<BTreeMap<AffinityKey, AffinityEntry>>,
     pub(crate) generations: BTreeMap<u32, u32>,
     pub(crate) counters: RefCell<BTreeMap<u32, Counter>>,
     pub(crate) events: RefCell<Vec<Event>>,
@@ -109,6 +113,22 @@ impl State for Tables {
 
     fn lead(&self, key: &FragmentKey, entry: &FragmentEntry) {
         self.fragments.borrow_mut().insert(*key, *entry);
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<ServiceEntry> {
+        self.services.get(key).copied()
+    }
+
+    fn backend(&self, key: &BackendKey) -> Option<BackendEntry> {
+        self.backends.get(key).copied()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityEntry> {
+        self.affinities.borrow().get(key).copied()
+    }
+
+    fn stick(&self, key: &AffinityKey, entry: &AffinityEntry) {
+        self.affinities.borrow_mut().insert(*key, *entry);
     }
 
     fn now(&self) -> u64 {

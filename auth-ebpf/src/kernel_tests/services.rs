@@ -1,0 +1,217 @@
+//! Services in the kernel: that what it makes of each packet is what the other end would have sent, to the
+//! last bit of the checksums, and that it remembers what the host's decision remembers.
+
+use std::path::PathBuf;
+
+use auth_ebpf_abi::packet::{icmp as types, tcp as flags};
+use auth_ebpf_abi::{Address, AuthType, Direction, DropReason, Hook, Verdict, loopback};
+
+use super::checksum::sealed;
+use super::fill::{at_boot_time, fill};
+use super::frames::{Parts, ack, error, syn, syn_ack, tcp, udp};
+use super::in_namespaces;
+use super::scene::*;
+use super::tables::Tables;
+use super::verdicts::{arrival, compare};
+use crate::{Datapath, Options, TestPacket};
+
+const FAMILIES: [(Address, Address, Address, Address, u8); 2] = [
+    (SERVICE, HERE, THERE, HOST, types::UNREACHABLE),
+    (SERVICE_V6, HERE_V6, THERE_V6, HOST_V6, types::V6_ERROR_FIRST),
+];
+
+/// THERE's port 8080 behind the service's port 80, for whoever has authenticated.
+fn service() -> Tables {
+    let mut tables = locked();
+    allow(&mut tables, HERE_ID, Direction::Egress, THERE_ID, AuthType::Spire);
+    authenticate(&mut tables, THERE_ID, NODE, 7, NOW + 1);
+    serve(&mut tables, SERVICE, 80, 1, 0, &[(THERE, 8080)]);
+    serve(&mut tables, SERVICE_V6, 80, 2, 0, &[(THERE_V6, 8080)]);
+    tables
+}
+
+fn open(pin_dir: PathBuf, mut tables: Tables) -> Datapath {
+    let datapath = Datapath::open(&Options { pin_dir }).unwrap();
+    at_boot_time(&mut tables);
+    fill(datapath.maps(), &tables);
+    datapath
+}
+
+/// What the kernel makes of a frame.
+fn run(datapath: &mut Datapath, hook: Hook, ingress: u32, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+    let packet = TestPacket { ifindex: HERE_IFINDEX, ingress_ifindex: ingress, bytes, repeat: 1 };
+    datapath.test_run_output(hook, &packet).unwrap()
+}
+
+fn becomes(datapath: &mut Datapath, hook: Hook, ingress: u32, parts: &Parts, expected: &Parts) {
+    let (verdict, bytes) = run(datapath, hook, ingress, &sealed(&parts.ethernet()));
+    assert_eq!(verdict, Verdict::Forwarded, "{parts:?}");
+    assert_eq!(bytes, sealed(&expected.ethernet()), "{parts:?}");
+}
+
+fn goes(datapath: &mut Datapath, parts: &Parts, expected: &Parts) {
+    becomes(datapath, Hook::FromPod, HERE_IFINDEX, parts, expected);
+}
+
+fn comes(datapath: &mut Datapath, parts: &Parts, expected: &Parts) {
+    becomes(datapath, Hook::ToPod, WIREGUARD_IFINDEX, parts, expected);
+}
+
+#[test]
+fn packets_bear_the_addresses_that_each_end_expects() {
+    in_namespaces("packets_bear_the_addresses_that_each_end_expects", |pin_dir| {
+        let mut datapath = open(pin_dir, service());
+        let d = &mut datapath;
+        for (service, here, there, host, unreachable) in FAMILIES {
+            let (client, service, backend) = ((here, 1), (service, 80), (there, 8080));
+            goes(d, &syn(client, service), &syn(client, backend));
+            comes(d, &syn_ack(backend, client), &syn_ack(service, client));
+            for size in [0, 1, 7, 1400] {
+                let filled =
+                    |parts: Parts| Parts { payload: [parts.payload, vec![0xa5; size]].concat(), ..parts };
+                goes(d, &filled(ack(client, service)), &filled(ack(client, backend)));
+                comes(d, &filled(ack(backend, client)), &filled(ack(service, client)));
+            }
+            goes(d, &udp(client, service), &udp(client, backend));
+            comes(d, &udp(backend, client), &udp(service, client));
+            let with_options = |parts: Parts| Parts { options: vec![1; 8], ..parts };
+            goes(d, &with_options(udp(client, service)), &with_options(udp(client, backend)));
+            // Errors, from the backend and from this host, about what the pod has sent, and its own.
+            let about = |from, to| {
+                let mut about = udp(from, to);
+                about.payload[6..8].fill(0);
+                about
+            };
+            for (source, ingress, as_seen) in [(there, WIREGUARD_IFINDEX, service.0), (host, 0, host)] {
+                let sent = error(unreachable, source, here, &about(client, backend));
+                let seen = error(unreachable, as_seen, here, &about(client, service));
+                becomes(d, Hook::ToPod, ingress, &sent, &seen);
+            }
+            let sent = error(unreachable, here, service.0, &about(service, client));
+            let seen = error(unreachable, here, there, &about(backend, client));
+            goes(d, &sent, &seen);
+            goes(d, &tcp(client, service, flags::RST), &tcp(client, backend, flags::RST));
+        }
+    });
+}
+
+#[test]
+fn a_datagram_without_checksum_and_fragments_reach_the_backend() {
+    in_namespaces("a_datagram_without_checksum_and_fragments_reach_the_backend", |pin_dir| {
+        let mut datapath = open(pin_dir, service());
+        let (client, service, backend) = ((HERE, 1), (SERVICE, 80), (THERE, 8080));
+        let bare = |to| {
+            let mut frame = sealed(&udp(client, to).ethernet());
+            frame[14 + 20 + 6..][..2].fill(0);
+            frame
+        };
+        let (_, bytes) = run(&mut datapath, Hook::FromPod, HERE_IFINDEX, &bare(service));
+        assert_eq!(bytes, bare(backend));
+        let first = |to| {
+            let datagram = udp(client, to);
+            Parts { fragment: 0x2000, payload: [datagram.payload.clone(), vec![0; 4]].concat(), ..datagram }
+        };
+        let later = |to| Parts { fragment: 2, payload: vec![9; 8], ..first(to) };
+        // The checksum of a fragment is its datagram's, which no fragment shows: it must change by the same.
+        let difference = |to: (Address, u16)| {
+            let whole = sealed(&udp(client, to).ethernet());
+            u16::from_be_bytes([whole[14 + 20 + 6], whole[14 + 20 + 7]])
+        };
+        let mut frame = sealed(&first(service).ethernet());
+        frame[14 + 20 + 6..][..2].copy_from_slice(&difference(service).to_be_bytes());
+        let mut expected = sealed(&first(backend).ethernet());
+        expected[14 + 20 + 6..][..2].copy_from_slice(&difference(backend).to_be_bytes());
+        let (verdict, bytes) = run(&mut datapath, Hook::FromPod, HERE_IFINDEX, &frame);
+        assert_eq!((verdict, bytes), (Verdict::Forwarded, expected));
+        goes(&mut datapath, &later(service), &later(backend));
+    });
+}
+
+#[test]
+fn a_pod_gets_back_what_it_sends_to_itself() {
+    in_namespaces("a_pod_gets_back_what_it_sends_to_itself", |pin_dir| {
+        let mut tables = locked();
+        serve(&mut tables, SERVICE, 80, 1, 0, &[(HERE, 8080)]);
+        serve(&mut tables, SERVICE_V6, 80, 2, 0, &[(HERE_V6, 8080)]);
+        let mut datapath = open(pin_dir, tables);
+        for (service, here, ..) in FAMILIES {
+            let (client, service, backend, meets) =
+                ((here, 1), (service, 80), (here, 8080), (loopback(&here), 1));
+            for (sent, seen) in [
+                (syn(client, service), syn(meets, backend)),
+                (syn_ack(backend, meets), syn_ack(service, client)),
+                (ack(client, service), ack(meets, backend)),
+                (ack(backend, meets), ack(service, client)),
+            ] {
+                let (verdict, bytes) =
+                    run(&mut datapath, Hook::FromPod, HERE_IFINDEX, &sealed(&sent.ethernet()));
+                assert_eq!(verdict, Verdict::Held, "redirected: {sent:?}");
+                let mut expected = sealed(&seen.ethernet());
+                expected[..12].rotate_left(6);
+                assert_eq!(bytes, expected, "{sent:?}");
+                let (verdict, bytes) = run(&mut datapath, Hook::ToPod, HERE_IFINDEX, &expected);
+                assert_eq!((verdict, bytes), (Verdict::Forwarded, expected));
+            }
+        }
+    });
+}
+
+/// What is held goes as it came, and what is dropped is not looked at.
+#[test]
+fn held_packets_keep_the_services_address() {
+    in_namespaces("held_packets_keep_the_services_address", |pin_dir| {
+        let mut tables = service();
+        tables.auth.clear();
+        hold(&mut tables);
+        let mut datapath = open(pin_dir, tables);
+        let frame = sealed(&syn((HERE, 1), (SERVICE, 80)).ethernet());
+        let (verdict, bytes) = run(&mut datapath, Hook::FromPod, HERE_IFINDEX, &frame);
+        assert_eq!(verdict, Verdict::Held);
+        let untagged = [&bytes[..12], &bytes[bytes.len() - (frame.len() - 12)..]].concat();
+        assert_eq!(untagged, frame);
+        assert!(datapath.maps().half_open().entries().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn the_kernel_remembers_what_the_hosts_decision_remembers() {
+    in_namespaces("the_kernel_remembers_what_the_hosts_decision_remembers", |pin_dir| {
+        let mut datapath = Datapath::open(&Options { pin_dir }).unwrap();
+        let mut tables = service();
+        allow(&mut tables, HERE_ID, Direction::Egress, NEIGHBOUR_ID, AuthType::Disabled);
+        let many: Vec<(Address, u16)> = (1..=9).map(|port| (NEIGHBOUR, port)).collect();
+        serve(&mut tables, SERVICE, 81, 3, 60, &many);
+        serve(&mut tables, SERVICE, 82, 4, 0, &many);
+        serve(&mut tables, SERVICE, 83, 5, 0, &[]);
+        serve(&mut tables, service_key(HOST, 1, 6).of_any_node().address, 30080, 4, 0, &many);
+        tables.addresses.get_mut(&OTHER_NODE).unwrap().flags = auth_ebpf_abi::AddressFlags::SERVICE;
+        let mut arrivals = vec![];
+        for port in 1..40 {
+            for to in [
+                (SERVICE, 80),
+                (SERVICE, 81),
+                (SERVICE, 82),
+                (SERVICE, 83),
+                (SERVICE, 84),
+                (OTHER_NODE, 30080),
+            ] {
+                for parts in [syn((HERE, port), to), udp((HERE, port), to), ack((HERE, port), to)] {
+                    arrivals.push(arrival(Hook::FromPod, HERE_IFINDEX, &parts));
+                }
+            }
+            for from in [(THERE, 8080), (NEIGHBOUR, 3), (NEIGHBOUR, 7), (SERVICE, 80)] {
+                let ingress = if from.0 == NEIGHBOUR { NEIGHBOUR_IFINDEX } else { WIREGUARD_IFINDEX };
+                for parts in [syn_ack(from, (HERE, port)), udp(from, (HERE, port))] {
+                    arrivals.push(arrival(Hook::ToPod, ingress, &parts));
+                }
+            }
+            let end = tcp((HERE, port), (SERVICE, 80), flags::FIN | flags::ACK);
+            arrivals.push(arrival(Hook::FromPod, HERE_IFINDEX, &end));
+        }
+        compare(&mut datapath, &mut tables, &arrivals);
+        let counters = datapath.maps().metrics().unwrap().counters;
+        for reason in [DropReason::NoServiceBackend, DropReason::PolicyDenied] {
+            assert!(counters[&(Hook::FromPod, Verdict::Dropped, Some(reason))].packets > 0);
+        }
+    });
+}
