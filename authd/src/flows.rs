@@ -111,7 +111,21 @@ impl Flows {
             reply: event.reply == 1,
             rule: names.rules.get(&event.cookie).cloned().unwrap_or_default(),
             log: names.logs.get(&event.cookie).cloned().unwrap_or_default(),
+            service: service(&cluster, event),
         }
+    }
+}
+
+/// The service by which a packet came to its destination: its name where the address is its own, else the
+/// address.
+fn service(cluster: &Cluster, event: &Event) -> String {
+    if event.service.is_unspecified() {
+        return String::new();
+    }
+    let (address, port) = (event.service.to_ip(), u16::from_be_bytes(event.service_port));
+    match cluster.services.iter().find(|(_, service)| service.addresses.contains(&address)) {
+        Some(((namespace, name), _)) => format!("{namespace}/{name}:{port}"),
+        None => std::net::SocketAddr::new(address, port).to_string(),
     }
 }
 
@@ -199,6 +213,21 @@ mod tests {
             "ingress: the remote end is the source"
         );
         assert_eq!((source.address.as_str(), destination.port), ("10.0.0.1", 80));
+    }
+
+    #[test]
+    fn a_service_goes_by_its_name_where_it_has_the_address() {
+        let mut cluster = Cluster::default();
+        let address = "10.96.0.1".parse().unwrap();
+        let service = crate::cluster::Service { addresses: vec![address], ..Default::default() };
+        cluster.services.insert(("default".to_owned(), "deathstar".to_owned()), service);
+        let by = |address: std::net::IpAddr| {
+            let event = Event { service: address.into(), service_port: 80_u16.to_be_bytes(), ..event() };
+            super::service(&cluster, &event)
+        };
+        assert_eq!(by(address), "default/deathstar:80");
+        assert_eq!(by("fd00::1".parse().unwrap()), "[fd00::1]:80");
+        assert_eq!(super::service(&cluster, &event()), "");
     }
 
     #[tokio::test]

@@ -72,8 +72,8 @@ words! {
     CheckState "CHECK_STATE_" [Unspecified, Ok, Waiting, Failed];
     DropReason "DROP_REASON_" [
         Unspecified, NoEndpoint, UnknownDestination, UnknownSource, Masqueraded, AuthImpossible,
-        NoNodeSession, ReservedPort, MapError, HoldFull, HoldTimeout, NotHeld, SvidPending, AddressUnannounced, Spoofed, PolicyDenied, InvalidPacket, UnsupportedL3,
-        Fragment, PolicyDeny, AuthRequired, Unencrypted,
+        NoNodeSession, ReservedPort, MapError, HoldFull, HoldTimeout, NotHeld, SvidPending, AddressUnannounced, ServiceConflict,
+        Spoofed, PolicyDenied, InvalidPacket, UnsupportedL3, Fragment, NoServiceBackend, PolicyDeny, AuthRequired, Unencrypted,
     ];
 }
 

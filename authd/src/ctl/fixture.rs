@@ -322,6 +322,7 @@ pub(super) fn flows() -> Vec<Flow> {
         reply: false,
         rule: "CiliumNetworkPolicy default/landing".to_owned(),
         log: "landings".to_owned(),
+        service: "default/deathstar:80".to_owned(),
     };
     let reply = Flow {
         reply: true,
@@ -329,6 +330,7 @@ pub(super) fn flows() -> Vec<Flow> {
         destination: allowed.source.clone(),
         hook: Hook::ToPod.into(),
         direction: Direction::Ingress.into(),
+        service: String::new(),
         ..allowed.clone()
     };
     let denied = Flow {
@@ -342,6 +344,7 @@ pub(super) fn flows() -> Vec<Flow> {
         encrypted: false,
         rule: String::new(),
         log: String::new(),
+        service: String::new(),
         ..allowed.clone()
     };
     vec![allowed, reply, denied]

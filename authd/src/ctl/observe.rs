@@ -111,6 +111,9 @@ fn details(flow: &Flow) -> String {
     if !flow.remote_node.is_empty() {
         details.push(format!("node {}", flow.remote_node));
     }
+    if !flow.service.is_empty() {
+        details.push(format!("service {}", flow.service));
+    }
     if !flow.rule.is_empty() {
         details.push(format!("by {}", flow.rule));
     }
