@@ -25,5 +25,5 @@ pub use auth_ebpf_abi as abi;
 pub use datapath::{Datapath, Options};
 pub use error::Error;
 pub use events::Events;
-pub use maps::{Changes, Config, HoldMaps, Maps, Metrics, Swept, Table, TableKey, TableValue};
+pub use maps::{Backends, Changes, Config, HoldMaps, Maps, Metrics, Swept, Table, TableKey, TableValue};
 pub use test_run::{Choices, TestPacket};

@@ -19,6 +19,7 @@ mod generations;
 mod hold;
 mod metrics;
 mod policy;
+mod services;
 mod sweep;
 mod table;
 
@@ -26,6 +27,7 @@ pub use config::Config;
 use generations::{Generations, Touch};
 pub use hold::HoldMaps;
 pub use metrics::Metrics;
+pub use services::Backends;
 pub use sweep::Swept;
 pub use table::{Changes, Table, TableKey, TableValue};
 

@@ -14,6 +14,7 @@ mod offline;
 mod policies;
 mod problem;
 mod revocation;
+mod service;
 mod snapshot;
 mod surroundings;
 mod yaml;
@@ -32,6 +33,7 @@ pub use directory::{Watch, load, watch};
 pub use offline::{from_text, load_offline};
 pub use problem::{Problem, Severity};
 pub use revocation::{Revocations, Revoked, revoke};
+pub use service::{Service, ServiceEndpoint, ServicePort, Slice, SlicePort, TargetPort};
 
 use crate::peer::Naming;
 
@@ -76,35 +78,6 @@ pub struct Cluster {
     pub revoked: Revocations,
     /// What is wrong with the directory.
     pub problems: Vec<Problem>,
-}
-
-/// How a service is reached; which pods stand behind it is among the surroundings of policies.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Service {
-    /// Its addresses.
-    pub addresses: Vec<IpAddr>,
-    /// Its ports.
-    pub ports: Vec<ServicePort>,
-}
-
-/// A port of a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServicePort {
-    /// IP protocol number.
-    pub protocol: u8,
-    /// The port of the service's addresses.
-    pub port: u16,
-    /// The port of the pods.
-    pub target: TargetPort,
-}
-
-/// The port of the pods behind a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TargetPort {
-    /// Its number.
-    Number(u16),
-    /// Its name, to which each pod gives a number.
-    Name(String),
 }
 
 /// A node.

@@ -15,6 +15,7 @@ pub mod plan;
 mod policy_writer;
 
 mod sandboxes;
+mod services;
 pub mod sweep;
 
 use std::{
@@ -278,6 +279,7 @@ impl Task {
         }
         self.addresses.acknowledge(&mut plan.nodes);
         let changes = [
+            ("services", maps.change_services(&plan.backends)?),
             ("endpoints", maps.endpoints().reconcile(&plan.endpoints)?),
             ("addresses", maps.addresses().reconcile(&plan.addresses)?),
             ("prefixes", maps.prefixes().reconcile(&plan.prefixes)?),
@@ -332,7 +334,7 @@ impl Task {
             mechanism: self.parts.datapath.mechanism().as_str(),
             required: self.policy.required().cloned(),
             policy_entries: self.policy.len(),
-            conditions: self.policy.conditions(),
+            conditions: self.policy.conditions().into_iter().chain(refused_services(plan)).collect(),
             failures,
             contested: self.contested(),
             interfaces: Arc::new(interfaces),
@@ -346,6 +348,10 @@ impl Task {
             differs
         });
     }
+}
+
+fn refused_services(plan: &Plan) -> impl Iterator<Item = (String, String)> {
+    plan.refused_services.iter().map(|(name, why)| (format!("Service {name}"), why.clone()))
 }
 
 fn report_failures(before: &View, now: &View) {

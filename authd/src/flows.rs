@@ -221,7 +221,7 @@ mod tests {
         let address = "10.96.0.1".parse().unwrap();
         let service = crate::cluster::Service { addresses: vec![address], ..Default::default() };
         cluster.services.insert(("default".to_owned(), "deathstar".to_owned()), service);
-        let by = |address: std::net::IpAddr| {
+        let by = |address: IpAddr| {
             let event = Event { service: address.into(), service_port: 80_u16.to_be_bytes(), ..event() };
             super::service(&cluster, &event)
         };

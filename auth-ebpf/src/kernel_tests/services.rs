@@ -4,7 +4,10 @@
 use std::path::PathBuf;
 
 use auth_ebpf_abi::packet::{icmp as types, tcp as flags};
-use auth_ebpf_abi::{Address, AuthType, Direction, DropReason, Hook, Verdict, loopback};
+use auth_ebpf_abi::{
+    Address, AddressFlags, AuthType, BackendKey, Direction, DropReason, Hook, ServiceKey, Setting, Verdict,
+    loopback,
+};
 
 use super::checksum::sealed;
 use super::fill::{at_boot_time, fill};
@@ -13,7 +16,7 @@ use super::in_namespaces;
 use super::scene::*;
 use super::tables::Tables;
 use super::verdicts::{arrival, compare};
-use crate::{Datapath, Options, TestPacket};
+use crate::{Backends, Changes, Datapath, Maps, Options, TestPacket};
 
 const FAMILIES: [(Address, Address, Address, Address, u8); 2] = [
     (SERVICE, HERE, THERE, HOST, types::UNREACHABLE),
@@ -184,7 +187,7 @@ fn the_kernel_remembers_what_the_hosts_decision_remembers() {
         serve(&mut tables, SERVICE, 82, 4, 0, &many);
         serve(&mut tables, SERVICE, 83, 5, 0, &[]);
         serve(&mut tables, service_key(HOST, 1, 6).of_any_node().address, 30080, 4, 0, &many);
-        tables.addresses.get_mut(&OTHER_NODE).unwrap().flags = auth_ebpf_abi::AddressFlags::SERVICE;
+        tables.addresses.get_mut(&OTHER_NODE).unwrap().flags = AddressFlags::SERVICE;
         let mut arrivals = vec![];
         for port in 1..40 {
             for to in [
@@ -215,3 +218,88 @@ fn the_kernel_remembers_what_the_hosts_decision_remembers() {
         }
     });
 }
+
+fn group(ports: &[ServiceKey], affinity: u32, backends: &[(Address, u16)]) -> Backends {
+    Backends {
+        ports: ports.iter().copied().collect(),
+        affinity,
+        backends: backends.iter().copied().collect(),
+    }
+}
+
+/// The backends under a service's port, by the maps.
+fn behind(maps: &Maps, port: &ServiceKey) -> Option<Vec<(Address, u16)>> {
+    let entry = maps.services().get(port).unwrap()?;
+    let slot = |slot| {
+        let backend = maps.backends().get(&BackendKey { set: entry.set, slot }).unwrap().unwrap();
+        (backend.address, u16::from_be_bytes(backend.port))
+    };
+    Some((0..entry.backends).map(slot).collect())
+}
+
+#[test]
+fn services_change_without_a_trace_of_what_was() {
+    in_namespaces("services_change_without_a_trace_of_what_was", |pin_dir| {
+        let datapath = Datapath::open(&Options { pin_dir }).unwrap();
+        let maps = datapath.maps();
+        let (a, b) = (service_key(SERVICE, 80, 6), service_key(SERVICE, 81, 6));
+        let (x, y, z) = ((HERE, 1), (NEIGHBOUR, 2), (THERE, 3));
+        maps.change_services(&[group(&[a], 0, &[x, y, z]), group(&[b], 5, &[y])]).unwrap();
+        assert_eq!(behind(maps, &a), Some(vec![x, y, z]));
+        assert_eq!(behind(maps, &b), Some(vec![y]));
+        let set = |key: &ServiceKey| maps.services().get(key).unwrap().unwrap().set;
+        let before = (set(&a), set(&b));
+        assert_ne!(before.0, before.1);
+        // Fewer, others, in another order: each keeps its number.
+        maps.change_services(&[group(&[b], 5, &[z]), group(&[a], 0, &[x, z])]).unwrap();
+        assert_eq!((behind(maps, &a), behind(maps, &b)), (Some(vec![x, z]), Some(vec![z])));
+        assert_eq!((set(&a), set(&b)), before);
+        assert_eq!(maps.backends().entries().unwrap().len(), 3, "nothing is left over");
+        // Two become one, and one is no more.
+        maps.change_services(&[group(&[a, b], 0, &[y])]).unwrap();
+        assert_eq!((set(&a), behind(maps, &b)), (set(&b), Some(vec![y])));
+        let generation = maps.config().get(Setting::Generation).unwrap();
+        assert_eq!(maps.change_services(&[group(&[a, b], 0, &[y])]).unwrap(), Changes::default());
+        maps.change_services(&[]).unwrap();
+        assert!(
+            maps.services().entries().unwrap().is_empty() && maps.backends().entries().unwrap().is_empty()
+        );
+        assert_eq!(maps.config().get(Setting::Generation).unwrap(), generation);
+        maps.change_services(&[group(&[a], 0, &[])]).unwrap();
+        assert!(maps.config().get(Setting::Generation).unwrap() > generation, "an address that had none");
+    });
+}
+
+#[test]
+fn a_backend_that_has_gone_keeps_connections_and_loses_datagrams_and_clients() {
+    in_namespaces("a_backend_that_has_gone_keeps_connections_and_loses_datagrams_and_clients", |pin_dir| {
+        let mut tables = cluster();
+        serve(&mut tables, SERVICE, 80, 1, 0, &[]);
+        tables.services.clear();
+        let mut datapath = open(pin_dir, tables);
+        let d = &mut datapath;
+        let maps = d.maps().clone();
+        let (tcp_port, udp_port) = (service_key(SERVICE, 80, 6), service_key(SERVICE, 80, 17));
+        let serve = |backend: (Address, u16)| {
+            let groups = [group(&[tcp_port], 100, &[backend]), group(&[udp_port], 0, &[backend])];
+            maps.change_services(&groups).unwrap();
+        };
+        let (client, service) = ((HERE, 1), (SERVICE, 80));
+        let (first, second) = ((THERE, 8080), (THERE, 9090));
+        serve(first);
+        for (out, back) in [(syn as Make, syn_ack as Make), (udp, udp)] {
+            goes(d, &out(client, service), &out(client, first));
+            comes(d, &back(first, client), &back(service, client));
+        }
+        serve(second);
+        goes(d, &ack(client, service), &ack(client, first));
+        comes(d, &ack(first, client), &ack(service, client));
+        goes(d, &udp(client, service), &udp(client, second));
+        // What the old one still has to say comes from the service.
+        comes(d, &udp(first, client), &udp(service, client));
+        goes(d, &syn((HERE, 2), service), &syn((HERE, 2), second));
+        assert!(maps.affinities().entries().unwrap().iter().all(|(_, kept)| kept.port == [35, 130]));
+    });
+}
+
+type Make = fn((Address, u16), (Address, u16)) -> Parts;

@@ -6,6 +6,7 @@
 
 mod body;
 mod cilium;
+mod service;
 mod spec;
 mod strict;
 
@@ -19,10 +20,10 @@ use policy::{Identity, LabelSet, NamedPort, Policy};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::ServicePort;
 use super::problem::Problem;
 use super::revocation::Revoked;
 use super::yaml::{self, Document};
+use super::{Service, Slice};
 use spec::Header;
 
 /// The API group of our own kinds.
@@ -76,13 +77,13 @@ pub(super) enum Body {
     Service {
         labels: BTreeMap<String, String>,
         selector: Option<BTreeMap<String, String>>,
-        addresses: Vec<IpAddr>,
-        ports: Vec<ServicePort>,
+        service: Box<Service>,
     },
-    /// Addresses that stand behind a service of the same namespace.
+    /// Addresses that stand behind a service of the same namespace, and, of a slice, all about them.
     Endpoints {
         service: String,
         addresses: Vec<IpAddr>,
+        slice: Option<Slice>,
     },
     CidrGroup {
         labels: BTreeMap<String, String>,

@@ -33,12 +33,19 @@ pub(super) fn collect(objects: &[Object], cluster: &Cluster, site: &Site) -> Sur
 
 /// How services are reached.
 pub(super) fn services(objects: &[Object]) -> BTreeMap<(String, String), Service> {
+    let namespace = |object: &Object| object.key.namespace.clone().unwrap_or_default();
     let service = |object: &Object| {
-        let Body::Service { addresses, ports, .. } = &object.body else { return None };
-        let key = (object.key.namespace.clone().unwrap_or_default(), object.key.name.clone());
-        Some((key, Service { addresses: addresses.clone(), ports: ports.clone() }))
+        let Body::Service { service, .. } = &object.body else { return None };
+        Some(((namespace(object), object.key.name.clone()), Service::clone(service)))
     };
-    objects.iter().filter_map(service).collect()
+    let mut services: BTreeMap<_, _> = objects.iter().filter_map(service).collect();
+    for object in objects {
+        let Body::Endpoints { service, slice: Some(slice), .. } = &object.body else { continue };
+        if let Some(service) = services.get_mut(&(namespace(object), service.clone())) {
+            service.slices.push(slice.clone());
+        }
+    }
+    services
 }
 
 fn add(object: &Object, cluster: &Cluster, site: &Site, surroundings: &mut Surroundings) {
@@ -76,7 +83,7 @@ fn add(object: &Object, cluster: &Cluster, site: &Site, surroundings: &mut Surro
 
 fn add_endpoints(objects: &[Object], surroundings: &mut Surroundings) {
     for object in objects {
-        let Body::Endpoints { service, addresses } = &object.body else { continue };
+        let Body::Endpoints { service, addresses, .. } = &object.body else { continue };
         let namespace = object.key.namespace.clone().unwrap_or_default();
         if let Some(service) = surroundings.services.get_mut(&(namespace, service.clone())) {
             service.addresses.extend(addresses);

@@ -5,6 +5,7 @@ use std::{
     net::IpAddr,
 };
 
+use auth_ebpf::Backends;
 use auth_ebpf_abi::{
     Address, AddressEntry, AddressFlags, EndpointEntry, IdentityNumber, NodeEntry, NodeNumber, identity,
 };
@@ -75,6 +76,10 @@ pub struct Plan {
     pub nodes: BTreeMap<NodeNumber, NodeEntry>,
     /// The pods here, by name.
     pub pods: Vec<Endpoint>,
+    /// Services, as pods here reach them.
+    pub backends: Vec<Backends>,
+    /// Services that are not translated as a whole, and why.
+    pub refused_services: Vec<(String, String)>,
 }
 
 impl Plan {
@@ -88,6 +93,7 @@ impl Plan {
             plan.pod(inputs, claims, pod);
         }
         plan.ranges(inputs);
+        plan.services(inputs);
         plan.nodes = inputs
             .sessions
             .iter()

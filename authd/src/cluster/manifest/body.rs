@@ -8,9 +8,7 @@ use serde_json::Value;
 
 use super::super::revocation::Revoked;
 use super::spec::{self, Header};
-use crate::cluster::{ServicePort, TargetPort};
-
-use super::{Body, Mistake, ObjectKey, PodBody, Scope, check_name, cilium, strict, typed};
+use super::{Body, Mistake, ObjectKey, PodBody, Scope, check_name, cilium, service, strict, typed};
 
 /// What a kubelet writes on the image of a pod that stands in its own files.
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -27,21 +25,13 @@ pub(super) fn read(key: &ObjectKey, header: Header, value: &Value, scope: Scope)
             Ok(Body::Namespace { labels, audit })
         }
         "Node" => node_body(labels, typed(value)?),
-        "Service" => {
-            let spec::Service { spec } = typed(value)?;
-            Ok(service_body(labels, spec.unwrap_or_default()))
-        }
-        "EndpointSlice" => {
-            let service = labels.get("kubernetes.io/service-name").cloned().unwrap_or_default();
-            let spec::EndpointSlice { endpoints } = typed(value)?;
-            let addresses = endpoints.unwrap_or_default().into_iter().flat_map(|one| one.addresses);
-            Ok(Body::Endpoints { service, addresses: addresses.filter_map(|text| address(&text)).collect() })
-        }
+        "Service" => service::service(labels, typed(value)?),
+        "EndpointSlice" => Ok(service::slice(&labels, typed(value)?)),
         "Endpoints" => {
             let spec::Endpoints { subsets } = typed(value)?;
             let addresses = subsets.into_iter().flatten().filter_map(|subset| subset.addresses).flatten();
             let addresses = addresses.filter_map(|one| address(&one.ip)).collect();
-            Ok(Body::Endpoints { service: key.name.clone(), addresses })
+            Ok(Body::Endpoints { service: key.name.clone(), addresses, slice: None })
         }
         "CiliumCIDRGroup" => {
             let spec::CidrGroup { spec } = typed(value)?;
@@ -80,28 +70,6 @@ pub(super) fn read(key: &ObjectKey, header: Header, value: &Value, scope: Scope)
     }
 }
 
-/// Addresses that are words (`None`, a name) are none.
-fn service_body(labels: BTreeMap<String, String>, spec: spec::ServiceSpec) -> Body {
-    let lists = [spec.cluster_ips, spec.external_ips].into_iter().flatten().flatten();
-    let mut addresses: Vec<IpAddr> =
-        spec.cluster_ip.into_iter().chain(lists).filter_map(|text| address(&text)).collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    let port = |port: spec::ServicePort| {
-        let protocol = policy::protocol::number(port.protocol.as_deref().unwrap_or("TCP"))?;
-        let target = match port.target_port {
-            None => TargetPort::Number(port.port),
-            Some(spec::PortOrName::Port(0)) => TargetPort::Number(port.port),
-            Some(spec::PortOrName::Port(number)) => TargetPort::Number(number),
-            Some(spec::PortOrName::Name(name)) => TargetPort::Name(name),
-        };
-        Some(ServicePort { protocol, port: port.port, target })
-    };
-    let ports = spec.ports.into_iter().flatten().filter_map(port).collect();
-    let selector = spec.selector.filter(|selector| !selector.is_empty());
-    Body::Service { labels, selector, addresses, ports }
-}
-
 fn policy_body(value: &Value) -> Result<Body, Mistake> {
     match Policy::from_value(value) {
         Ok(policy) => Ok(Body::Policy(Box::new(policy))),
@@ -125,7 +93,7 @@ fn audit(annotations: Option<&BTreeMap<String, String>>) -> Result<bool, Mistake
 }
 
 /// An address of an endpoint; names of hosts, which EndpointSlices may hold too, are none.
-fn address(text: &str) -> Option<IpAddr> {
+pub(super) fn address(text: &str) -> Option<IpAddr> {
     text.parse().ok().map(|address: IpAddr| address.to_canonical())
 }
 

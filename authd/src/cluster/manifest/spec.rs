@@ -28,52 +28,6 @@ pub(super) struct Metadata {
     pub(super) annotations: Option<BTreeMap<String, String>>,
 }
 
-/// Of a Service.
-#[derive(Debug, serde::Deserialize)]
-pub(super) struct Service {
-    pub(super) spec: Option<ServiceSpec>,
-}
-
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct ServiceSpec {
-    pub(super) selector: Option<BTreeMap<String, String>>,
-    #[serde(rename = "clusterIP")]
-    pub(super) cluster_ip: Option<String>,
-    #[serde(rename = "clusterIPs")]
-    pub(super) cluster_ips: Option<Vec<String>>,
-    #[serde(rename = "externalIPs")]
-    pub(super) external_ips: Option<Vec<String>>,
-    pub(super) ports: Option<Vec<ServicePort>>,
-}
-
-#[derive(Debug, serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct ServicePort {
-    pub(super) port: u16,
-    pub(super) protocol: Option<String>,
-    pub(super) target_port: Option<PortOrName>,
-}
-
-#[derive(Debug, serde::Deserialize)]
-#[serde(untagged)]
-pub(super) enum PortOrName {
-    Port(u16),
-    Name(String),
-}
-
-/// Of an EndpointSlice.
-#[derive(Debug, serde::Deserialize)]
-pub(super) struct EndpointSlice {
-    pub(super) endpoints: Option<Vec<Endpoint>>,
-}
-
-#[derive(Debug, serde::Deserialize)]
-pub(super) struct Endpoint {
-    #[serde(default)]
-    pub(super) addresses: Vec<String>,
-}
-
 /// Of an Endpoints object.
 #[derive(Debug, serde::Deserialize)]
 pub(super) struct Endpoints {

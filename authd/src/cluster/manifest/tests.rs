@@ -135,13 +135,101 @@ fn reads_what_policies_refer_to() {
             "db",
         ),
     ] {
-        let Body::Endpoints { service: found, addresses } = one_object(text).body else { panic!() };
+        let Body::Endpoints { service: found, addresses, .. } = one_object(text).body else { panic!() };
         assert_eq!((found.as_str(), addresses), (service, vec!["192.0.2.1".parse().unwrap()]));
     }
     let group = "apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: g}\nspec: {externalCIDRs: [10.0.0.0/8]}\n";
     let Body::CidrGroup { nets, .. } = one_object(group).body else { panic!() };
     assert_eq!(nets, ["10.0.0.0/8".parse().unwrap()]);
     assert_eq!(problems(&group.replace("externalCIDRs", "externalCIDR")).len(), 1);
+}
+
+fn service(spec: &str) -> Service {
+    let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\n{spec}");
+    let Body::Service { service, .. } = one_object(&text).body else { panic!() };
+    *service
+}
+
+#[test]
+fn services_say_how_they_are_reached() {
+    let spec = "spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.1
+  clusterIPs: [10.96.0.1, 'fd96::1']
+  externalIPs: [192.0.2.1]
+  ports: [{name: web, port: 80, targetPort: http, nodePort: 30080}, {name: dns, port: 53, protocol: UDP}]
+  sessionAffinity: ClientIP
+  internalTrafficPolicy: Local
+  externalTrafficPolicy: Local
+status: {loadBalancer: {ingress: [{ip: 198.51.100.1}, {ip: 198.51.100.2, ipMode: Proxy}, {hostname: x}]}}
+";
+    let found = service(spec);
+    let texts = |addresses: &mut dyn Iterator<Item = &IpAddr>| {
+        addresses.map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(texts(&mut found.addresses.iter()), "10.96.0.1 192.0.2.1 198.51.100.1 fd96::1");
+    assert_eq!(texts(&mut found.external.iter()), "192.0.2.1 198.51.100.1");
+    assert_eq!((found.affinity, found.internal_local, found.external_local), (10_800, true, true));
+    let ports: Vec<_> = found
+        .ports
+        .iter()
+        .map(|port| (port.name.as_str(), port.protocol, port.port, port.node_port))
+        .collect();
+    assert_eq!(ports, [("web", 6, 80, 30080), ("dns", 17, 53, 0)]);
+    assert!(!found.is_left_alone);
+    // Whose clients kube-proxy looks at, it serves.
+    let restricted =
+        spec.replace("  sessionAffinity", "  loadBalancerSourceRanges: [10.0.0.0/8]\n  sessionAffinity");
+    assert_eq!(texts(&mut service(&restricted).external.iter()), "192.0.2.1");
+    let timed = spec.replace(
+        "  sessionAffinity: ClientIP",
+        "  sessionAffinity: ClientIP\n  sessionAffinityConfig: {clientIP: {timeoutSeconds: 7}}",
+    );
+    assert_eq!(service(&timed).affinity, 7);
+    for left in ["spec: {clusterIP: None}\n", "spec: {type: ExternalName, externalName: example.com}\n"] {
+        assert!(service(left).is_left_alone, "{left}");
+    }
+}
+
+#[test]
+fn services_with_mistakes_name_the_field() {
+    for (spec, field) in [
+        ("{sessionAffinity: Cookie}", "spec.sessionAffinity"),
+        ("{internalTrafficPolicy: local}", "spec.internalTrafficPolicy"),
+        ("{externalTrafficPolicy: Node}", "spec.externalTrafficPolicy"),
+        (
+            "{sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 0}}}",
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+        ),
+    ] {
+        let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {spec}\n");
+        let found = problems(&text);
+        assert_eq!(found.len(), 1, "{spec}");
+        assert!(found[0].to_string().contains(field), "{}", found[0]);
+    }
+}
+
+#[test]
+fn slices_say_who_takes_connections() {
+    let text = "apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}
+ports: [{name: web, port: 8080}, {name: dns, port: 53, protocol: UDP}, {name: any}]
+endpoints:
+  - {addresses: [10.1.1.1], nodeName: n1}
+  - {addresses: [10.1.1.2], conditions: {ready: false, serving: true, terminating: true}}
+  - {addresses: [10.1.1.3], conditions: {ready: false, serving: false, terminating: true}}
+  - {addresses: [10.1.1.4], hints: {forZones: [{name: a}, {name: b}], forNodes: [{name: n1}]}}
+";
+    let Body::Endpoints { slice: Some(slice), .. } = one_object(text).body else { panic!() };
+    let ports: Vec<_> =
+        slice.ports.iter().map(|port| (port.name.as_str(), port.protocol, port.port)).collect();
+    assert_eq!(ports, [("web", 6, 8080), ("dns", 17, 53)]);
+    let [first, ending, gone, hinted] = slice.endpoints.as_slice() else { panic!() };
+    assert_eq!((first.is_ready, first.node.as_deref()), (true, Some("n1")));
+    assert_eq!((ending.is_ready, ending.is_last_resort), (false, true));
+    assert_eq!((gone.is_ready, gone.is_last_resort), (false, false));
+    assert_eq!((hinted.for_zones.join(" "), hinted.for_nodes.join(" ")), ("a b".into(), "n1".into()));
 }
 
 #[test]
