@@ -54,7 +54,7 @@ impl Plan {
 }
 
 const fn is_of_node(entry: &AddressEntry) -> bool {
-    entry.identity == identity::HOST || entry.identity == identity::REMOTE_NODE
+    entry.identity == identity::HOST || (entry.node != 0 && identity::is_reserved(entry.identity))
 }
 
 /// The ports that have been given to services so far.

@@ -265,7 +265,7 @@ impl ConnectionEntry {
             self.translation = decided.translation;
             self.translation_port = decided.translation_port;
         }
-        let service = if same { self.flags } else { decided.flags } & ConnectionEntry::FROM_SERVICE;
+        let service = if same { self.flags } else { decided.flags } & Self::FROM_SERVICE;
         self.local_identity = decided.local_identity;
         self.remote_identity = decided.remote_identity;
         self.ifindex = decided.ifindex;

@@ -87,9 +87,9 @@ impl<S: State> Judge<'_, S> {
             // With route_localnet (kube-proxy sets it) the host would take it for its own.
             return self.refuse(DropReason::InvalidPacket);
         }
-        self.to_backend(packet, place)?;
+        self.send_to_backend(packet, place)?;
         if place.translation.is_hairpin() {
-            return self.to_itself(place, endpoint.identity);
+            return self.send_to_itself(place, endpoint.identity);
         }
         place.remote = self.recipient(&packet.destination, place.owner)?;
         let remote = *black_box(&mut place.remote);

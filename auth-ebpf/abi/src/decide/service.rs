@@ -93,7 +93,7 @@ impl<S: State> Judge<'_, S> {
     /// Gives a packet to a service the address of a backend, so that all that is decided from here on is
     /// about that. `place.owner` becomes who has the address.
     #[inline(always)]
-    pub(super) fn to_backend(&mut self, packet: &mut Packet, place: &mut Place) -> Outcome {
+    pub(super) fn send_to_backend(&mut self, packet: &mut Packet, place: &mut Place) -> Outcome {
         place.owner = self.owner(&packet.destination);
         if !may_serve(packet.protocol) || place.translation.kind == TranslationKind::HAIRPIN_REPLY {
             place.translation.kind = TranslationKind::NONE;
@@ -196,7 +196,7 @@ impl<S: State> Judge<'_, S> {
     /// A pod meets itself behind a service: nobody else's say, and both directions under addresses that are
     /// not its own.
     #[inline(always)]
-    pub(super) fn to_itself(&mut self, place: &mut Place, identity: u32) -> Outcome {
+    pub(super) fn send_to_itself(&mut self, place: &mut Place, identity: u32) -> Outcome {
         let Place { service, connection, entry, translation, .. } = place;
         let local_port = connection.ports.source();
         *entry = ConnectionEntry {
