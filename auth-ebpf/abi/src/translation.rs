@@ -77,11 +77,9 @@ pub const fn loopback(pod: &Address) -> Address {
 
 /// A packet that can be changed.
 pub trait Rewrite {
-    /// By how much a sum over these bytes changes (RFC 1624), for the two checksums.
-    fn difference<const N: usize>(&self, old: &[u8; N], new: &[u8; N]) -> u32;
     /// Puts bytes in place of others.
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()>;
-    /// Mends the checksum of an IPv4 header.
+    /// Mends the checksum of an IPv4 header: `difference` is that of sums in the machine's order.
     fn mend_network(&mut self, offset: u32, difference: u32) -> Option<()>;
     /// Mends the checksum of a transport header, of what it covers itself.
     fn mend_transport(&mut self, offset: u32, difference: u32, optional: bool) -> Option<()>;
@@ -150,7 +148,7 @@ fn end<R: Rewrite>(
     if header.protocol == protocol::ICMPV6 || old_port == new_port {
         return Some(());
     }
-    let difference = packet.difference(&wide(*old_port), &wide(*new_port));
+    let difference = sum_difference(&wide(*old_port), &wide(*new_port));
     packet.mend_transport(checksum, difference, optional)?;
     packet.store(if is_source { transport } else { transport + 2 }, new_port)
 }
@@ -173,7 +171,7 @@ fn embedded<R: Rewrite>(
     if old_port == new_port {
         return Some(());
     }
-    let difference = packet.difference(&wide(*old_port), &wide(*new_port));
+    let difference = sum_difference(&wide(*old_port), &wide(*new_port));
     packet.mend_transport(checksum, difference, false)?;
     let transport = u32::from(header.embedded.transport);
     packet.store(if is_source { transport } else { transport + 2 }, new_port)
@@ -190,17 +188,31 @@ fn address<R: Rewrite>(
 ) -> Option<u32> {
     if old.is_v4() {
         let (old, new) = (old.v4_octets(), new.v4_octets());
-        let difference = packet.difference(&old, &new);
+        let difference = sum_difference(&old, &new);
         packet.mend_network(network + V4_CHECKSUM, difference)?;
         packet.store(network + if is_source { V4_SOURCE } else { V4_DESTINATION }, &new)?;
         return Some(difference);
     }
-    let difference = packet.difference(&old.0, &new.0);
+    let difference = sum_difference(&old.0, &new.0);
     packet.store(network + if is_source { V6_SOURCE } else { V6_DESTINATION }, &new.0)?;
     Some(difference)
 }
 
-/// A port as the kernel's sums take it, by four bytes.
+/// By how much a sum over these bytes changes (RFC 1624): a sum in the machine's order, as the kernel's are.
+#[inline(always)]
+fn sum_difference<const N: usize>(old: &[u8; N], new: &[u8; N]) -> u32 {
+    let (old, _) = old.as_chunks::<4>();
+    let (new, _) = new.as_chunks::<4>();
+    let mut sum = 0;
+    for (old, new) in old.iter().zip(new) {
+        sum += u64::from(!u32::from_ne_bytes(*old)) + u64::from(u32::from_ne_bytes(*new));
+    }
+    // Twice, since the first carry can make another.
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    ((sum >> 32) + (sum & 0xffff_ffff)) as u32
+}
+
+/// A port as sums take it, by four bytes.
 const fn wide([high, low]: [u8; 2]) -> [u8; 4] {
     [high, low, 0, 0]
 }

@@ -22,7 +22,7 @@ struct Bytes(Vec<u8>);
 impl Bytes {
     fn mend(&mut self, offset: u32, difference: u32, optional: bool) -> Option<()> {
         let place = self.0.get_mut(offset as usize..)?.first_chunk_mut::<2>()?;
-        let old = u16::from_be_bytes(*place);
+        let old = u16::from_ne_bytes(*place);
         if optional && old == 0 {
             return Some(());
         }
@@ -30,11 +30,12 @@ impl Bytes {
         if optional && new == 0 {
             new = 0xffff;
         }
-        *place = new.to_be_bytes();
+        *place = new.to_ne_bytes();
         Some(())
     }
 }
 
+/// Sums of words in any order of bytes are the same, in that order.
 fn fold(mut sum: u32) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -43,17 +44,6 @@ fn fold(mut sum: u32) -> u16 {
 }
 
 impl Rewrite for Bytes {
-    fn difference<const N: usize>(&self, old: &[u8; N], new: &[u8; N]) -> u32 {
-        let words = |bytes: &[u8; N]| -> Vec<u16> {
-            bytes.chunks(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect()
-        };
-        words(old)
-            .iter()
-            .map(|word| u32::from(!word))
-            .chain(words(new).iter().map(|word| u32::from(*word)))
-            .sum()
-    }
-
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
         *self.0.get_mut(offset as usize..)?.first_chunk_mut()? = *bytes;
         Some(())

@@ -17,7 +17,7 @@ use auth_ebpf_abi::{
 };
 use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::{
-    bpf_csum_diff, bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_vlan_pop,
+    bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_vlan_pop,
     bpf_skb_vlan_push,
 };
 use aya_ebpf::macros::classifier;
@@ -160,20 +160,6 @@ const fn mangled(optional: bool) -> u32 {
 }
 
 impl Rewrite for Rewriter<'_> {
-    #[inline(always)]
-    fn difference<const N: usize>(&self, old: &[u8; N], new: &[u8; N]) -> u32 {
-        // SAFETY: both are that long; the helper only reads them.
-        unsafe {
-            bpf_csum_diff(
-                old.as_ptr().cast_mut().cast(),
-                N as u32,
-                new.as_ptr().cast_mut().cast(),
-                N as u32,
-                0,
-            ) as u32
-        }
-    }
-
     #[inline(always)]
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
         self.0.store(offset as usize, bytes, 0).ok()

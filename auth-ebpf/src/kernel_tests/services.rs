@@ -30,6 +30,8 @@ fn service() -> Tables {
     authenticate(&mut tables, THERE_ID, NODE, 7, NOW + 1);
     serve(&mut tables, SERVICE, 80, 1, 0, &[(THERE, 8080)]);
     serve(&mut tables, SERVICE_V6, 80, 2, 0, &[(THERE_V6, 8080)]);
+    serve(&mut tables, SERVICE, 82, 3, 0, &[(THERE, 82)]);
+    serve(&mut tables, SERVICE_V6, 82, 4, 0, &[(THERE_V6, 82)]);
     tables
 }
 
@@ -93,6 +95,9 @@ fn packets_bear_the_addresses_that_each_end_expects() {
             let sent = error(unreachable, here, service.0, &about(service, client));
             let seen = error(unreachable, here, there, &about(backend, client));
             goes(d, &sent, &seen);
+            // Of SCTP, which has no backend with another port, the addresses.
+            let sctp = |from: Address, to: Address| Parts { protocol: 132, ..udp((from, 1), (to, 82)) };
+            goes(d, &sctp(here, service.0), &sctp(here, there));
             goes(d, &tcp(client, service, flags::RST), &tcp(client, backend, flags::RST));
         }
     });
@@ -183,10 +188,10 @@ fn the_kernel_remembers_what_the_hosts_decision_remembers() {
         let mut tables = service();
         allow(&mut tables, HERE_ID, Direction::Egress, NEIGHBOUR_ID, AuthType::Disabled);
         let many: Vec<(Address, u16)> = (1..=9).map(|port| (NEIGHBOUR, port)).collect();
-        serve(&mut tables, SERVICE, 81, 3, 60, &many);
-        serve(&mut tables, SERVICE, 82, 4, 0, &many);
-        serve(&mut tables, SERVICE, 83, 5, 0, &[]);
-        serve(&mut tables, service_key(HOST, 1, 6).of_any_node().address, 30080, 4, 0, &many);
+        serve(&mut tables, SERVICE, 81, 5, 60, &many);
+        serve(&mut tables, SERVICE, 82, 6, 0, &many);
+        serve(&mut tables, SERVICE, 83, 7, 0, &[]);
+        serve(&mut tables, service_key(HOST, 1, 6).of_any_node().address, 30080, 6, 0, &many);
         tables.addresses.get_mut(&OTHER_NODE).unwrap().flags = AddressFlags::SERVICE;
         let mut arrivals = vec![];
         for port in 1..40 {

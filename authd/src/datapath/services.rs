@@ -83,7 +83,13 @@ impl Ports<'_> {
         let (mut of_inside, mut of_outside) = (BTreeSet::new(), BTreeSet::new());
         for address in service.addresses.iter().filter(family) {
             let keys = if service.external.contains(address) { &mut of_outside } else { &mut of_inside };
-            keys.extend(self.claim(plan, name, key(Address::from(*address), port.port, port.protocol)));
+            let key = key(Address::from(*address), port.port, port.protocol);
+            if key.address.is_nobodys() || key.address.is_link_local() {
+                let why = format!("Address: {address} can't be a service's; it is not translated");
+                self.refused.push((name.to_owned(), why));
+                continue;
+            }
+            keys.extend(self.claim(plan, name, key));
         }
         let mut groups = Vec::new();
         if port.node_port != 0 {

@@ -87,7 +87,7 @@ impl<S: State> Judge<'_, S> {
             // With route_localnet (kube-proxy sets it) the host would take it for its own.
             return self.refuse(DropReason::InvalidPacket);
         }
-        self.send_to_backend(packet, place)?;
+        self.send_to_backend(packet, place, standing)?;
         if place.translation.is_hairpin() {
             return self.send_to_itself(place, endpoint.identity);
         }

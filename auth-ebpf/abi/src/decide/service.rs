@@ -2,8 +2,9 @@
 
 use core::hint::black_box;
 
+use super::standing::Standing;
 use super::{Judge, Outcome, Place, State};
-use crate::packet::{Packet, Ports};
+use crate::packet::{Packet, Ports, protocol};
 use crate::service::may_serve;
 use crate::{
     Address, AddressEntry, AddressFlags, AffinityEntry, AffinityKey, BackendKey, ConnectionEntry,
@@ -93,13 +94,28 @@ impl<S: State> Judge<'_, S> {
     /// Gives a packet to a service the address of a backend, so that all that is decided from here on is
     /// about that. `place.owner` becomes who has the address.
     #[inline(always)]
-    pub(super) fn send_to_backend(&mut self, packet: &mut Packet, place: &mut Place) -> Outcome {
+    pub(super) fn send_to_backend(
+        &mut self,
+        packet: &mut Packet,
+        place: &mut Place,
+        standing: Standing,
+    ) -> Outcome {
         place.owner = self.owner(&packet.destination);
         if !may_serve(packet.protocol) || place.translation.kind == TranslationKind::HAIRPIN_REPLY {
             place.translation.kind = TranslationKind::NONE;
             return Ok(());
         }
         if place.translation.kind == TranslationKind::NONE {
+            // What has gone there directly so far goes on, as do answers to whoever has that address.
+            let goes_on = match standing {
+                Standing::Open(known) => {
+                    packet.protocol != protocol::UDP || matches!(known.opened, Direction::Ingress)
+                }
+                Standing::Unknown | Standing::Settled => false,
+            };
+            if goes_on {
+                return Ok(());
+            }
             let has_services = black_box(&mut place.owner).flags & AddressFlags::SERVICE != 0;
             if !has_services || !self.choose_backend(packet, place)? {
                 return Ok(());

@@ -211,6 +211,32 @@ fn a_connection_keeps_its_backend_and_is_decided_anew_about_it() {
 }
 
 #[test]
+fn what_went_there_before_the_service_was_goes_on() {
+    let before = || {
+        let mut tables = cluster();
+        allow(&mut tables, HERE_ID, Direction::Egress, identity::WORLD, AuthType::Disabled);
+        tables
+    };
+    let mut tables = before();
+    let arrives = |tables: &Tables, parts: &Parts| at(tables, context(Hook::ToPod, UPLINK_IFINDEX), parts).0;
+    goes_to(&tables, &syn((HERE, 1), (WORLD, 80)));
+    assert_eq!(arrives(&tables, &syn_ack((WORLD, 80), (HERE, 1))), PASSES);
+    goes_to(&tables, &udp((HERE, 1), (WORLD, 80)));
+    serve(&mut tables, WORLD, 80, SET, 0, &[(THERE, 8080)]);
+    reopen_all(&mut tables);
+    assert_eq!(goes_to(&tables, &ack((HERE, 1), (WORLD, 80))), (WORLD, 80));
+    assert_eq!(arrives(&tables, &ack((WORLD, 80), (HERE, 1))), PASSES);
+    assert_eq!(goes_to(&tables, &udp((HERE, 1), (WORLD, 80))), (THERE, 8080), "datagrams come over");
+    assert_eq!(goes_to(&tables, &syn((HERE, 2), (WORLD, 80))), (THERE, 8080));
+    // Nor do answers go astray, whatever port of whose address they go to.
+    let mut tables = before();
+    assert_eq!(arrives(&tables, &udp((WORLD, 80), (HERE, 53))), PASSES);
+    serve(&mut tables, WORLD, 80, SET, 0, &[(THERE, 8080)]);
+    reopen_all(&mut tables);
+    assert_eq!(goes_to(&tables, &udp((HERE, 53), (WORLD, 80))), (WORLD, 80));
+}
+
+#[test]
 fn both_entries_of_a_connection_end_together() {
     let tables = service(AuthType::Disabled);
     let tables = &tables;

@@ -175,7 +175,7 @@ fn sctp_keeps_its_port_or_has_no_backend() {
 #[test]
 fn an_address_belongs_to_one() {
     let slices = vec![slice(TCP, 80, vec![ready("10.1.1.1", "n1")])];
-    let mut cluster = cluster(service(&["10.96.0.1", "10.1.1.1"], slices));
+    let mut cluster = cluster(service(&["10.96.0.1", "10.1.1.1", "0.0.0.0", "fe80::1"], slices));
     cluster.services.insert(("tenant".into(), "thief".into()), service(&["10.96.0.1"], vec![]));
     cluster.pods.push(Pod {
         namespace: "default".into(),
@@ -191,8 +191,9 @@ fn an_address_belongs_to_one() {
     let plan = plan(&cluster);
     assert_eq!(leads_to(&plan, "10.96.0.1", 80, TCP), list(&["10.1.1.1:80"]));
     assert_eq!(leads_to(&plan, "10.1.1.1", 80, TCP), None);
+    assert_eq!(leads_to(&plan, "0.0.0.0", 80, TCP), None, "it would stand for every node");
     let refused: Vec<&str> = plan.refused_services.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(refused, ["default/web", "tenant/thief"]);
+    assert_eq!(refused, ["default/web", "default/web", "default/web", "tenant/thief"]);
 }
 
 #[test]
