@@ -5,6 +5,7 @@ use policy::{Label, LabelSet};
 use super::super::interfaces::Interfaces;
 use super::*;
 use crate::cluster::{Cluster, Node, Pod, Slice, SlicePort};
+use crate::handover::Claims;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -46,14 +47,15 @@ fn cluster(service: Service) -> Cluster {
 fn plan(cluster: &Cluster) -> Plan {
     let interfaces = Interfaces { addresses: BTreeMap::from([(ip("10.0.0.1"), 2)]), ..Interfaces::default() };
     let (sessions, before) = (BTreeMap::new(), BTreeMap::new());
-    Plan::make(&Inputs {
+    let inputs = Inputs {
         cluster,
         node: "n1",
         interfaces: &interfaces,
         cluster_cidrs: &[],
         sessions: &sessions,
         before: &before,
-    })
+    };
+    Plan::make(&inputs, &Claims::default())
 }
 
 /// The backends to which this port leads; `None` where nothing is translated.
@@ -187,6 +189,7 @@ fn an_address_belongs_to_one() {
         named_ports: Vec::new(),
         labels: BTreeMap::new(),
         identity: Some(300),
+        mirror: false,
     });
     let plan = plan(&cluster);
     assert_eq!(leads_to(&plan, "10.96.0.1", 80, TCP), list(&["10.1.1.1:80"]));
