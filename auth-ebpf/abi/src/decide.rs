@@ -142,6 +142,8 @@ pub struct Place {
     stick_until: u64,
     /// What its destination's address says by itself.
     owner: AddressEntry,
+    /// What its connection says, if that has to be looked at again.
+    known: standing::Known,
     /// Its other end.
     remote: pod::Remote,
 }

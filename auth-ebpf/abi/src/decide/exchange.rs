@@ -25,8 +25,8 @@ impl<S: State> Judge<'_, S> {
         let generation = self.generation(local, remote.entry.identity);
         let known = match standing {
             // An address that has changed hands since takes no connection with it.
-            Standing::Open(known) if known.is_between(local, remote) => Some(known),
-            Standing::Open(_) | Standing::Unknown | Standing::Settled => None,
+            Standing::Open if place.known.is_between(local, remote) => Some(place.known),
+            Standing::Open | Standing::Unknown | Standing::Settled => None,
         };
         let opened = match known {
             Some(known) => known.opened,

@@ -108,8 +108,8 @@ impl<S: State> Judge<'_, S> {
         if place.translation.kind == TranslationKind::NONE {
             // What has gone there directly so far goes on, as do answers to whoever has that address.
             let goes_on = match standing {
-                Standing::Open(known) => {
-                    packet.protocol != protocol::UDP || matches!(known.opened, Direction::Ingress)
+                Standing::Open => {
+                    packet.protocol != protocol::UDP || matches!(place.known.opened, Direction::Ingress)
                 }
                 Standing::Unknown | Standing::Settled => false,
             };

@@ -15,12 +15,13 @@ pub(super) enum Standing {
     Unknown,
     /// All that it rests on still holds: the packet passes, and is taken down.
     Settled,
-    /// It has to be looked at again.
-    Open(Known),
+    /// It has to be looked at again: [`Place::known`]. Not in here, since the verifier minds what a register
+    /// holds of it where there is none.
+    Open,
 }
 
 /// What a connection says of itself.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
     pub(super) local: IdentityNumber,
     pub(super) remote: IdentityNumber,
@@ -31,6 +32,20 @@ pub(super) struct Known {
     pub(super) audited: bool,
     /// Policy and authentication are what they were when it was decided.
     pub(super) current: bool,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            local: 0,
+            remote: 0,
+            node: 0,
+            auth_type: 0,
+            opened: Direction::Egress,
+            audited: false,
+            current: false,
+        }
+    }
 }
 
 impl<S: State> Judge<'_, S> {
@@ -56,13 +71,13 @@ impl<S: State> Judge<'_, S> {
 
     #[inline(always)]
     fn find(&mut self, packet: &Packet, place: &mut Place) -> Standing {
-        let Place { connection: key, entry: copy, translation, .. } = place;
+        let Place { connection: key, entry: copy, translation, known, .. } = place;
         let state = self.state;
         if let Some(mut entry) = state.established(key) {
-            return self.look(packet, &mut entry, translation);
+            return self.look(packet, &mut entry, translation, known);
         }
         let Some(mut entry) = state.half_open(key) else { return Standing::Unknown };
-        let standing = self.look(packet, &mut entry, translation);
+        let standing = self.look(packet, &mut entry, translation, known);
         if matches!(standing, Standing::Settled) && entry.is_answered() {
             *copy = *entry;
             drop(entry);
@@ -77,6 +92,7 @@ impl<S: State> Judge<'_, S> {
         packet: &Packet,
         entry: &mut ConnectionEntry,
         translation: &mut Translation,
+        known: &mut Known,
     ) -> Standing {
         let now = self.now();
         if !entry.is_alive(packet.protocol, now) {
@@ -111,7 +127,7 @@ impl<S: State> Judge<'_, S> {
             }
             return Standing::Settled;
         }
-        Standing::Open(Known {
+        *known = Known {
             local: entry.local_identity,
             remote: entry.remote_identity,
             node: entry.node,
@@ -119,7 +135,8 @@ impl<S: State> Judge<'_, S> {
             opened: opened(entry.direction),
             audited: entry.flags & ConnectionEntry::AUDITED != 0,
             current,
-        })
+        };
+        Standing::Open
     }
 
     /// The generation under which these two are decided now. Read before anything that the decision rests
