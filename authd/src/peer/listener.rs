@@ -69,7 +69,9 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream, address: SocketAddr, perm
         }
         Err(error) => {
             let peer = plain(address);
-            tracing::warn!(%peer, side = side.as_str(), %error, "connection refused");
+            if shared.may_tell_of_refusal() {
+                tracing::warn!(%peer, side = side.as_str(), reason = error.as_str(), %error, "connection refused");
+            }
             shared.observer.handshake(side, Err(error.as_str()), latency);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use auth_ebpf_abi::{AuthKey, IdentityNumber, NodeNumber};
@@ -18,6 +18,7 @@ use super::admission::Admission;
 use super::directory::Directory;
 use super::error::Error;
 use super::naming::Naming;
+use super::pace::Pace;
 use super::table::{Outgoing, SessionMap, Table, Trouble};
 use super::{handshake, listener, session};
 use crate::auth::driver::Handshakes;
@@ -120,6 +121,8 @@ pub(super) struct Shared {
     pub(super) observer: Arc<dyn Observer>,
     pub(super) table: Table,
     pub(super) admission: Admission,
+    /// Log lines about connections that were refused: whoever can reach the port can cause them.
+    pub(super) refusals: Mutex<Pace>,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
 }
@@ -145,6 +148,11 @@ impl Shared {
         let nodes = &self.directory.borrow().nodes;
         let id = |name: &str| nodes.get(name).map(|node| &node.spiffe_id);
         id(&self.options.node) < id(node)
+    }
+
+    /// Whether one more line about a refused connection may be written.
+    pub(super) fn may_tell_of_refusal(&self) -> bool {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).take(self.clock.now())
     }
 
     /// The number of this node, once cluster state has it.
@@ -179,6 +187,7 @@ impl Peers {
             clock,
             observer,
             admission: Admission::new(),
+            refusals: Mutex::new(Pace::new(20, Duration::from_secs(1))),
             tasks: TaskTracker::new(),
             stop,
         });

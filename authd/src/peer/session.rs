@@ -89,8 +89,11 @@ pub(super) async fn keep_dialled(shared: Arc<Shared>, name: String, stop: Cancel
                 Duration::ZERO
             }
             Err(error) => {
-                tracing::warn!(target: AUDIT, event = "session_failing", node = name, reason = error.as_str(), %error, "no session");
-                shared.table.note_trouble(&name, error.to_string(), shared.clock.wall());
+                // A node that stays away is told once, and again when the reason changes.
+                if shared.table.note_trouble(&name, error.to_string(), shared.clock.wall()) {
+                    let reason = error.as_str();
+                    tracing::warn!(target: AUDIT, event = "session_failing", node = name, reason, %error, "no session");
+                }
                 let wait = jittered(pause);
                 pause = pause.saturating_mul(2).min(limit);
                 wait

@@ -199,9 +199,12 @@ impl Table {
         self.troubles().retain(|node, _| known(node));
     }
 
-    /// Notes why there is no session.
-    pub(super) fn note_trouble(&self, node: &str, what: String, at: SystemTime) {
-        self.troubles().insert(node.to_owned(), Trouble { what, at });
+    /// Notes why there is no session; whether it is another reason than before.
+    pub(super) fn note_trouble(&self, node: &str, what: String, at: SystemTime) -> bool {
+        let mut troubles = self.troubles();
+        let news = troubles.get(node).is_none_or(|before| before.what != what);
+        troubles.insert(node.to_owned(), Trouble { what, at });
+        news
     }
 
     /// Why there is no session.
