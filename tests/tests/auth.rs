@@ -306,6 +306,22 @@ fn what_is_missing_is_explained_with_and_without_a_daemon() {
             assert_eq!(state(&talks, check), "OK", "{check}: {talks:#}");
         }
     }
+    let metrics = scene.agent("node2").unwrap().metrics().unwrap();
+    let well = [("side", "server"), ("result", "success")];
+    assert!(metrics.sum("authd_handshakes_total", &well) >= 1.0);
+    for name in [
+        "authd_handshake_latency_seconds_bucket",
+        "authd_handshakes_running",
+        "authd_handshakes_waiting",
+        "authd_auth_entries",
+        "authd_auth_requests_dropped_total",
+        "authd_svid_expiry_seconds",
+        "authd_node_svid_expiry_seconds",
+        "authd_held_packets",
+        "authd_hold_time_seconds_bucket",
+    ] {
+        assert!(metrics.has(name, &[]), "{name}");
+    }
     let denied =
         scene.authctl("node2", &["auth", "explain", "xwing", "deathstar", "--port", "80/TCP"]).unwrap();
     assert!(denied.contains("They can't talk. Policy: denied"), "{denied}");
@@ -333,4 +349,31 @@ fn what_is_missing_is_explained_with_and_without_a_daemon() {
     assert_eq!((state(&dead, "entry"), state(&dead, "node-session")), ("OK", "OK"), "{dead:#}");
     let text = scene.authctl("node1", &["auth", "explain", "identity:2", &from]).unwrap();
     assert!(text.contains("has no SVID"), "{text}");
+}
+
+#[test]
+fn what_would_fail_is_tried_and_reported_while_policy_is_observed() {
+    if !skip::lab_available("what_would_fail_is_tried_and_reported_while_policy_is_observed") {
+        return;
+    }
+    let mut scene = StarWars::settled("would-fail", &["--policy-mode", "observe"]).unwrap();
+    let identity = scene.manifests.identity_of("tiefighter").unwrap();
+    scene.registry.withdraw(identity).unwrap();
+    let withdrawn = || {
+        let explained = explained(&scene, "node1", &["--port", "80/TCP"]).ok()?;
+        (state(&explained, "local-svid") == "FAILED").then_some(explained)
+    };
+    assert!(wait::until(PATIENCE, withdrawn).is_some());
+    for family in Family::ALL {
+        drop(scene.land("tiefighter", family, PATIENCE).unwrap());
+    }
+    let options = ["--verdict", "AUDIT", "--reason", "AUTH_REQUIRED", "--from-pod", "default/tiefighter"];
+    assert!(!scene.flows("node2", &options).unwrap().is_empty());
+    let asked = || {
+        let explained = explained(&scene, "node2", &["--port", "80/TCP"]).ok()?;
+        (state(&explained, "remote-svid") == "FAILED" && state(&explained, "entry") == "WAITING")
+            .then_some(())
+    };
+    assert!(wait::until(PATIENCE, asked).is_some(), "{:#}", explained(&scene, "node2", &[]).unwrap());
+    assert!(scene.counted("node2", "AUDIT", "AUTH_REQUIRED").unwrap() >= 2.0);
 }

@@ -1,5 +1,6 @@
 //! Daemons end and come back; pods come and go: what is in force stays so, and what changes changes at once.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use authd_tests::lab::node::Family;
 use authd_tests::star_wars::{NODES, PATIENCE};
-use authd_tests::{StarWars, skip, wait};
+use authd_tests::{StarWars, log, skip, wait};
 
 /// How soon a daemon has to end when it is asked to.
 const END: Duration = Duration::from_secs(5);
@@ -90,6 +91,14 @@ fn a_restarted_daemon_takes_over_and_nobody_notices() {
         }
     }
     drop(scene.land("tiefighter", Family::V6, PATIENCE).unwrap());
+    // The epoch under which a node vouches is pinned: another one would have ended at other nodes what stands there.
+    for node in NODES {
+        let log = scene.agent(node).unwrap().process().log().unwrap();
+        let up = |line: &serde_json::Value| line["event"] == "session_up";
+        let epochs: BTreeSet<_> = log::lines(&log).filter(up).map(|line| line["epoch"].to_string()).collect();
+        assert_eq!(epochs.len(), 1, "{node}: {epochs:?}");
+        assert!(!log::contains(&log, &[("event", "pair_ended")]), "{node}");
+    }
 }
 
 /// Ends the daemons and starts them again; as soon as one answers, it has the authentications.
