@@ -54,6 +54,8 @@ pub(in crate::peer) struct Established {
     outbox: mpsc::Receiver<Outgoing>,
     announce: Arc<Notify>,
     addresses: AddressExchange,
+    /// Our WireGuard key, once the other end has been told: what it is to confirm it must know.
+    said_key: Option<[u8; 32]>,
     stop: CancellationToken,
 }
 
@@ -134,6 +136,7 @@ impl Established {
             outbox,
             announce,
             addresses: AddressExchange::new(shared.assigned.clone()),
+            said_key: None,
             stop,
         })
     }
@@ -205,7 +208,9 @@ impl Established {
                 },
                 Ok(()) = own.changed() => {
                     self.check_key(shared)?;
-                    self.say(shared, SessionMessage::Update(announcement(shared))).await?;
+                    let said = announcement(shared);
+                    self.said_key = said.wireguard_key.as_slice().try_into().ok();
+                    self.say(shared, SessionMessage::Update(said)).await?;
                     self.agree(shared).await?;
                 }
                 Ok(()) = announced.changed() => self.say(shared, SessionMessage::Update(announcement(shared))).await?,
@@ -300,8 +305,7 @@ impl Established {
 
     /// Confirms the pre-shared key to the other end, once both WireGuard keys are known.
     async fn agree(&mut self, shared: &Shared) -> Result<(), Error> {
-        let own = shared.own.borrow().wireguard_key;
-        match self.agreement.propose(own, self.session.wireguard_key) {
+        match self.agreement.propose(self.said_key, self.session.wireguard_key) {
             Some(said) => self.say(shared, SessionMessage::Preshared(said)).await,
             None => Ok(()),
         }
