@@ -54,8 +54,8 @@ pub(in crate::peer) struct Established {
     outbox: mpsc::Receiver<Outgoing>,
     announce: Arc<Notify>,
     addresses: AddressExchange,
-    /// Our WireGuard key, once the other end has been told: what it is to confirm it must know.
-    said_key: Option<[u8; 32]>,
+    /// A confirmation that came before the keys that it is about.
+    early: Option<Preshared>,
     stop: CancellationToken,
 }
 
@@ -136,7 +136,7 @@ impl Established {
             outbox,
             announce,
             addresses: AddressExchange::new(shared.assigned.clone()),
-            said_key: None,
+            early: None,
             stop,
         })
     }
@@ -208,10 +208,9 @@ impl Established {
                 },
                 Ok(()) = own.changed() => {
                     self.check_key(shared)?;
-                    let said = announcement(shared);
-                    self.said_key = said.wireguard_key.as_slice().try_into().ok();
-                    self.say(shared, SessionMessage::Update(said)).await?;
+                    self.say(shared, SessionMessage::Update(announcement(shared))).await?;
                     self.agree(shared).await?;
+                    self.confirm_late(shared).await?;
                 }
                 Ok(()) = announced.changed() => self.say(shared, SessionMessage::Update(announcement(shared))).await?,
                 _ = look.tick() => {
@@ -249,6 +248,7 @@ impl Established {
                     let own_key = shared.own.borrow().wireguard_key;
                     shared.table.update(&self.name, self.id, session, own_key).await?;
                     self.agree(shared).await?;
+                    self.confirm_late(shared).await?;
                 }
             }
             Some(SessionMessage::Revoke(Revoke { identity })) => {
@@ -305,8 +305,17 @@ impl Established {
 
     /// Confirms the pre-shared key to the other end, once both WireGuard keys are known.
     async fn agree(&mut self, shared: &Shared) -> Result<(), Error> {
-        match self.agreement.propose(self.said_key, self.session.wireguard_key) {
+        let own = shared.own.borrow().wireguard_key;
+        match self.agreement.propose(own, self.session.wireguard_key) {
             Some(said) => self.say(shared, SessionMessage::Preshared(said)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What came too early counts now, if it is of the keys that are known by now.
+    async fn confirm_late(&mut self, shared: &Shared) -> Result<(), Error> {
+        match self.early.take() {
+            Some(said) => self.confirmed(shared, &said).await,
             None => Ok(()),
         }
     }
@@ -315,7 +324,10 @@ impl Established {
     async fn confirmed(&mut self, shared: &Shared, said: &Preshared) -> Result<(), Error> {
         self.agree(shared).await?;
         let differs = |_: Mismatch| Error::Preshared { node: self.name.clone() };
-        let Some(key) = self.agreement.confirm(said).map_err(differs)? else { return Ok(()) };
+        let Some(key) = self.agreement.confirm(said).map_err(differs)? else {
+            self.early = Some(said.clone());
+            return Ok(());
+        };
         tracing::info!(target: AUDIT, event = "preshared_key_agreed", node = self.name, key = %key, "pre-shared key agreed on");
         self.session.preshared_key = Some(key);
         self.session.preshared_since = Some(shared.clock.wall());
