@@ -2,7 +2,11 @@
 //! key exchange, both ends in one process on one core, by turns. Part of `make bench-auth`; without `--bench`
 //! it runs once and briefly, as a test.
 
-#![expect(clippy::print_stdout, reason = "a benchmark says what it finds")]
+#![expect(
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "a benchmark says what it finds; indexing JSON doesn't panic"
+)]
 
 #[path = "../../../spire-adapter/tests/certificates/matrix.rs"]
 #[expect(dead_code, clippy::unwrap_used, reason = "the certificate tests use the rest, and are tests")]
