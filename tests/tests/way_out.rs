@@ -77,6 +77,8 @@ fn policy_goes_off_with_the_daemon_dead() {
         return;
     }
     let mut scene = StarWars::settled("dead", &[]).unwrap();
+    // Whose address it is, a node can be told only while its daemon lives.
+    assert!(scene.is_refused("xwing", Family::V4));
     scene.agent("node2").unwrap().kill9().unwrap();
     assert!(scene.is_refused("xwing", Family::V4));
     let done = off(&scene, "node2", "policy", "4s").unwrap();
