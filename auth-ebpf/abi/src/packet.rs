@@ -20,16 +20,20 @@ pub trait Bytes {
     /// The `N` bytes at `offset`, or `None` if the packet ends before.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
 
-    /// `N` numbers at a place that is known beforehand, where the kernel can read without a helper, as they
-    /// stand there.
-    fn numbers_at<const OFFSET: u32, T: Number, const N: usize>(&self) -> Option<[T; N]> {
+    /// `N` numbers at `offset`, as they stand there.
+    fn numbers<T: Number, const N: usize>(&self, offset: u32) -> Option<[T; N]> {
         let mut numbers = [T::default(); N];
-        let mut offset = OFFSET;
+        let mut offset = offset;
         for number in &mut numbers {
             *number = T::load(self, offset)?;
             offset += size_of::<T>() as u32;
         }
         Some(numbers)
+    }
+
+    /// The same at a place that is known beforehand, where the kernel can read without a helper.
+    fn numbers_at<const OFFSET: u32, T: Number, const N: usize>(&self) -> Option<[T; N]> {
+        self.numbers(OFFSET)
     }
 
     /// The length, if it is a packet of many segments (GSO), whose own length field may be too small for it.

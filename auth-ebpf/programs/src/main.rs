@@ -239,6 +239,11 @@ impl Bytes for SocketBuffer<'_> {
     }
 
     #[inline(always)]
+    fn numbers<T: Number, const N: usize>(&self, offset: u32) -> Option<[T; N]> {
+        self.0.load(offset as usize).ok()
+    }
+
+    #[inline(always)]
     fn numbers_at<const OFFSET: u32, T: Number, const N: usize>(&self) -> Option<[T; N]> {
         let start = self.0.data() + OFFSET as usize;
         if start + size_of::<[T; N]>() > self.0.data_end() {

@@ -254,13 +254,7 @@ fn numbers_near<B: Bytes + ?Sized, const N: usize>(bytes: &B, offset: u32) -> Op
     match offset {
         AFTER_V4 => bytes.numbers_at::<AFTER_V4, u32, N>(),
         AFTER_V6 => bytes.numbers_at::<AFTER_V6, u32, N>(),
-        _ => {
-            let mut numbers = [0; N];
-            for (number, at) in numbers.iter_mut().zip((offset..).step_by(4)) {
-                *number = u32::from_ne_bytes(bytes.load(at)?);
-            }
-            Some(numbers)
-        }
+        _ => bytes.numbers(offset),
     }
 }
 
