@@ -139,6 +139,7 @@ impl Selections {
             if members != *selection.members {
                 selection.members = Arc::new(members);
                 selection.users.iter().for_each(|side| effect(*side, Effect::All));
+                selection.split(world, &mut effect);
             }
         }
     }

@@ -286,6 +286,27 @@ fn a_rule_for_all_who_share_a_spiffe_id_holds_once_all_of_them_are_known() {
     assert!(!allows(&mut engine, known[0], Direction::Ingress, 80));
 }
 
+/// Whom a service is of comes later than the rule, and only some of those who share a SPIFFE ID.
+#[test]
+fn a_service_that_tells_apart_who_share_a_spiffe_id_lets_nobody_pass() {
+    let service = json!([{"k8sService": {"namespace": "x", "serviceName": "web"}}]);
+    let rule = json!({"toServices": service, "authentication": {"mode": "required"}});
+    let by_namespace = |mut surroundings: Surroundings| {
+        surroundings.share_spiffe_ids(&identities(), |identity| Some(identity.namespace().to_owned()));
+        surroundings
+    };
+    let none = by_namespace(Surroundings::default());
+    let mut engine = engine(&[json!({"endpointSelector": {}, "egress": [rule]})], &none);
+    engine.insert_identity(identity(258)).unwrap();
+    engine.compiled();
+    engine.set_surroundings(&surroundings());
+    assert!(allows(&mut engine, 258, Direction::Egress, 80), "nobody shares a SPIFFE ID");
+    engine.set_surroundings(&none);
+    engine.compiled();
+    engine.set_surroundings(&by_namespace(surroundings()));
+    assert!(!allows(&mut engine, 258, Direction::Egress, 80));
+}
+
 #[test]
 fn an_identity_may_come_before_or_after_its_named_ports() {
     let ports = json!([{"ports": [{"port": "http", "protocol": "TCP"}]}]);
