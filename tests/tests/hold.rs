@@ -170,6 +170,8 @@ fn a_flood_neither_fills_the_node_nor_delays_others() {
     }
     const FLOOD: u32 = 600;
     let mut scene = cluster("flood").unwrap();
+    // With the first packet the other node is told whose addresses the first node's are.
+    drop(scene.land("tiefighter", Family::V4, PATIENCE).unwrap());
     // Nobody on the other node can authenticate, but its programs let pass what its own policy does.
     scene.agent("node1").unwrap().kill9().unwrap();
     let socket = scene.pod("interceptor").unwrap().udp_bind("0.0.0.0:0".parse().unwrap()).unwrap();
