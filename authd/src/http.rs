@@ -6,6 +6,7 @@ use axum::{
     Router, extract::State, http::StatusCode, http::header::CONTENT_TYPE, response::IntoResponse,
     routing::get,
 };
+use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -21,11 +22,18 @@ pub struct HttpError {
 
 /// What is scraped.
 pub trait Exposition: Send + Sync + 'static {
+    /// The metrics.
+    fn registry(&self) -> &Registry;
+
     /// The text that Prometheus reads (OpenMetrics).
     ///
     /// # Errors
     /// A metric can't be formatted.
-    fn encode(&self) -> Result<String, std::fmt::Error>;
+    fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, self.registry())?;
+        Ok(text)
+    }
 }
 
 /// What the endpoint shows.

@@ -2,6 +2,9 @@
 //!
 //! Values are copied out of the maps at once: an entry can be replaced by user space while a program looks
 //! at it, and a decision must not see two versions.
+//!
+//! Keys with small fields are made of whole words: the kernel hashes them by words, and the processor waits
+//! where it reads as a whole what was just written in pieces.
 
 use core::mem::transmute;
 

@@ -1,10 +1,9 @@
 //! The operator's metrics.
 
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
-use prometheus_client::encoding::{EncodeLabelSet, text::encode};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info};
 use prometheus_client::registry::{Registry, Unit};
 use spire_adapter::registration::{Registered, Report};
@@ -104,10 +103,8 @@ impl Metrics {
 }
 
 impl Exposition for Metrics {
-    fn encode(&self) -> Result<String, fmt::Error> {
-        let mut text = String::new();
-        encode(&mut text, &self.registry)?;
-        Ok(text)
+    fn registry(&self) -> &Registry {
+        &self.registry
     }
 }
 
