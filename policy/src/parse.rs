@@ -6,6 +6,7 @@
 mod addresses;
 mod annotations;
 mod icmp;
+mod label_syntax;
 mod network_policy;
 mod node;
 mod peers;

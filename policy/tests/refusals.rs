@@ -126,6 +126,20 @@ fn errors_name_object_field_and_way_out() {
             "spec.egress[0].toEndpoints[0].matchLabels[\"docker:app\"]: label source `docker` is not known; sources are k8s, reserved and any",
         ),
         (
+            with_peer(json!({"matchLabels": {"app": "web "}})),
+            "spec.egress[0].toEndpoints[0].matchLabels.app: no label can have the value `web `: at most 63 letters, digits, `-`, `_` and `.`, with a letter or digit at both ends",
+        ),
+        (
+            with_peer(
+                json!({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["a", "web,db"]}]}),
+            ),
+            "spec.egress[0].toEndpoints[0].matchExpressions[0].values[1]: no label can have the value `web,db`: at most 63 letters, digits, `-`, `_` and `.`, with a letter or digit at both ends",
+        ),
+        (
+            with_peer(json!({"matchLabels": {"k8s:Example.com/app": "x"}})),
+            "spec.egress[0].toEndpoints[0].matchLabels[\"k8s:Example.com/app\"]: no label can have the key `Example.com/app`: at most 63 letters, digits, `-`, `_` and `.`, with a letter or digit at both ends, and before it perhaps a name of DNS and `/`",
+        ),
+        (
             with_peer(json!({"matchExpressions": [{"key": "a", "operator": "Is"}]})),
             "spec.egress[0].toEndpoints[0].matchExpressions[0].operator: unknown value `Is`; did you mean `In`?",
         ),

@@ -1,8 +1,9 @@
 //! Selectors as they are written, and what their place in a policy adds to them.
 
+use super::label_syntax::{check_key, check_value};
 use super::node::Node;
 use super::policy_error::{Fault, Problem};
-use crate::label::{Label, LabelError, LabelKey, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, OWN_PREFIX, Source};
+use crate::label::{LabelError, LabelKey, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, OWN_PREFIX, Source};
 use crate::object::{Kind, ObjectRef};
 use crate::selector::{Operator, Requirement, Selector};
 
@@ -44,16 +45,17 @@ pub(super) fn parse_with(
     node: &Node<'_>,
     read: impl Fn(&str) -> Result<LabelKey, LabelError>,
 ) -> Result<Selector, Fault> {
-    let label_key =
-        |text: &str, node: &Node<'_>| read(text).map_err(|error| node.fault(Problem::Label(error)));
+    let label_key = |text: &str, node: &Node<'_>| {
+        let key = read(text).map_err(|error| node.fault(Problem::Label(error)))?;
+        check_key(&key, node).map(|()| key)
+    };
     let fields = node.fields(&["matchLabels", "matchExpressions"])?;
     let mut requirements = Vec::new();
     if let Some(labels) = fields.get("matchLabels") {
         for (key, value) in labels.entries()? {
-            let label = label_key(key, &value).and_then(|key| {
-                Label::with_key(key, value.text()?).map_err(|error| value.fault(error.into()))
-            })?;
-            requirements.push(Requirement::equals(label.label_key().clone(), label.value()));
+            let key = label_key(key, &value)?;
+            check_value(value.text()?, &value)?;
+            requirements.push(Requirement::equals(key, value.text()?));
         }
     }
     for expression in fields.items("matchExpressions")?.unwrap_or_default() {
@@ -73,6 +75,7 @@ fn parse_expression(
     let operator = fields.require("operator")?.one_of_any_case(&WORDS)?;
     let mut values = std::collections::BTreeSet::new();
     for value in fields.items("values")?.unwrap_or_default() {
+        check_value(value.text()?, &value)?;
         values.insert(value.text()?.to_owned());
     }
     let wants_values = matches!(operator, Word::In | Word::NotIn);
