@@ -106,7 +106,7 @@ fn errors_name_object_field_and_way_out() {
         ),
         (
             with_ports(json!({"port": "90", "endPort": 80})),
-            "spec.ingress[0].toPorts[0].ports[0].endPort: must not be below `port`, which must not be 0",
+            "spec.ingress[0].toPorts[0].ports[0].endPort: must not be below `port`",
         ),
         (
             with_ports(json!({"port": "90", "endPort": 65536})),

@@ -142,12 +142,10 @@ fn parse_port(node: &Node<'_>, ports: &mut Ports) -> Result<(), Fault> {
             protocols.iter().for_each(|protocol| ports.name(&name, *protocol));
             return Ok(());
         }
-        (PortNumber::Given(0), None) => (0, u16::MAX),
+        (PortNumber::Given(0), None | Some((_, 0))) => (0, u16::MAX),
         (PortNumber::Given(first), None | Some((_, 0))) => (first, first),
-        (PortNumber::Given(first), Some((_, last))) if first != 0 && first <= last => (first, last),
-        (PortNumber::Given(_), Some((end, _))) => {
-            return Err(end.invalid("must not be below `port`, which must not be 0"));
-        }
+        (PortNumber::Given(first), Some((_, last))) if first <= last => (first, last),
+        (PortNumber::Given(_), Some((end, _))) => return Err(end.invalid("must not be below `port`")),
     };
     ports.prefixes.extend(protocols.iter().flat_map(|protocol| PortPrefix::range(*protocol, first, last)));
     Ok(())
