@@ -311,6 +311,40 @@ fn unsupported_deny_rules_deny_all_that_they_could_mean() {
     assert!(passes(&value, CLIENT, SERVER, 81), "the ports are understood");
 }
 
+/// What looks like a default deny and isn't is named; Cilium refuses a policy without rules.
+#[test]
+fn policies_that_say_nothing_are_named() {
+    let selects = |more: Value| {
+        let mut spec = json!({"endpointSelector": {"matchLabels": {"app": "server"}}});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        cnp(spec)
+    };
+    for (rules, paths) in [
+        (json!({}), vec!["spec"]),
+        (json!({"egress": null}), vec!["spec"]),
+        (json!({"ingress": []}), vec!["spec.ingress"]),
+        (json!({"ingress": [], "egress": []}), vec!["spec.ingress", "spec.egress"]),
+        (json!({"ingress": [], "egress": [{}]}), vec!["spec.ingress"]),
+        (json!({"ingressDeny": []}), vec!["spec"]),
+        (json!({"ingress": [], "ingressDeny": [{}]}), vec![]),
+        (json!({"ingress": [{}], "egress": [{}]}), vec![]),
+        (json!({"ingress": [], "enableDefaultDeny": {"ingress": true}}), vec![]),
+        (json!({"enableDefaultDeny": {"ingress": false}}), vec!["spec"]),
+    ] {
+        let value = selects(rules.clone());
+        let policy = Policy::from_value(&value).unwrap();
+        let found: Vec<&str> = policy.conditions.iter().map(|condition| condition.path.as_str()).collect();
+        assert_eq!(found, paths, "{rules}");
+        assert!(policy.conditions.iter().all(|condition| condition.kind.as_str() == "SelectsNothing"));
+        assert_eq!(
+            passes(&value, CLIENT, SERVER, 80),
+            rules.get("ingress") != Some(&json!([{}]))
+                && rules.get("ingressDeny") != Some(&json!([{}]))
+                && rules.pointer("/enableDefaultDeny/ingress") != Some(&json!(true))
+        );
+    }
+}
+
 #[test]
 fn empty_forms_of_unsupported_fields_are_nothing() {
     let ports = json!([{"ports": [{"port": "80"}], "rules": {}, "serverNames": [], "listener": null}]);

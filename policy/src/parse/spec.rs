@@ -57,6 +57,8 @@ pub(super) fn parse(
         }
     }
     let has = |direction| rules.iter().any(|rule: &Rule| rule.list.direction() == direction);
+    let default_deny = [(RuleList::Ingress, ingress), (RuleList::Egress, egress)];
+    name_what_says_nothing(node, &fields, &rules, default_deny, conditions);
     let log = fields.get("log").map(|log| log.fields(&["value"])).transpose()?;
     Ok(Spec {
         place,
@@ -68,6 +70,36 @@ pub(super) fn parse(
         log: log.map(|log| log.text("value")).transpose()?.flatten().map(str::to_owned),
         rules,
     })
+}
+
+/// Names what looks like a default deny and isn't: empty lists, or no rules at all.
+fn name_what_says_nothing(
+    node: &Node<'_>,
+    fields: &Fields<'_>,
+    rules: &[Rule],
+    default_deny: [(RuleList, Option<bool>); 2],
+    conditions: &mut Vec<Condition>,
+) {
+    let mut found = Vec::new();
+    for (list, is_set) in default_deny {
+        let is_said = rules.iter().any(|rule| rule.list.direction() == list.direction());
+        let field = fields.get(list.as_str()).filter(Node::is_empty);
+        if let (Some(field), false, None) = (field, is_said, is_set) {
+            let words = format!(
+                "an empty list says nothing and denies nothing; `{}: [{{}}]` denies what no rule allows",
+                list.as_str()
+            );
+            found.push((field.path().to_owned(), words));
+        }
+    }
+    let is_asked = default_deny.iter().any(|(_, is_set)| *is_set == Some(true));
+    if found.is_empty() && rules.is_empty() && !is_asked {
+        let words = "has no rules, so it says nothing and denies nothing; `ingress: [{}]` and `egress: [{}]` \
+                     deny what no rule allows";
+        found.push((node.path().to_owned(), words.to_owned()));
+    }
+    let condition = |(path, message)| Condition { kind: ConditionKind::SelectsNothing, path, message };
+    conditions.extend(found.into_iter().map(condition));
 }
 
 fn parse_subject(
