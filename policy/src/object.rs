@@ -79,7 +79,8 @@ pub enum RuleList {
     Egress,
     /// `egressDeny`
     EgressDeny,
-    /// `ingress`, of a rule that can't be kept where nothing else denies: so it denies what it is about.
+    /// `ingress`, of a rule that denies: what it is about, where it can't be kept and nothing else denies, or
+    /// those who don't meet its requirements (`fromRequires`).
     UnkeptIngress,
     /// The same in `egress`.
     UnkeptEgress,
@@ -106,6 +107,15 @@ impl RuleList {
         match self {
             Self::Ingress | Self::IngressDeny | Self::UnkeptIngress => Direction::Ingress,
             Self::Egress | Self::EgressDeny | Self::UnkeptEgress => Direction::Egress,
+        }
+    }
+
+    /// The list of what rules of this direction deny although they stand among those that allow.
+    #[must_use]
+    pub const fn unkept(self) -> Self {
+        match self.direction() {
+            Direction::Ingress => Self::UnkeptIngress,
+            Direction::Egress => Self::UnkeptEgress,
         }
     }
 

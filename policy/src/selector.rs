@@ -35,6 +35,18 @@ impl Requirement {
         Self { key, operator: Operator::In(BTreeSet::from([value.into()])) }
     }
 
+    /// The requirement that holds where this one doesn't.
+    #[must_use]
+    pub fn negated(self) -> Self {
+        let operator = match self.operator {
+            Operator::In(values) => Operator::NotIn(values),
+            Operator::NotIn(values) => Operator::In(values),
+            Operator::Exists => Operator::DoesNotExist,
+            Operator::DoesNotExist => Operator::Exists,
+        };
+        Self { operator, ..self }
+    }
+
     /// Whether it holds for these labels.
     #[must_use]
     pub fn matches(&self, labels: &LabelSet) -> bool {
@@ -140,7 +152,9 @@ mod tests {
             ("k8s:org", Operator::DoesNotExist, false),
             ("k8s:class", Operator::DoesNotExist, true),
         ] {
-            assert_eq!(requirement(key, operator.clone()).matches(&labels), expected, "{key} {operator:?}");
+            let requirement = requirement(key, operator.clone());
+            assert_eq!(requirement.matches(&labels), expected, "{key} {operator:?}");
+            assert_ne!(requirement.negated().matches(&labels), expected, "not {key} {operator:?}");
         }
     }
 

@@ -258,7 +258,6 @@ fn unsupported(prefix: &str) -> Vec<(Value, String)> {
     let http = json!([{"port": "80", "protocol": "TCP"}]);
     vec![
         peer("Groups", json!([{"aws": {}}])),
-        peer("Requires", json!([{}])),
         (
             json!({format!("{prefix}Entities"): ["all"], format!("{prefix}Endpoints"): [{}]}),
             format!(".{prefix}Entities"),
@@ -294,6 +293,24 @@ fn unsupported_rules_allow_nothing_and_leave_the_others() {
         assert!(passes(&value, CLIENT, SERVER, 80), "{rule}");
         assert!(!passes(&value, WORLD, SERVER, 80), "{rule}");
     }
+}
+
+/// `fromRequires` limits what other rules deny, too: here they deny as if it weren't there.
+#[test]
+fn requirements_of_denying_rules_are_named() {
+    let rule = json!({"fromRequires": [{}], "fromEndpoints": [{"matchLabels": {"app": "client"}}]});
+    let mut value = server("ingressDeny", rule);
+    value["spec"]["ingress"] = json!([{"fromEntities": ["all"]}]);
+    let policy = Policy::from_value(&value).unwrap();
+    for condition in &policy.conditions {
+        assert_eq!(
+            (condition.kind.as_str(), &*condition.path),
+            ("Unsupported", "spec.ingressDeny[0].fromRequires")
+        );
+    }
+    assert!(!policy.conditions.is_empty());
+    assert!(!passes(&value, CLIENT, SERVER, 80));
+    assert!(!passes(&value, WORLD, SERVER, 80));
 }
 
 #[test]

@@ -20,6 +20,7 @@ enum Kind {
     Nodes,
     Services,
     Names,
+    Requirements,
     Unsupported,
 }
 
@@ -33,7 +34,7 @@ pub(super) const FROM: PeerFields = PeerFields(&[
     ("fromCIDRSet", Kind::CidrSet),
     ("fromNodes", Kind::Nodes),
     ("fromGroups", Kind::Unsupported),
-    ("fromRequires", Kind::Unsupported),
+    ("fromRequires", Kind::Requirements),
 ]);
 
 pub(super) const TO: PeerFields = PeerFields(&[
@@ -45,7 +46,7 @@ pub(super) const TO: PeerFields = PeerFields(&[
     ("toServices", Kind::Services),
     ("toNodes", Kind::Nodes),
     ("toGroups", Kind::Unsupported),
-    ("toRequires", Kind::Unsupported),
+    ("toRequires", Kind::Requirements),
 ]);
 
 /// Deny rules can't be about names: whoever answers for DNS would decide what is denied.
@@ -57,7 +58,7 @@ pub(super) const TO_DENY: PeerFields = PeerFields(&[
     ("toServices", Kind::Services),
     ("toNodes", Kind::Nodes),
     ("toGroups", Kind::Unsupported),
-    ("toRequires", Kind::Unsupported),
+    ("toRequires", Kind::Requirements),
 ]);
 
 impl PeerFields {
@@ -111,11 +112,15 @@ pub(super) fn parse(
         return Ok(None);
     }
     let mut selected = Vec::new();
-    let (mut all, mut kinds) = (false, 0);
+    let (mut all, mut kinds, mut has_empty) = (false, 0, false);
     for (node, kind) in &present {
         // An empty list means no one, never everyone (CVE-2025-64715).
         if node.items()?.is_empty() {
             rule.selects_nothing(node.path());
+            has_empty = true;
+            continue;
+        }
+        if matches!(kind, Kind::Requirements) && !rule.is_deny() {
             continue;
         }
         kinds += 1;
@@ -127,11 +132,40 @@ pub(super) fn parse(
             Peers::Selected(peers) => selected.extend(peers),
         }
     }
+    // Beside an empty list nothing else counts; one that denies denies what the others say all the same.
+    if has_empty && !rule.is_deny() {
+        return Ok(Some(Peers::NONE));
+    }
     Ok(Some(if all { Peers::Any } else { Peers::Selected(selected) }))
 }
 
+/// Those that don't meet the requirements in a rule that allows: no other rule allows them either. None if it
+/// has no requirements.
+///
+/// A node reaches its own pods whatever is required, as its probes must.
+pub(super) fn unmet(
+    fields: &Fields<'_>,
+    names: &PeerFields,
+    rule: &RuleContext<'_>,
+) -> Result<Option<Peers>, Fault> {
+    let mut names = names.0.iter().filter(|(_, kind)| matches!(kind, Kind::Requirements) && !rule.is_deny());
+    let Some(node) = names.find_map(|(name, _)| fields.get(name)) else { return Ok(None) };
+    let mut peers = Vec::new();
+    for node in node.items()? {
+        let required = selector::of_peers(selector::parse(&node)?, rule.object, rule.subject_is_init);
+        for requirement in required.requirements {
+            let mut requirements = vec![requirement.negated()];
+            if rule.is_ingress() {
+                requirements.extend(about(Source::Reserved, "host", Operator::DoesNotExist));
+            }
+            peers.push(Peer::Selector(Selector { requirements }));
+        }
+    }
+    Ok((!peers.is_empty()).then_some(Peers::Selected(peers)))
+}
+
 fn parse_kind(node: &Node<'_>, kind: Kind, rule: &mut RuleContext<'_>) -> Result<Peers, Fault> {
-    if matches!(kind, Kind::Unsupported) {
+    if matches!(kind, Kind::Unsupported | Kind::Requirements) {
         rule.unsupported_peers(node.path(), "this field");
         return Ok(Peers::NONE);
     }
@@ -145,7 +179,7 @@ fn parse_kind(node: &Node<'_>, kind: Kind, rule: &mut RuleContext<'_>) -> Result
         Kind::Services => addresses::service(node),
         Kind::Names => addresses::name(node),
         Kind::Nodes => Ok(Peer::Nodes(selector::parse(node)?)),
-        Kind::Endpoints | Kind::Entities | Kind::Unsupported => {
+        Kind::Endpoints | Kind::Entities | Kind::Requirements | Kind::Unsupported => {
             let selector = selector::of_peers(selector::parse(node)?, rule.object, rule.subject_is_init);
             Ok(Peer::Selector(selector))
         }
@@ -181,6 +215,10 @@ fn reserved(name: &str) -> Option<Peer> {
 }
 
 fn exists(source: Source, key: &str) -> Option<Peer> {
-    let requirement = Requirement { key: LabelKey::new(source, key).ok()?, operator: Operator::Exists };
-    Some(Peer::Selector(Selector { requirements: vec![requirement] }))
+    let requirements = vec![about(source, key, Operator::Exists)?];
+    Some(Peer::Selector(Selector { requirements }))
+}
+
+fn about(source: Source, key: &str, operator: Operator) -> Option<Requirement> {
+    Some(Requirement { key: LabelKey::new(source, key).ok()?, operator })
 }

@@ -53,7 +53,7 @@ pub(super) fn parse(
         for (index, node) in fields.items(list.as_str())?.unwrap_or_default().iter().enumerate() {
             let mut context =
                 RuleContext { object, subject_is_init, list, is_open, conditions, effect: Effect::AsWritten };
-            rules.push(parse_rule(node, index, &mut context)?);
+            rules.extend(parse_rule(node, index, &mut context)?);
         }
     }
     let has = |direction| rules.iter().any(|rule: &Rule| rule.list.direction() == direction);
@@ -154,7 +154,12 @@ fn parse_labels(fields: &Fields<'_>) -> Result<Vec<String>, Fault> {
     Ok(labels)
 }
 
-fn parse_rule(node: &Node<'_>, index: usize, context: &mut RuleContext<'_>) -> Result<Rule, Fault> {
+/// The rule, and what it requires of others.
+fn parse_rule(
+    node: &Node<'_>,
+    index: usize,
+    context: &mut RuleContext<'_>,
+) -> Result<impl Iterator<Item = Rule> + use<>, Fault> {
     let list = context.list;
     let names: &PeerFields = match list.direction() {
         Direction::Ingress => &peers::FROM,
@@ -173,6 +178,7 @@ fn parse_rule(node: &Node<'_>, index: usize, context: &mut RuleContext<'_>) -> R
     let fields = node.fields(&known)?;
     let peers = peers::parse(&fields, names, context)?;
     let ports = ports::parse(&fields, context)?;
+    let unmet = peers::unmet(&fields, names, context)?;
     let authentication = fields
         .get("authentication")
         .map(|node| node.fields(&["mode"])?.require("mode")?.one_of(&AUTHENTICATION_MODES))
@@ -190,7 +196,7 @@ fn parse_rule(node: &Node<'_>, index: usize, context: &mut RuleContext<'_>) -> R
     let Ports { prefixes, named } =
         ports.unwrap_or_else(|| Ports { prefixes: vec![PortPrefix::ANY], named: Vec::new() });
     let list = context.list;
-    Ok(Rule {
+    let rule = Rule {
         list,
         index,
         peers: context.effect.on(peers, list),
@@ -198,7 +204,23 @@ fn parse_rule(node: &Node<'_>, index: usize, context: &mut RuleContext<'_>) -> R
         named_ports: named,
         authentication,
         encryption: encryption.unwrap_or_default(),
-    })
+    };
+    let denied = |peers| Rule {
+        list: list.unkept(),
+        index,
+        peers,
+        ports: vec![PortPrefix::ANY],
+        named_ports: Vec::new(),
+        authentication: None,
+        encryption: false,
+    };
+    Ok(match unmet {
+        None => [Some(rule), None],
+        Some(_) if list == list.unkept() => [Some(denied(Peers::Any)), None],
+        Some(peers) => [Some(rule), Some(denied(peers))],
+    }
+    .into_iter()
+    .flatten())
 }
 
 /// What an unsupported field leaves of a rule.
@@ -234,6 +256,14 @@ pub(super) struct RuleContext<'a> {
 }
 
 impl RuleContext<'_> {
+    pub(super) const fn is_deny(&self) -> bool {
+        self.list.is_deny()
+    }
+
+    pub(super) fn is_ingress(&self) -> bool {
+        self.list.direction() == Direction::Ingress
+    }
+
     /// Something in the rule isn't supported: an allowing rule allows nothing, a denying one ignores it and
     /// so denies more.
     pub(super) fn unsupported(&mut self, path: &str, what: &str) {
@@ -243,12 +273,8 @@ impl RuleContext<'_> {
     /// What is in the packets is restricted in a way that isn't supported. Where nothing is denied by default,
     /// it is this restriction that would deny.
     pub(super) fn unsupported_content(&mut self, path: &str, what: &str) {
-        if self.is_open {
-            self.list = match self.list.direction() {
-                _ if self.list.is_deny() => self.list,
-                Direction::Ingress => RuleList::UnkeptIngress,
-                Direction::Egress => RuleList::UnkeptEgress,
-            };
+        if self.is_open && !self.is_deny() {
+            self.list = self.list.unkept();
         }
         self.unsupported(path, what);
     }

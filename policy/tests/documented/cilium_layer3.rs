@@ -123,6 +123,54 @@ fn match_expressions() {
     );
 }
 
+/// "The endpoint with label env=prod will become accessible from endpoints that have both labels env=prod and
+/// role=frontend", and "the requirements stay in effect no matter what would otherwise be allowed".
+#[test]
+fn additional_label_requirements() {
+    let pods = "
+        default/mine env=prod
+        default/both env=prod role=frontend
+        default/front role=frontend
+        default/prod2 env=prod
+        elsewhere/far env=prod role=frontend";
+    let requires = "{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, description: why, metadata: {name: requires-rule}, \
+                    specs: [{endpointSelector: {matchLabels: {env: prod}}, ingress: [{fromRequires: [{matchLabels: {env: prod}}]}]}]}";
+    let alone = Scene::new(pods, requires);
+    alone.check(
+        "both,front,prod2,far,entity:world,entity:remote-node -> mine 80/TCP denied
+         entity:host -> mine 80/TCP allowed
+         mine -> front,entity:world 80/TCP allowed
+         both,entity:world -> front 80/TCP allowed",
+    );
+    assert!(alone.conditions().is_empty());
+    let endpoints = "{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: l3-rule}, \
+                     specs: [{description: why, endpointSelector: {matchLabels: {env: prod}}, \
+                     ingress: [{fromEndpoints: [{matchLabels: {role: frontend}}]}]}]}";
+    Scene::new(pods, &format!("{requires}\n---\n{endpoints}")).check(
+        "both -> mine 80/TCP,53/UDP,8/ICMP allowed
+         front,prod2,far,entity:world -> mine 80/TCP denied",
+    );
+    let everybody = cnp("endpointSelector: {}, ingress: [{fromEntities: [all]}]");
+    Scene::new(pods, &format!("{requires}\n---\n{everybody}")).check(
+        "both,prod2 -> mine 80/TCP allowed
+         front,far,entity:world,ip:192.0.2.1 -> mine 80/TCP denied",
+    );
+    let out = cnp("endpointSelector: {matchLabels: {env: prod}}, egress: [\
+                   {toRequires: [{matchExpressions: [{key: role, operator: In, values: [frontend]}]}], toEndpoints: [{}]}]");
+    Scene::new(pods, &out).check(
+        "mine -> both,front 80/TCP allowed
+         mine -> prod2,far,entity:world,entity:host 80/TCP denied",
+    );
+    // Several requirements must all be met, also where nothing is denied by default.
+    let open =
+        cnp("endpointSelector: {matchLabels: {env: prod}}, enableDefaultDeny: {ingress: false}, ingress: [\
+                    {fromRequires: [{matchLabels: {env: prod}}, {matchLabels: {role: frontend}}]}]");
+    Scene::new(pods, &open).check(
+        "both -> mine 80/TCP allowed
+         front,prod2,far,entity:world -> mine 80/TCP denied",
+    );
+}
+
 #[test]
 fn services() {
     let cluster = "

@@ -91,13 +91,10 @@ fn server_names_and_listeners() {
 }
 
 #[test]
-fn groups_and_requirements() {
+fn groups() {
     let scene = app("egress: [{toGroups: [{aws: {securityGroupsIds: [sg-1]}}]}]");
     scene.check("app -> entity:world,other 443/TCP denied");
     assert_eq!(scene.conditions(), ["Unsupported spec.egress[0].toGroups"]);
-    let scene = app("ingress: [{fromRequires: [{matchLabels: {env: prod}}]}, {fromEndpoints: [{}]}]");
-    scene.check("other -> app 80/TCP allowed\n entity:world -> app 80/TCP denied");
-    assert_eq!(scene.conditions(), ["Unsupported spec.ingress[0].fromRequires"]);
 }
 
 /// Policies for nodes touch no pod, and no hook enforces them at nodes; traces show what they say there.

@@ -138,6 +138,12 @@ fn empty_and_absent_lists() {
     check("ingress: [{fromEndpoints: []}]", closed);
     check("ingress: [{fromEndpoints: [], toPorts: [{ports: [{port: \"80\"}]}]}]", closed);
     check("ingress: [{fromEntities: []}]", closed);
+    check("ingress: [{fromEndpoints: [], fromEntities: [all]}]", closed);
+    check("ingress: [{fromEntities: [all], fromCIDRSet: []}]", closed);
+    check(
+        "ingress: [{fromEntities: [all]}]\ningressDeny: [{fromCIDR: [], fromEntities: [all]}]",
+        ["denied"; 5],
+    );
     check("ingress: [{fromCIDRSet: []}]", closed);
     check("ingress: [{fromEndpoints: [{}]}]", namespace);
     check("ingress: [{fromEndpoints: [{}], toPorts: []}]", namespace);
