@@ -27,7 +27,7 @@ pub enum Peers {
 pub enum Peer {
     /// Those selected.
     Selector(Selector),
-    /// Pods of the endpoint's own cluster.
+    /// Pods of the endpoint's own cluster; of every one known, for a reserved endpoint, whose labels name none.
     OwnCluster,
     /// Addresses outside the cluster.
     Cidr(CidrBlock),
@@ -168,7 +168,8 @@ impl Peer {
             Self::Selector(selector) => selector.matches(remote.labels),
             Self::OwnCluster => {
                 let cluster = remote.labels.get(Source::K8s, CLUSTER_KEY);
-                cluster.is_some() && cluster == own.get(Source::K8s, CLUSTER_KEY)
+                let own = own.get(Source::K8s, CLUSTER_KEY);
+                cluster.is_some_and(|cluster| own.is_none_or(|own| own == cluster))
             }
             Self::Cidr(block) | Self::IpBlock(block) => inside(block),
             Self::CidrGroups { groups, except } => groups.nets(surroundings).any(|net| {

@@ -171,7 +171,7 @@ impl Selections {
                 Peer::Selector(selector) => places.extend(self.asking.place(selector)?),
                 Peer::OwnCluster => {
                     let cluster = own.get(Source::K8s, CLUSTER_KEY);
-                    places.extend(cluster.map(|cluster| (CLUSTER_KEY.into(), Some(cluster.into()))));
+                    places.push((CLUSTER_KEY.into(), cluster.map(Into::into)));
                 }
                 // These select pods by what else is known of them.
                 Peer::Services { .. } | Peer::IpBlock(_) => return None,

@@ -92,10 +92,7 @@ impl World {
             match peer {
                 Peer::Selector(selector) => candidates.extend(self.with_labels(selector)?),
                 Peer::OwnCluster => {
-                    let cluster = own.get(Source::K8s, CLUSTER_KEY);
-                    candidates.extend(
-                        cluster.iter().flat_map(|cluster| self.labels.get(CLUSTER_KEY, Some(*cluster))),
-                    );
+                    candidates.extend(self.labels.get(CLUSTER_KEY, own.get(Source::K8s, CLUSTER_KEY)));
                 }
                 Peer::Services { namespace, services } => {
                     let services = services.of(namespace.as_deref(), &self.surroundings);

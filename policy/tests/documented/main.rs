@@ -2,6 +2,9 @@
 //! give. Nothing here was written by looking at what the code says.
 
 mod cilium_deny;
+mod cilium_guides;
+mod cilium_hosts;
+mod cilium_ingress;
 mod cilium_kubernetes;
 mod cilium_layer3;
 mod cilium_layer4;

@@ -1,0 +1,325 @@
+//! The policies of Cilium's guides ("Getting Started", Kafka, Elasticsearch, gRPC, memcached, Cassandra, DNS,
+//! TLS, AWS, guestbook, auditing). Rules of layer 7 allow nothing here and are named; what is beside them counts.
+
+use crate::scene::Scene;
+
+fn cnp(name: &str, specs: &str) -> String {
+    format!("{{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {{name: {name}}}, {specs}}}")
+}
+
+const STAR_WARS: &str = "
+    default/deathstar org=empire class=deathstar
+    default/tiefighter org=empire class=tiefighter
+    default/xwing org=alliance class=xwing
+    default/mediabot org=empire class=mediabot
+    kube-system/dns k8s-app=kube-dns
+    openshift-dns/dns2 app=dns
+    name api.github.com ip:192.0.2.1
+    name support.github.com ip:192.0.2.2
+    name github.com ip:192.0.2.3";
+
+/// "Only pods with label org=empire are allowed to connect to the deathstar, on TCP port 80", and before that
+/// nobody.
+#[test]
+fn identity_aware_policy() {
+    let deny = cnp(
+        "empire-default-deny",
+        "spec: {description: why, endpointSelector: {matchLabels: {org: empire}}, ingress: [{}]}",
+    );
+    Scene::new(STAR_WARS, &deny).check(
+        "tiefighter,xwing,entity:world -> deathstar,mediabot 80/TCP denied
+         deathstar -> xwing,entity:world 80/TCP allowed",
+    );
+    let rule1 = |rules: &str| {
+        cnp(
+            "rule1",
+            &format!(
+                "spec: {{endpointSelector: {{matchLabels: {{org: empire, class: deathstar}}}}, ingress: [{{\
+                 fromEndpoints: [{{matchLabels: {{org: empire}}}}], \
+                 toPorts: [{{ports: [{{port: '80', protocol: TCP}}]{rules}}}]}}]}}"
+            ),
+        )
+    };
+    Scene::new(STAR_WARS, &format!("{deny}\n---\n{}", rule1(""))).check(
+        "tiefighter,mediabot -> deathstar 80/TCP allowed
+         tiefighter -> deathstar 443/TCP,80/UDP,8/ICMP denied
+         xwing,entity:world -> deathstar 80/TCP denied
+         tiefighter -> mediabot 80/TCP denied",
+    );
+    let http = Scene::new(STAR_WARS, &rule1(", rules: {http: [{method: POST, path: /v1/request-landing}]}"));
+    http.check("tiefighter,xwing -> deathstar 80/TCP denied");
+    assert_eq!(http.conditions(), ["Unsupported spec.ingress[0].toPorts[0].rules"]);
+}
+
+/// The policies of the tutorials without Kubernetes: one client, one server, one port.
+#[test]
+fn one_client_one_port() {
+    for (server, client, port) in [("web-server", "goodclient", 8181), ("app1", "app2", 80)] {
+        let policy = cnp(
+            "l3-l4-rule",
+            &format!(
+                "spec: {{endpointSelector: {{matchLabels: {{id: {server}}}}}, ingress: [{{fromEndpoints: [\
+                 {{matchLabels: {{id: {client}}}}}], toPorts: [{{ports: [{{port: '{port}', protocol: TCP}}]}}]}}]}}"
+            ),
+        );
+        let pods = format!(
+            "default/server id={server}\n default/client id={client}\n default/bad id=badclient\n far/client2 id={client}"
+        );
+        Scene::new(&pods, &policy).check(&format!(
+            "client -> server {port}/TCP allowed
+             client -> server {}/TCP,{port}/UDP,8/ICMP denied
+             bad,client2,entity:world -> server {port}/TCP denied",
+            port + 1
+        ));
+    }
+}
+
+/// "With mutual-auth required": the rule also has HTTP in it, which can't be kept; without it the port passes
+/// once both ends have authenticated.
+#[test]
+fn mutual_authentication() {
+    let pods = "default/echo app=echo\n default/worker app=pod-worker";
+    let policy = |rules: &str| {
+        cnp(
+            "mutual-auth-echo",
+            &format!(
+                "spec: {{endpointSelector: {{matchLabels: {{app: echo}}}}, ingress: [{{fromEndpoints: [\
+                 {{matchLabels: {{app: pod-worker}}}}], authentication: {{mode: required}}, \
+                 toPorts: [{{ports: [{{port: '8080', protocol: TCP}}]{rules}}}]}}]}}"
+            ),
+        )
+    };
+    let with_http = Scene::new(pods, &policy(", rules: {http: [{method: GET, path: /headers}]}"));
+    with_http.check("worker -> echo 8080/TCP denied");
+    assert_eq!(with_http.conditions(), ["Unsupported spec.ingress[0].toPorts[0].rules"]);
+    Scene::new(pods, &policy("")).check("worker -> echo 8080/TCP required\n worker -> echo 80/TCP denied");
+}
+
+/// "Empire spaceships can only connect to api.github.com", by name, pattern and port.
+#[test]
+fn names_of_an_api() {
+    let dns = "toEndpoints: [{matchLabels: {'k8s:io.kubernetes.pod.namespace': kube-system, 'k8s:k8s-app': kube-dns}}], \
+               toPorts: [{ports: [{port: '53', protocol: ANY}], rules: {dns: [{matchPattern: '*'}]}}]";
+    let mediabot = |names: &str| {
+        let policy = cnp(
+            "fqdn",
+            &format!(
+                "spec: {{endpointSelector: {{matchLabels: {{org: empire, class: mediabot}}}}, egress: [{{{names}}}, {{{dns}}}]}}"
+            ),
+        );
+        let scene = Scene::new(STAR_WARS, &policy);
+        assert_eq!(scene.conditions(), ["Unsupported spec.egress[1].toPorts[0].rules"]);
+        scene
+    };
+    mediabot("toFQDNs: [{matchName: api.github.com}]").check(
+        "mediabot -> ip:192.0.2.1 443/TCP,80/TCP allowed
+         mediabot -> ip:192.0.2.2,ip:192.0.2.3,entity:world 443/TCP denied
+         mediabot -> dns 53/UDP denied",
+    );
+    mediabot("toFQDNs: [{matchPattern: '*.github.com'}]").check(
+        "mediabot -> ip:192.0.2.1,ip:192.0.2.2 443/TCP allowed
+         mediabot -> ip:192.0.2.3 443/TCP denied",
+    );
+    mediabot("toFQDNs: [{matchPattern: '*.github.com'}], toPorts: [{ports: [{port: '443', protocol: TCP}]}]")
+        .check(
+            "mediabot -> ip:192.0.2.1,ip:192.0.2.2 443/TCP allowed
+         mediabot -> ip:192.0.2.1 80/TCP denied
+         mediabot -> ip:192.0.2.3 443/TCP denied",
+        );
+    // The older form, with rules for DNS that only name a port.
+    let older = cnp(
+        "to-fqdn",
+        "specs: [{endpointSelector: {matchLabels: {org: empire}}, egress: [{toFQDNs: [{matchName: api.github.com}]}]}, \
+         {endpointSelector: {matchLabels: {}}, egress: [{toEndpoints: [{matchLabels: {'k8s:io.kubernetes.pod.namespace': kube-system}}], \
+         toPorts: [{ports: [{port: '53', protocol: UDP}]}]}]}]",
+    );
+    Scene::new(STAR_WARS, &older).check(
+        "mediabot,tiefighter -> ip:192.0.2.1 443/TCP allowed
+         xwing -> ip:192.0.2.1 443/TCP denied
+         mediabot,xwing -> dns 53/UDP allowed
+         mediabot,xwing -> dns 53/TCP denied
+         mediabot -> dns2 53/UDP denied",
+    );
+}
+
+/// TLS that is opened up, and DNS to anywhere.
+#[test]
+fn inspection_of_tls() {
+    let policy = cnp(
+        "l7-visibility-tls",
+        "spec: {endpointSelector: {matchLabels: {org: empire, class: mediabot}}, egress: [{toFQDNs: [{matchName: api.github.com}], \
+         toPorts: [{ports: [{port: '443', protocol: TCP}], terminatingTLS: {secret: {namespace: kube-system, name: a}}, \
+         originatingTLS: {secret: {namespace: kube-system, name: b}}, rules: {http: [{}]}}]}, \
+         {toPorts: [{ports: [{port: '53', protocol: ANY}], rules: {dns: [{matchPattern: '*'}]}}]}]}",
+    );
+    let scene = Scene::new(STAR_WARS, &policy);
+    scene.check("mediabot -> ip:192.0.2.1 443/TCP denied\n mediabot -> dns,entity:world 53/UDP denied");
+    let mut conditions = scene.conditions();
+    conditions.sort();
+    assert_eq!(
+        conditions,
+        [
+            "Unsupported spec.egress[0].toPorts[0].originatingTLS",
+            "Unsupported spec.egress[0].toPorts[0].rules",
+            "Unsupported spec.egress[0].toPorts[0].terminatingTLS",
+            "Unsupported spec.egress[1].toPorts[0].rules",
+        ]
+    );
+}
+
+/// Kafka, gRPC, memcached, Cassandra and Elasticsearch: their rules are named, and those without layer 7 count.
+#[test]
+fn protocols_of_layer_7() {
+    let pods = "
+        default/server app=server
+        default/hq app=empire-hq
+        default/outpost app=empire-outpost
+        default/other app=other";
+    let rules = [
+        "kafka: [{role: produce, topic: deathstar-plans}]",
+        "kafka: [{apiKey: produce, topic: empire-announce}]",
+        "http: [{method: POST, path: /cloudcity.DoorManager/GetName}]",
+        "l7proto: memcache, l7: [{command: get, keyExact: awing-coord}]",
+        "l7proto: cassandra, l7: [{}]",
+        "http: [{method: ^GET$, path: '^/sidious/_search/??[^/]*$'}]",
+        "HTTP: [{method: GET, path: /path1$}]",
+    ];
+    for rules in rules {
+        let policy = cnp(
+            "secure",
+            &format!(
+                "specs: [{{endpointSelector: {{matchLabels: {{app: server}}}}, ingress: [{{fromEndpoints: [\
+                 {{matchLabels: {{app: empire-hq}}}}], toPorts: [{{ports: [{{port: '9092', protocol: TCP}}], rules: {{{rules}}}}}]}}, \
+                 {{fromEndpoints: [{{matchLabels: {{app: server}}}}]}}]}}, \
+                 {{endpointSelector: {{matchLabels: {{app: server}}}}, ingress: [{{fromEndpoints: [\
+                 {{matchLabels: {{app: empire-outpost}}}}], toPorts: [{{ports: [{{port: '9092', protocol: TCP}}]}}]}}]}}]"
+            ),
+        );
+        let scene = Scene::new(pods, &policy);
+        scene.check(
+            "hq,other,entity:world -> server 9092/TCP denied
+             outpost -> server 9092/TCP allowed
+             outpost -> server 9093/TCP denied
+             server -> server 9092/TCP allowed",
+        );
+        assert_eq!(scene.conditions(), ["Unsupported specs[0].ingress[0].toPorts[0].rules"], "{rules}");
+    }
+}
+
+/// "Restrict Elasticsearch Requests": its second half lets pods of every namespace be reached, and shuts the rest.
+#[test]
+fn pods_may_talk_to_the_cluster() {
+    let policy = cnp(
+        "secure-empire-es",
+        "specs: [{endpointSelector: {}, ingress: [{}], egress: [{toEndpoints: [{matchExpressions: [\
+         {key: 'k8s:io.kubernetes.pod.namespace', operator: Exists}]}]}, {toEntities: [cluster, host]}]}]",
+    );
+    Scene::new("default/vader name=vader\n default/other app=x\n far/es component=elasticsearch", &policy)
+        .check(
+            "vader -> es,entity:host,entity:remote-node,entity:kube-apiserver 9200/TCP allowed
+         vader -> entity:world,ip:192.0.2.1 9200/TCP denied
+         es,other,entity:world -> vader 9200/TCP denied
+         vader -> other 9200/TCP denied
+         vader,entity:world -> es 9200/TCP allowed",
+        );
+}
+
+/// "Allow traffic from pod xwing to any AWS elastic network interface in the security group", and the policy that
+/// is derived from it.
+#[test]
+fn groups_of_a_cloud() {
+    let groups = cnp(
+        "to-groups-sample",
+        "spec: {endpointSelector: {matchLabels: {org: alliance, class: xwing}}, egress: [{toPorts: [{ports: [\
+         {port: '80', protocol: TCP}]}], toGroups: [{aws: {securityGroupsIds: [sg-0f2146100a88d03c3]}}]}]}",
+    );
+    let scene = Scene::new(STAR_WARS, &groups);
+    scene.check(
+        "xwing -> ip:34.254.113.42,entity:world,deathstar 80/TCP denied
+         tiefighter -> entity:world 80/TCP allowed",
+    );
+    assert_eq!(scene.conditions(), ["Unsupported spec.egress[0].toGroups"]);
+    let derived = "{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: d, namespace: default, \
+                   creationTimestamp: 2018-11-30T11:13:52Z, generation: 1, labels: {io.cilium.network.policy.kind: derivative}, \
+                   ownerReferences: [{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, name: to-groups-sample, uid: x, blockOwnerDeletion: true}], \
+                   resourceVersion: '34853', selfLink: /apis, uid: u}, specs: [{egress: [{toCIDRSet: [{cidr: 34.254.113.42/32}, {cidr: 172.31.44.160/32}], \
+                   toPorts: [{ports: [{port: '80', protocol: TCP}]}]}], endpointSelector: {matchLabels: {'any:class': xwing, 'any:org': alliance, \
+                   'k8s:io.kubernetes.pod.namespace': default}}, labels: [{key: io.cilium.k8s.policy.name, source: k8s, value: to-groups-sample}]}], \
+                   status: {nodes: {k8s1: {enforcing: true, localPolicyRevision: 28, ok: true}}}}";
+    let both = Scene::new(STAR_WARS, &format!("{groups}\n---\n{derived}"));
+    both.check(
+        "xwing -> ip:34.254.113.42,ip:172.31.44.160 80/TCP allowed
+         xwing -> ip:34.254.113.42 443/TCP denied
+         xwing -> ip:34.254.113.43,deathstar,entity:world 80/TCP denied",
+    );
+}
+
+/// The guestbook: the web from outside, its database from itself and the web.
+#[test]
+fn guestbook() {
+    let web = cnp(
+        "guestbook-web",
+        "spec: {endpointSelector: {matchLabels: {k8s-app.guestbook: web}}, ingress: [{fromEndpoints: [\
+         {matchLabels: {reserved.world: ''}}], toPorts: [{ports: [{port: '80', protocol: TCP}]}]}]}",
+    );
+    let redis = r#"{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "guestbook-redis"},
+        "spec": {"podSelector": {"matchLabels": {"k8s-app.guestbook": "redis"}}, "ingress": [{"from": [
+        {"podSelector": {"matchLabels": {"k8s-app.guestbook": "web"}}}, {"podSelector": {"matchLabels": {"k8s-app.guestbook": "redis"}}}],
+        "ports": [{"protocol": "TCP", "port": 6379}]}]}}"#;
+    let pods = "
+        default/web k8s-app.guestbook=web
+        default/leader k8s-app.guestbook=redis role=leader
+        default/follower k8s-app.guestbook=redis role=follower
+        default/other app=x";
+    Scene::new(pods, &format!("{web}\n---\n{redis}")).check(
+        "entity:world,ip:192.0.2.1,ip:2001:db8::1 -> web 80/TCP allowed
+         entity:world -> web 443/TCP denied
+         leader,other,entity:remote-node -> web 80/TCP denied
+         web,follower -> leader 6379/TCP allowed
+         web -> leader 6380/TCP,6379/UDP denied
+         other,entity:world -> leader,follower 6379/TCP denied",
+    );
+}
+
+/// "This policy causes all DNS traffic to be intercepted, but does not block any traffic": what is looked at
+/// isn't, so the rule only does nothing.
+#[test]
+fn dns_that_is_only_looked_at() {
+    let policy = "{apiVersion: cilium.io/v2, kind: CiliumClusterwideNetworkPolicy, metadata: {name: intercept-all-dns}, \
+                  spec: {endpointSelector: {matchExpressions: [{key: io.kubernetes.pod.namespace, operator: NotIn, values: [kube-system]}, \
+                  {key: k8s-app, operator: NotIn, values: [kube-dns]}]}, enableDefaultDeny: {egress: false, ingress: false}, \
+                  egress: [{toEndpoints: [{matchLabels: {io.kubernetes.pod.namespace: kube-system, k8s-app: kube-dns}}], \
+                  toPorts: [{ports: [{port: '53', protocol: TCP}, {port: '53', protocol: UDP}], rules: {dns: [{matchPattern: '*'}]}}]}]}}";
+    let scene = Scene::new(STAR_WARS, policy);
+    scene.check(
+        "mediabot,xwing -> dns,dns2,entity:world 53/UDP,53/TCP,443/TCP allowed
+         dns,entity:world -> mediabot 80/TCP allowed",
+    );
+    assert_eq!(scene.conditions(), ["Unsupported spec.egress[0].toPorts[0].rules"]);
+}
+
+/// Rules for a server and for its clients in one object, as written there; both are of layer 7.
+#[test]
+fn several_specs() {
+    let pods = "default/service app=service\n default/prod env=prod";
+    let policy = cnp(
+        "fancyrule",
+        "specs: [{endpointSelector: {matchLabels: {app: service}}, ingress: [{fromEndpoints: [{matchLabels: {env: prod}}], \
+         toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{method: GET, path: /public}]}}]}]}, \
+         {endpointSelector: {matchLabels: {env: prod}}, egress: [{toPorts: [{ports: [{port: '80', protocol: TCP}], \
+         rules: {http: [{method: POST, host: '^external-service.org$'}]}}]}]}]",
+    );
+    let scene = Scene::new(pods, &policy);
+    scene.check(
+        "prod -> service,entity:world 80/TCP denied
+         service -> prod,entity:world 80/TCP allowed
+         entity:world -> prod 80/TCP allowed",
+    );
+    assert_eq!(
+        scene.conditions(),
+        [
+            "Unsupported specs[0].ingress[0].toPorts[0].rules",
+            "Unsupported specs[1].egress[0].toPorts[0].rules"
+        ]
+    );
+}
