@@ -20,8 +20,8 @@ use spiffe::TrustDomain;
 use spire_adapter::tls::Groups;
 
 pub use settings::Settings;
+pub use value::{DEFAULT_SPIFFE_ID_TEMPLATE, parse_cluster_name, parse_duration, parse_spiffe_id_template};
 use value::{duration, interface_name, mode, net, node_name, socket_path};
-pub use value::{parse_cluster_name, parse_duration};
 
 use crate::{
     cluster::Site,

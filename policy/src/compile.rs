@@ -141,13 +141,22 @@ pub(crate) fn selected(
     local: &LocalIdentities,
     surroundings: &Surroundings,
 ) -> BTreeSet<IdentityNumber> {
+    let meant = meant(rule, own, identities, local, surroundings);
+    if splits_shared(rule, &meant, surroundings) { BTreeSet::new() } else { meant }
+}
+
+/// The same, whoever shares a SPIFFE ID.
+pub(crate) fn meant(
+    rule: &Rule,
+    own: &LabelSet,
+    identities: &IdentitySet,
+    local: &LocalIdentities,
+    surroundings: &Surroundings,
+) -> BTreeSet<IdentityNumber> {
     let is_deny = rule.list.is_deny();
     let remotes = identities.remotes().chain(local.remotes());
-    let selected: BTreeSet<IdentityNumber> = remotes
-        .filter(|remote| rule.peers.select(*remote, own, surroundings, is_deny))
-        .map(|Remote { number, .. }| number)
-        .collect();
-    if splits_shared(rule, &selected, surroundings) { BTreeSet::new() } else { selected }
+    let selected = remotes.filter(|remote| rule.peers.select(*remote, own, surroundings, is_deny));
+    selected.map(|Remote { number, .. }| number).collect()
 }
 
 /// Whether the rule requires authentication of some who share a SPIFFE ID, but not of all.
@@ -156,9 +165,19 @@ pub(crate) fn splits_shared(
     selected: &BTreeSet<IdentityNumber>,
     surroundings: &Surroundings,
 ) -> bool {
+    split_shared(rule, selected, surroundings).is_some()
+}
+
+/// Who share a SPIFFE ID of which the rule requires authentication of some, but not of all.
+pub(crate) fn split_shared<'a>(
+    rule: &Rule,
+    selected: &BTreeSet<IdentityNumber>,
+    surroundings: &'a Surroundings,
+) -> Option<&'a BTreeSet<IdentityNumber>> {
+    if rule.authentication != Some(AuthType::Spire) || rule.list.is_deny() {
+        return None;
+    }
     let splits =
         |sharing: &BTreeSet<IdentityNumber>| !sharing.is_disjoint(selected) && !sharing.is_subset(selected);
-    rule.authentication == Some(AuthType::Spire)
-        && !rule.list.is_deny()
-        && surroundings.shared().iter().any(splits)
+    surroundings.shared().iter().find(|sharing| splits(sharing))
 }

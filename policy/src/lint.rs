@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use auth_ebpf_abi::IdentityNumber;
 
-use crate::compile::{Input, selected};
+use crate::compile::{Input, meant};
 use crate::condition::{Condition, ConditionKind};
 use crate::identity::Identity;
 use crate::local::LocalIdentities;
@@ -78,7 +78,7 @@ impl Linter<'_> {
         match rule.peers {
             Peers::Any => Whom::Any,
             Peers::Selected(_) => {
-                Whom::These(selected(rule, subject.labels(), identities, &self.local, surroundings))
+                Whom::These(meant(rule, subject.labels(), identities, &self.local, surroundings))
             }
         }
     }

@@ -11,7 +11,8 @@ use spire_adapter::tls::Groups;
 use super::ConfigError;
 use crate::{cluster::DEFAULT_CLUSTER_NAME, peer::Naming, svids::Choice};
 
-const DEFAULT_SPIFFE_ID_TEMPLATE: &str = "/identity/{id}";
+/// Path of an identity's SPIFFE ID unless something else is said.
+pub const DEFAULT_SPIFFE_ID_TEMPLATE: &str = "/identity/{id}";
 
 /// Longest path that a unix socket can have (`sockaddr_un`).
 const SOCKET_PATH_MAX: usize = 107;
@@ -171,6 +172,16 @@ pub(crate) fn naming(
     let template = template.unwrap_or(DEFAULT_SPIFFE_ID_TEMPLATE);
     Naming::new(trust_domain.clone(), template, cluster)
         .map_err(|error| invalid("spiffe-id-template", template, format!("can't be used: {error}")))
+}
+
+/// Reads a template for those who ask only which identities share a SPIFFE ID: neither the trust domain nor the
+/// cluster's name tells any of them apart.
+///
+/// # Errors
+/// Why the template can't be used.
+pub fn parse_spiffe_id_template(template: &str) -> Result<Naming, String> {
+    let trust_domain = TrustDomain::new("example.org").map_err(|error| error.to_string())?;
+    Naming::new(trust_domain, template, DEFAULT_CLUSTER_NAME).map_err(|error| error.to_string())
 }
 
 pub(crate) fn duration(key: &'static str, text: &str) -> Result<Duration, ConfigError> {

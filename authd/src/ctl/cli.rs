@@ -11,7 +11,8 @@ use crate::{
         word::Word,
     },
     cluster::{DEFAULT_CLUSTER_NAME, Site},
-    config::parse_cluster_name,
+    config::{DEFAULT_SPIFFE_ID_TEMPLATE, parse_cluster_name, parse_spiffe_id_template},
+    peer::Naming,
     trace::{End, Port},
 };
 
@@ -215,7 +216,7 @@ pub(super) enum PolicyCommand {
         #[arg(value_name = "FILE|DIR", required = true)]
         paths: Vec<PathBuf>,
         #[command(flatten)]
-        cluster: ClusterName,
+        site: SiteArgs,
     },
     /// Say what policy says about packets from one end to another, and which rules say so
     Trace(TraceArgs),
@@ -236,7 +237,31 @@ pub(super) struct Manifests {
     #[arg(long, value_name = "DIR")]
     pub(super) manifests: Vec<PathBuf>,
     #[command(flatten)]
-    pub(super) cluster: ClusterName,
+    pub(super) site: SiteArgs,
+}
+
+/// What daemons are told about the cluster that manifests are of.
+#[derive(Debug, Args)]
+pub(super) struct SiteArgs {
+    #[command(flatten)]
+    cluster: ClusterName,
+    /// Path of an identity's SPIFFE ID, as the daemons have it: whether identities share one
+    #[arg(
+        long = "spiffe-id-template",
+        value_name = "PATH",
+        env = "AUTHD_SPIFFE_ID_TEMPLATE",
+        hide_env_values = true,
+        default_value = DEFAULT_SPIFFE_ID_TEMPLATE,
+        value_parser = parse_spiffe_id_template
+    )]
+    naming: Naming,
+}
+
+impl SiteArgs {
+    /// Where the manifests are read: on no node in particular.
+    pub(super) fn site(&self) -> Site {
+        Site { sharing: self.naming.sharing(), ..self.cluster.site() }
+    }
 }
 
 /// The cluster that manifests are of.

@@ -18,7 +18,7 @@ pub(super) async fn run(
     output: &mut Output<'_>,
 ) -> Result<u8, Error> {
     match command {
-        PolicyCommand::Check { paths, cluster } => check::run(paths, &cluster.site(), output),
+        PolicyCommand::Check { paths, site } => check::run(paths, &site.site(), output),
         PolicyCommand::Trace(args) => trace::run(args, global, output).await,
         PolicyCommand::Get { manifests, names } => get::run(manifests, names, global, output).await,
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use auth_ebpf_abi::{AuthType, IdentityNumber, identity::is_reserved};
 
-use crate::compile::splits_shared;
+use crate::compile::split_shared;
 use crate::condition::{Condition, ConditionKind};
 use crate::identity::{IdentitySet, RESERVED, reserved_name};
 use crate::label_set::LabelSet;
@@ -96,12 +96,20 @@ impl View<'_> {
             .filter(|remote| rule.peers.select(*remote, remote.labels, self.surroundings, false))
             .map(|remote| remote.number)
             .collect();
-        splits_shared(rule, &selected, self.surroundings).then(|| {
-            let message = "tells apart identities that have the same SPIFFE ID, which authentication can't: \
-                           the rule allows nothing; select all pods of a service account, or none"
-                .to_owned();
-            (ConditionKind::SharedSpiffeId, "authentication", message)
-        })
+        let sharing = split_shared(rule, &selected, self.surroundings)?;
+        let [inside, outside] = [true, false]
+            .map(|is_inside| sharing.iter().find(|number| selected.contains(number) == is_inside));
+        let identity = inside.and_then(|number| self.identities.get(*number))?;
+        let message = format!(
+            "tells apart identities that have the same SPIFFE ID, which authentication can't (of service \
+             account {}/{}, {} but not {}): the rule allows nothing; select all pods of a service account, \
+             or none",
+            identity.namespace(),
+            identity.service_account(),
+            identity.number(),
+            outside?,
+        );
+        Some((ConditionKind::SharedSpiffeId, "authentication", message))
     }
 
     /// An `ipBlock` has some addresses of an identity, but not all.

@@ -29,7 +29,7 @@ pub(super) async fn run(
     let mut policies = if manifests.manifests.is_empty() {
         super::daemon(global).await?.policies().await?
     } else {
-        trace::policies(&cluster::load_offline(&manifests.manifests, &manifests.cluster.site())?)
+        trace::policies(&cluster::load_offline(&manifests.manifests, &manifests.site.site())?)
     };
     policies.retain(|policy| {
         let full_name = format!("{}/{}", policy.namespace, policy.name);

@@ -1,5 +1,7 @@
 //! The commands as people call them, on directories of manifests.
 
+mod sharing;
+
 use std::{fs, path::Path};
 
 use serde_json::Value;

@@ -18,7 +18,7 @@ pub(super) async fn run(args: &TraceArgs, global: &Global, output: &mut Output<'
     let trace = if args.manifests.manifests.is_empty() {
         super::daemon(global).await?.trace_policy(&question).await?
     } else {
-        let cluster = cluster::load_offline(&args.manifests.manifests, &args.manifests.cluster.site())?;
+        let cluster = cluster::load_offline(&args.manifests.manifests, &args.manifests.site.site())?;
         for problem in cluster.problems.iter().filter(|one| one.severity == cluster::Severity::Error) {
             output.note(&printable(&problem.to_string()))?;
         }
