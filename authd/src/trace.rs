@@ -143,9 +143,10 @@ fn notes(cluster: &Cluster, ends: [&Resolved; 2], is_one: bool) -> Vec<String> {
             || [reserved::HOST, reserved::REMOTE_NODE, reserved::KUBE_APISERVER].contains(&end.identity)
     };
     let mut notes = Vec::new();
-    for policy in cluster.policies.iter().filter(|_| ends.iter().any(is_node)) {
-        let conditions =
-            policy.conditions.iter().filter(|condition| condition.path.ends_with("nodeSelector"));
+    let for_nodes = cluster.policies.iter().filter(|policy| policy.is_for_nodes());
+    for policy in for_nodes.filter(|_| ends.iter().any(is_node)) {
+        let is_told = |path: &str| policy.refused.is_some() || path.ends_with("nodeSelector");
+        let conditions = policy.conditions.iter().filter(|condition| is_told(&condition.path));
         notes.extend(
             conditions
                 .map(|condition| format!("{}: {}: {}", policy.object, condition.path, condition.message)),

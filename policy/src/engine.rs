@@ -238,11 +238,11 @@ impl Engine {
     }
 
     fn index_subjects(&mut self, policy: &Policy) {
-        let of_specs = policy.specs.iter().filter_map(|spec| match &spec.subject {
+        let subjects = policy.specs.iter().map(|spec| &spec.subject).chain(policy.refused.iter().flatten());
+        let selectors = subjects.filter_map(|subject| match subject {
             Subject::Endpoints(selector) => Some(selector),
             Subject::Nodes(_) => None,
         });
-        let selectors = of_specs.chain(policy.refused.iter().flatten());
         let places: Option<Vec<Vec<_>>> = selectors.map(|selector| self.subjects.place(selector)).collect();
         self.subjects.insert(policy.object.clone(), places.map(|places| places.concat()));
     }

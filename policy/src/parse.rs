@@ -20,10 +20,9 @@ pub use policy_error::{Fault, PolicyError, Problem};
 use serde_json::Value;
 
 use crate::condition::{Condition, ConditionKind};
-use crate::label_set::LabelSet;
 use crate::nearest::nearest;
 use crate::object::{Kind, ObjectRef};
-use crate::rule::Policy;
+use crate::rule::{Policy, Subject};
 use crate::selector::Selector;
 use node::Node;
 
@@ -51,23 +50,19 @@ impl Policy {
     pub fn from_value_or_deny(value: &Value) -> Self {
         Self::from_value(value).unwrap_or_else(PolicyError::into_policy)
     }
-
-    /// Whether an endpoint with these labels is denied everything by this policy, because it was refused.
-    #[must_use]
-    pub fn refuses(&self, labels: &LabelSet) -> bool {
-        self.refused.as_ref().is_some_and(|scope| scope.iter().any(|selector| selector.matches(labels)))
-    }
 }
 
 impl PolicyError {
     /// A policy in place of the object: it denies everything that the object is about.
     #[must_use]
     pub fn into_policy(self) -> Policy {
-        let message = format!("{}; everything that the policy is about is denied", self.fault().problem);
-        let path = self.fault().path.clone();
+        let Fault { path, problem } = self.fault().clone();
         let (object, scope) = self.into_parts();
-        let conditions = vec![Condition { kind: ConditionKind::Refused, path, message }];
-        Policy { object, specs: Vec::new(), refused: Some(scope), audit: false, conditions }
+        let mut policy =
+            Policy { object, specs: Vec::new(), refused: Some(scope), audit: false, conditions: Vec::new() };
+        let message = format!("{problem}; {}", policy.consequence());
+        policy.conditions.push(Condition { kind: ConditionKind::Refused, path, message });
+        policy
     }
 }
 
@@ -134,26 +129,33 @@ fn parse(value: &Value, object: &ObjectRef) -> Result<Policy, Fault> {
 
 /// What a refused object is about: what its selectors select if they can be understood, otherwise its
 /// namespace, otherwise everything.
-fn scope(value: &Value, object: &ObjectRef) -> Vec<Selector> {
-    let field = match object.kind {
-        Kind::NetworkPolicy => "podSelector",
-        Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => "endpointSelector",
-        Kind::Unknown => return vec![namespace_scope(object)],
-    };
+fn scope(value: &Value, object: &ObjectRef) -> Vec<Subject> {
+    let everything = || vec![Subject::Endpoints(namespace_scope(object))];
+    if object.kind == Kind::Unknown {
+        let nodes = object.namespace.is_empty().then(|| Subject::Nodes(Selector::default()));
+        return everything().into_iter().chain(nodes).collect();
+    }
     let spec = value.get("spec").filter(|spec| !spec.is_null());
     let specs = value.get("specs").and_then(Value::as_array);
-    let selectors: Option<Vec<Selector>> = spec
-        .into_iter()
-        .chain(specs.into_iter().flatten())
-        .filter(|spec| {
-            object.kind != Kind::CiliumClusterwideNetworkPolicy || spec.get("nodeSelector").is_none()
-        })
-        .map(|spec| {
-            let selector = selector::parse(&Node::root(spec.get(field)?)).ok()?;
-            Some(selector::of_subject(selector, object).0)
-        })
-        .collect();
-    selectors.filter(|selectors| !selectors.is_empty()).unwrap_or_else(|| vec![namespace_scope(object)])
+    let all = spec.into_iter().chain(specs.into_iter().flatten());
+    let subjects: Option<Vec<Vec<Subject>>> = all.map(|spec| scope_of_spec(spec, object)).collect();
+    let subjects = subjects.unwrap_or_default().concat();
+    if subjects.is_empty() { everything() } else { subjects }
+}
+
+/// Whom a spec is for; none if that can't be understood.
+fn scope_of_spec(spec: &Value, object: &ObjectRef) -> Option<Vec<Subject>> {
+    let field = |name| spec.get(name).filter(|value: &&Value| !value.is_null());
+    let parsed = |value| selector::parse(&Node::root(value));
+    let is_clusterwide = object.kind == Kind::CiliumClusterwideNetworkPolicy;
+    let nodes = field("nodeSelector").filter(|_| is_clusterwide);
+    let nodes = nodes.map(|nodes| Subject::Nodes(parsed(nodes).unwrap_or_default()));
+    let name = if object.kind == Kind::NetworkPolicy { "podSelector" } else { "endpointSelector" };
+    let endpoints = match field(name) {
+        None if nodes.is_some() => None,
+        endpoints => Some(Subject::Endpoints(selector::of_subject(parsed(endpoints?).ok()?, object).0)),
+    };
+    Some(endpoints.into_iter().chain(nodes).collect())
 }
 
 fn namespace_scope(object: &ObjectRef) -> Selector {

@@ -17,12 +17,40 @@ pub struct Policy {
     pub object: ObjectRef,
     /// Its `spec`, or its `specs`.
     pub specs: Vec<Spec>,
-    /// Set if it was refused: everything these select is denied, whatever any policy says.
-    pub refused: Option<Vec<Selector>>,
+    /// Set if it was refused: everything of these is denied, whatever any policy says.
+    pub refused: Option<Vec<Subject>>,
     /// Whether it is only tried: what it would drop passes, and is reported.
     pub audit: bool,
     /// What isn't done as written.
     pub conditions: Vec<Condition>,
+}
+
+impl Policy {
+    /// Whether an endpoint with these labels is denied everything by this policy, because it was refused.
+    #[must_use]
+    pub fn refuses(&self, labels: &LabelSet) -> bool {
+        self.refused.as_ref().is_some_and(|scope| scope.iter().any(|subject| subject.matches(labels)))
+    }
+
+    /// Whether it may be for nodes, whose policies no hook enforces.
+    #[must_use]
+    pub fn is_for_nodes(&self) -> bool {
+        self.subjects().any(|subject| matches!(subject, Subject::Nodes(_)))
+    }
+
+    /// What a refusal of this policy comes to, in words.
+    #[must_use]
+    pub fn consequence(&self) -> &'static str {
+        let is_for_pods = self.subjects().any(|subject| matches!(subject, Subject::Endpoints(_)));
+        match (is_for_pods, self.is_for_nodes()) {
+            (false, true) => "it is for nodes, whose policies no hook enforces yet: nothing is denied",
+            (true, _) | (false, false) => "everything that the policy is about is denied",
+        }
+    }
+
+    fn subjects(&self) -> impl Iterator<Item = &Subject> {
+        self.specs.iter().map(|spec| &spec.subject).chain(self.refused.iter().flatten())
+    }
 }
 
 /// One `spec`.

@@ -221,18 +221,55 @@ fn a_refused_policy_without_a_selector_denies_its_namespace_or_everything() {
     let value = cnp(json!({"endpointSelector": {"matchLabls": {}}, "ingress": [{}]}));
     assert!(!passes(&value, WORLD, CLIENT, 80));
     assert!(passes(&value, WORLD, ELSEWHERE, 80));
-    let clusterwide = |spec| {
-        json!({
-            "apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy", "metadata": {"name": "c"},
-            "spec": spec,
-        })
-    };
-    assert!(!passes(&clusterwide(json!("x")), WORLD, ELSEWHERE, 80));
-    let nodes = clusterwide(json!({"nodeSelector": {}, "ingres": []}));
-    assert!(!passes(&nodes, WORLD, ELSEWHERE, 80));
-    let understood = clusterwide(json!({"nodeSelector": {}, "ingress": [{}]}));
-    assert!(passes(&understood, WORLD, ELSEWHERE, 80), "a policy for nodes is about no pod");
+    assert!(!passes(&clusterwide(&[json!("x")]), WORLD, ELSEWHERE, 80));
+}
+
+fn clusterwide(specs: &[Value]) -> Value {
+    json!({
+        "apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy", "metadata": {"name": "c"},
+        "specs": specs,
+    })
+}
+
+#[test]
+fn a_policy_for_nodes_is_about_no_pod() {
+    let understood = clusterwide(&[json!({"nodeSelector": {}, "ingress": [{}]})]);
+    assert!(passes(&understood, WORLD, ELSEWHERE, 80));
     assert_eq!(Policy::from_value(&understood).unwrap().conditions[0].kind.as_str(), "Unsupported");
+    for refused in [
+        json!({"nodeSelector": {}, "ingres": []}),
+        json!({"nodeSelector": {"matchLabls": {}}, "ingress": [{}]}),
+        json!({"nodeSelector": {}, "endpointSelector": null, "ingres": []}),
+    ] {
+        let policy = clusterwide(&[refused]);
+        assert!(passes(&policy, WORLD, ELSEWHERE, 80), "{policy}");
+        let policy = Policy::from_value_or_deny(&policy);
+        assert!(policy.refused.is_some() && policy.is_for_nodes());
+        let message = &policy.conditions[0].message;
+        assert!(
+            message.ends_with("; it is for nodes, whose policies no hook enforces yet: nothing is denied")
+        );
+    }
+}
+
+/// Beside nodes it is about pods: these are denied.
+#[test]
+fn a_refused_policy_for_nodes_and_pods_denies_the_pods() {
+    let nodes = json!({"nodeSelector": {}, "ingres": []});
+    let bank = json!({"matchLabels": {"k8s:io.kubernetes.pod.namespace": "bank"}});
+    for (specs, denied_to_others) in [
+        (vec![nodes.clone(), json!({"endpointSelector": bank, "ingress": [{}]})], false),
+        (vec![json!({"nodeSelector": {}, "endpointSelector": bank})], false),
+        (vec![nodes.clone(), json!({"endpointSelector": {"x": 1}})], true),
+        (vec![nodes.clone(), json!({})], true),
+        (vec![nodes, json!("x")], true),
+    ] {
+        let policy = clusterwide(&specs);
+        assert!(!passes(&policy, WORLD, ELSEWHERE, 80), "{policy}");
+        assert_eq!(!passes(&policy, WORLD, SERVER, 80), denied_to_others, "{policy}");
+        let message = &Policy::from_value_or_deny(&policy).conditions[0].message;
+        assert!(message.ends_with("; everything that the policy is about is denied"), "{message}");
+    }
 }
 
 #[test]

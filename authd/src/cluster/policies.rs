@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use policy::{Condition, ConditionKind, Input, ObjectRef, Policy, PolicySet, Subject};
+use policy::{Condition, ConditionKind, Input, ObjectRef, Policy, PolicySet};
 
 use super::Cluster;
 use super::manifest::{Body, Object, Refused};
@@ -35,11 +35,12 @@ pub(super) fn collect(
         if policy.object.name.is_empty() || set.get(&policy.object).is_some() {
             rename(&mut policy.object, &problem);
         }
-        set.insert(policy);
+        problem.message.push_str("; ");
         problem.message.push_str(match key {
-            Some(_) => "; everything that the policy is about is denied",
-            None => "; it may hold a policy, so everything that it may be about is denied",
+            Some(_) => policy.consequence(),
+            None => "it may hold a policy, so everything that it may be about is denied",
         });
+        set.insert(policy);
         problems.push(problem);
     }
     (set, problems)
@@ -50,11 +51,7 @@ fn denying(policy: Policy, message: &str) -> Policy {
     if policy.refused.is_some() {
         return policy;
     }
-    let selector = |subject| match subject {
-        Subject::Endpoints(selector) => Some(selector),
-        Subject::Nodes(_) => None,
-    };
-    let scope = policy.specs.into_iter().filter_map(|spec| selector(spec.subject)).collect();
+    let scope = policy.specs.into_iter().map(|spec| spec.subject).collect();
     let condition = Condition {
         kind: ConditionKind::Refused,
         path: "metadata.name".to_owned(),

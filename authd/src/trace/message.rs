@@ -111,11 +111,11 @@ fn number(place: usize) -> u32 {
 }
 
 pub(super) fn policy(policy: &Policy, conditions: &[Condition]) -> v1::Policy {
-    let of_spec = policy.specs.iter().map(|spec| match &spec.subject {
+    let subjects = policy.specs.iter().map(|spec| &spec.subject).chain(policy.refused.iter().flatten());
+    let selectors = subjects.map(|subject| match subject {
         Subject::Endpoints(selector) => selector.to_string(),
         Subject::Nodes(selector) => format!("nodes: {selector}"),
     });
-    let of_refused = policy.refused.iter().flatten().map(ToString::to_string);
     let condition = |condition: &Condition| v1::PolicyCondition {
         kind: condition.kind.as_str().to_owned(),
         path: condition.path.clone(),
@@ -128,7 +128,7 @@ pub(super) fn policy(policy: &Policy, conditions: &[Condition]) -> v1::Policy {
         name,
         refused: policy.refused.is_some(),
         audit: policy.audit,
-        selectors: of_spec.chain(of_refused).collect(),
+        selectors: selectors.collect(),
         rules: number(policy.specs.iter().map(|spec| spec.rules.len()).sum()),
         conditions: conditions.iter().map(condition).collect(),
     }

@@ -255,12 +255,47 @@ fn nodes_by_their_labels_as_peers_and_as_subjects() {
     assert_eq!(trace.notes, [note]);
     assert_eq!(trace.decided_by[0].text, "CiliumClusterwideNetworkPolicy workers allows no such ingress");
     assert!(ask("prod", "free", "22/TCP").notes.is_empty());
+    assert!(
+        cluster.problems.iter().any(|problem| problem.to_string().contains(note)),
+        "{:?}",
+        cluster.problems
+    );
     let notes = ask("entity:world", "entity:host", "80/TCP").notes;
     assert!(notes[1].contains("this is the strictest, of w1"), "{notes:?}");
     let from = ask("ip:192.168.0.1", "prod", "80/TCP").from.unwrap();
     assert_eq!((from.name.as_str(), from.labels.join(",").as_str()), ("remote-node", "reserved:remote-node"));
     let again = ask(&format!("identity:{}", from.identity), "prod", "80/TCP");
     assert_eq!(again.verdict, "allowed", "a number that a trace gave can be asked for");
+}
+
+/// One that is refused denies nodes what it is about, and no pod; all that nobody enforces.
+#[test]
+fn a_refused_policy_for_nodes_is_about_them_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("nodes.yaml");
+    std::fs::write(&file, NODES.replace("fromEntities: [remote-node]", "fromEntity: [remote-node]")).unwrap();
+    let cluster = cluster::load_offline(&[file], &cluster::Site::default()).unwrap();
+    let ask = |from: &str, to: &str| {
+        let port = "22/TCP".parse().unwrap();
+        answer(&cluster, &Question { from: from.parse().unwrap(), to: to.parse().unwrap(), port }).unwrap()
+    };
+    let trace = ask("entity:world", "ip:192.168.0.3");
+    assert_eq!(trace.verdict, "denied");
+    assert_eq!(trace.decided_by[0].text, "CiliumClusterwideNetworkPolicy workers refused");
+    let consequence = "it is for nodes, whose policies no hook enforces yet: nothing is denied";
+    assert!(trace.notes[0].ends_with(consequence), "{:?}", trace.notes);
+    for (from, to) in [("entity:world", "ip:192.168.0.1"), ("entity:world", "free"), ("free", "entity:world")]
+    {
+        assert_eq!(ask(from, to).verdict, "allowed", "{from} -> {to}");
+    }
+    let problems: Vec<String> = cluster.problems.iter().map(ToString::to_string).collect();
+    assert!(problems.iter().any(|problem| problem.ends_with(consequence)), "{problems:?}");
+    let listed = policies(&cluster);
+    let workers = listed.iter().find(|policy| policy.name == "workers").unwrap();
+    assert_eq!(
+        (workers.refused, workers.selectors.join(",").as_str()),
+        (true, "nodes: any:role in (worker)")
+    );
 }
 
 #[test]

@@ -3,8 +3,7 @@
 use crate::label::LabelError;
 use crate::nearest::nearest;
 use crate::object::ObjectRef;
-use crate::rule::Policy;
-use crate::selector::Selector;
+use crate::rule::{Policy, Subject};
 
 /// What is wrong with a field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,12 +77,12 @@ pub struct PolicyError(Box<Refusal>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Refusal {
     object: ObjectRef,
-    scope: Vec<Selector>,
+    scope: Vec<Subject>,
     fault: Fault,
 }
 
 impl PolicyError {
-    pub(super) fn new(scope: Vec<Selector>, object: ObjectRef, fault: Fault) -> Self {
+    pub(super) fn new(scope: Vec<Subject>, object: ObjectRef, fault: Fault) -> Self {
         Self(Box::new(Refusal { object, scope, fault }))
     }
 
@@ -99,7 +98,7 @@ impl PolicyError {
         &self.0.fault
     }
 
-    pub(super) fn into_parts(self) -> (ObjectRef, Vec<Selector>) {
+    pub(super) fn into_parts(self) -> (ObjectRef, Vec<Subject>) {
         (self.0.object, self.0.scope)
     }
 }
