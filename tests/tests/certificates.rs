@@ -21,5 +21,7 @@ mod gospiffe;
 mod matrix;
 #[path = "certificates/openssl.rs"]
 mod openssl;
+#[path = "certificates/resumption.rs"]
+mod resumption;
 #[path = "certificates/verdicts.rs"]
 mod verdicts;

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use authd_tests::wait;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, ConnectionCommon, ServerConfig, ServerConnection, StreamOwned};
+use rustls::{
+    ClientConfig, ClientConnection, ConnectionCommon, HandshakeKind, ServerConfig, ServerConnection,
+    StreamOwned,
+};
 use spire_adapter::tls::{self, Options};
 use spire_adapter::{Bundles, ExpectedPeer, Groups, Svid, TrustDomain, peer_svid};
 
@@ -26,6 +29,8 @@ pub(crate) struct Met {
     /// In hex.
     pub(crate) exporter: String,
     pub(crate) peer: String,
+    /// Whether everything was proven anew.
+    pub(crate) full: bool,
 }
 
 pub(crate) struct Endpoint {
@@ -95,12 +100,15 @@ where
     let mut stream = StreamOwned::new(connection, stream);
     stream.write_all(b"x")?;
     stream.flush()?;
-    stream.read_exact(&mut [0])?;
+    let mut byte = [0];
+    stream.read_exact(&mut byte)?;
+    assert_eq!(byte, *b"x", "said before anything was proven");
     let exporter = stream.conn.export_keying_material([0; 32], LABEL.as_bytes(), None).unwrap();
     let met = Met {
         group: format!("{:?}", stream.conn.negotiated_key_exchange_group().unwrap().name()),
         exporter: exporter.iter().map(|byte| format!("{byte:02x}")).collect(),
         peer: peer_svid(stream.conn.peer_certificates().unwrap()).unwrap().spiffe_id.to_string(),
+        full: stream.conn.handshake_kind() == Some(HandshakeKind::Full),
     };
     assert_eq!(stream.conn.alpn_protocol(), Some(ALPN));
     stream.conn.send_close_notify();

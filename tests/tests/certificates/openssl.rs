@@ -58,13 +58,13 @@ impl Files {
 }
 
 /// An `openssl s_client` or `s_server` that says a byte as soon as it may.
-struct Running {
+pub(crate) struct Running {
     child: Child,
     output: BufReader<std::process::ChildStdout>,
 }
 
 impl Running {
-    fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = pipes.spawn().unwrap();
         child.stdin.as_mut().unwrap().write_all(b"x\n").unwrap();
@@ -73,7 +73,7 @@ impl Running {
     }
 
     /// Where an `s_server` listens; `None` if it never does.
-    fn address(&mut self) -> Option<String> {
+    pub(crate) fn address(&mut self) -> Option<String> {
         let mut line = String::new();
         while self.output.read_line(&mut line).unwrap() > 0 {
             if let Some(address) = line.trim().strip_prefix("ACCEPT ") {
@@ -84,13 +84,23 @@ impl Running {
         None
     }
 
+    /// Says another byte.
+    pub(crate) fn say(&mut self) {
+        self.child.stdin.as_mut().unwrap().write_all(b"x\n").unwrap();
+    }
+
+    /// Has it end when it has said what it had to say.
+    pub(crate) fn hang_up(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
     /// Whether it is gone, having done nothing.
-    fn ended(&mut self) -> bool {
+    pub(crate) fn ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }
 
     /// All that it said.
-    fn output(mut self) -> String {
+    pub(crate) fn output(mut self) -> String {
         let mut output = String::new();
         self.output.read_to_string(&mut output).unwrap();
         let errors = self.child.stderr.as_mut().unwrap();
@@ -113,7 +123,7 @@ fn openssl(subcommand: &str) -> Command {
     command
 }
 
-fn s_client(files: &Files, address: &str) -> Command {
+pub(crate) fn s_client(files: &Files, address: &str) -> Command {
     let mut command = openssl("s_client");
     command.args(["-connect", address, "-servername", NAME, "-alpn"]);
     command.arg(std::str::from_utf8(ALPN).unwrap());
@@ -122,7 +132,7 @@ fn s_client(files: &Files, address: &str) -> Command {
     command
 }
 
-fn s_server(files: &Files) -> Command {
+pub(crate) fn s_server(files: &Files) -> Command {
     let mut command = openssl("s_server");
     command.args(["-accept", "127.0.0.1:0", "-naccept", "1", "-Verify", "5", "-alpn"]);
     command.arg(std::str::from_utf8(ALPN).unwrap());
