@@ -38,6 +38,8 @@ pub struct Options {
     pub svid_ttl: Duration,
     /// How often agents ask the server for changes, and the server its database.
     pub sync: Duration,
+    /// Whether the server keeps its keys in memory alone.
+    pub forgetful: bool,
     /// Whether the server goes by `deploy/spire/authorization.rego`, for the operator of this trust domain.
     pub confined: bool,
 }
@@ -51,6 +53,7 @@ impl Options {
             nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
             svid_ttl: Duration::from_secs(3600),
             sync: Duration::from_millis(250),
+            forgetful: false,
             confined: false,
         }
     }
@@ -202,6 +205,16 @@ impl Spire {
     pub fn start_agent(&mut self, node: &str) -> Result<()> {
         self.launch_agent(node)?;
         self.wait_agent(node)
+    }
+
+    /// Takes from a node's agent, which must not run, what it remembers of its server.
+    ///
+    /// # Errors
+    /// When that can't be removed.
+    pub fn wipe_agent(&self, node: &str) -> Result<()> {
+        let data = self.place.outside(&format!("{node}/data"));
+        fs::remove_dir_all(&data)?;
+        Ok(fs::create_dir(data)?)
     }
 
     /// Runs `spire-server` with these arguments against this server, and returns what it printed.

@@ -15,12 +15,13 @@ pub(super) struct Address {
     pub(super) bundle_port: u16,
 }
 
-/// The server's configuration. Its keys are on disk: with keys in memory alone, a restarted server would
-/// have another CA and running agents would exit.
+/// The server's configuration. Its keys are on disk, unless it is to be forgetful: then it has another CA when it
+/// is started again, and running agents exit.
 pub(super) fn server(options: &Options, root: &Path, address: &Address) -> String {
     let Options { trust_domain, svid_ttl, sync, .. } = options;
     let Address { host, port, bundle_port } = address;
     let (root, svid_ttl, sync) = (root.display(), svid_ttl.as_secs(), sync.as_millis());
+    let keys = if options.forgetful { FORGETFUL.to_owned() } else { keys_on_disk(&root.to_string()) };
     let policy = if options.confined { policy(&root.to_string()) } else { String::new() };
     format!(
         r#"server {{
@@ -56,18 +57,29 @@ plugins {{
       connection_string = "{root}/server-data/ds.sqlite3"
     }}
   }}
-  KeyManager "disk" {{
-    plugin_data {{
-      keys_path = "{root}/server-data/keys.json"
-    }}
-  }}
-  NodeAttestor "x509pop" {{
+{keys}  NodeAttestor "x509pop" {{
     plugin_data {{
       ca_bundle_path = "{root}/node-ca.pem"
       agent_path_template = "/x509pop/cn/{{{{ .Subject.CommonName }}}}"
     }}
   }}
 }}
+"#
+    )
+}
+
+const FORGETFUL: &str = r#"  KeyManager "memory" {
+    plugin_data {}
+  }
+"#;
+
+fn keys_on_disk(root: &str) -> String {
+    format!(
+        r#"  KeyManager "disk" {{
+    plugin_data {{
+      keys_path = "{root}/server-data/keys.json"
+    }}
+  }}
 "#
     )
 }

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use authd_tests::spire::Options;
 use spire_adapter::{ApiError, Entry, Outcome, State};
 
 use crate::recorder::Recorder;
-use crate::under_test::{HOUR, Kind, UnderTest, until, usable};
+use crate::trust::{verified_by, verify};
+use crate::under_test::{HOUR, Kind, PATIENCE, UnderTest, options, until, usable};
 
 pub(crate) async fn a_killed_agent_withdraws_nothing_and_is_found_again(kind: Kind) {
     let mut spire = UnderTest::start(kind, HOUR).await;
@@ -102,6 +104,37 @@ pub(crate) async fn streams_outlive_their_socket_file(kind: Kind) {
     spire.start_agent("n1");
     usable(&late).await;
     until(&identity, |next| next.svid().is_some() && !next.stale && next.problem.is_none()).await;
+}
+
+/// Such a server has another CA when it comes back, which its agents do not believe: they exit.
+pub(crate) async fn a_server_that_has_lost_its_keys_takes_its_agents_with_it() {
+    let options = Options { forgetful: true, ..options("a.test") };
+    let mut spire = UnderTest::with(Kind::Real, options).await;
+    spire.register("n1", 256).await;
+    let agent = spire.delegated("n1");
+    let (identity, node) = (spire.subscribe(&agent, 256), spire.node("n1"));
+    let before = [usable(&identity).await, usable(&node).await];
+    spire.stop_server().await;
+    spire.start_server();
+    let began = Instant::now();
+    while !spire.agent_has_exited("n1") {
+        assert!(began.elapsed() < PATIENCE, "the agent goes on");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // Which is no withdrawal: what they gave is as good as before.
+    for (subscription, before) in [&identity, &node].into_iter().zip(&before) {
+        let away = until(subscription, |next| next.stale && next.problem.is_some()).await;
+        assert_eq!((away.svid(), &away.bundles), (before.svid(), &before.bundles));
+    }
+    // Nor do they come back before they have forgotten the CA that they knew.
+    spire.start_agent_anew("n1");
+    for (subscription, before) in [&identity, &node].into_iter().zip(&before) {
+        let after = until(subscription, |next| !next.stale && next.svid() != before.svid()).await;
+        let bundle = after.bundles.get(&spire.trust_domain).unwrap();
+        assert_eq!(bundle.certificates().len(), 2, "the server knows its old CA, and has another");
+        verified_by(before, &after);
+        assert!(verify(&after, before).is_err(), "signed by the other");
+    }
 }
 
 pub(crate) async fn an_idle_stream_is_not_cut(kind: Kind) {

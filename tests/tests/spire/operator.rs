@@ -1,5 +1,6 @@
 //! `authd operator` as a process, against a server where nobody is registered: who gets which SVID from then on.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,6 +14,7 @@ use spire_adapter::registration::Owner;
 use spire_adapter::{DelegatedAgent, SpiffeId, State, Subscription};
 
 use crate::authorization::confined;
+use crate::recorder::Recorder;
 use crate::under_test::{HOUR, Kind, PATIENCE, UnderTest, options, selector, this_program, until, usable};
 
 /// How long an entry stays that nobody needs, in these tests.
@@ -61,9 +63,28 @@ impl Operator {
         ];
         let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
         let arguments: Vec<String> = flags.chain(server.iter().map(|it| (*it).to_owned())).collect();
+        Self::run(spire, "operator", directory, arguments, http)
+    }
+
+    /// Another one with all the same.
+    fn beside(&self, spire: &UnderTest) -> Self {
+        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let ours = self.http.to_string();
+        let theirs = |it: &String| if *it == ours { http.to_string() } else { it.clone() };
+        let arguments = self.arguments.iter().map(theirs).collect();
+        Self::run(spire, "operator-2", self.directory.clone(), arguments, http)
+    }
+
+    fn run(
+        spire: &UnderTest,
+        name: &str,
+        directory: PathBuf,
+        arguments: Vec<String>,
+        http: SocketAddr,
+    ) -> Self {
         let mut command = Command::new(binaries::path("authd").unwrap());
         command.arg("operator").args(&arguments);
-        let process = Process::start_here(spire.dir.path(), "operator", &command).unwrap();
+        let process = Process::start_here(spire.dir.path(), name, &command).unwrap();
         Self { directory, arguments, http, process }
     }
 
@@ -213,6 +234,62 @@ pub(crate) async fn entries_follow_the_cluster_state_and_nothing_else(kind: Kind
     assert!(web_on_1.current().svid().is_some() && nodes[0].own.current().svid().is_some());
     let log = operator.process.log().unwrap();
     assert!(log.contains("spiffe://a.test/identity/257") && log.contains("\"what\":\"deleted\""), "{log}");
+}
+
+/// There is no leader: two that run at once must neither double nor undo what the other does.
+pub(crate) async fn two_operators_do_no_harm(kind: Kind) {
+    const MOVES: u32 = 4;
+    let spire = UnderTest::bare(kind, options("a.test"));
+    let socket = spire.entries.path().display().to_string();
+    let mut one =
+        Operator::start(&spire, &["--server-socket", &socket], &[("web", "n1"), ("db", "n2"), ("api", "n2")]);
+    let other = one.beside(&spire);
+    let count = |change: &str| {
+        [&one, &other].map(|it| it.metric("changes_total", &[("change", change)])).iter().sum::<f64>()
+    };
+    let both = |entries| [&one, &other].iter().for_each(|operator| operator.registers(entries));
+    both(5.0);
+    // Numbers go by name.
+    let (node, web) = (Node::new(&spire, "n2"), spire.identity(258));
+    usable(&node.own).await;
+    let steady = node.ask(&spire.identity(257));
+    usable(&steady).await;
+    let recorder = Recorder::start(&steady);
+    let moving = node.ask(&web);
+    for round in 0..MOVES {
+        let place_of_web = if round % 2 == 0 { "n2" } else { "n1" };
+        place(&one.directory, &[("web", place_of_web), ("db", "n2"), ("api", "n2")]);
+        if place_of_web == "n2" {
+            usable(&moving).await;
+        } else {
+            withdrawn(&moving).await;
+        }
+        both(5.0);
+        let listed = ids(&spire).await;
+        assert_eq!(listed.iter().collect::<BTreeSet<_>>().len(), listed.len(), "{listed:?}");
+    }
+    // What one has made is there for the other.
+    assert!(count("created") <= 5.0 + f64::from(MOVES), "{} made by both", count("created"));
+    assert_eq!((count("updated"), count("refused")), (0.0, 0.0), "they undo each other's work");
+    // Nothing to do for either any more, though both keep looking.
+    let quiet = ["created", "updated", "refused"].map(&count);
+    tokio::time::sleep(GRACE + Duration::from_secs(3)).await;
+    assert_eq!(["created", "updated", "refused"].map(&count), quiet);
+    let settled = ids(&spire).await;
+    assert_eq!(settled.len(), 5, "{settled:?}");
+    assert!(recorder.gaps().is_empty(), "{:?}", recorder.gaps());
+
+    // Either is enough.
+    assert!(one.process.terminate(PATIENCE).unwrap().success());
+    place(&other.directory, &[("web", "n2"), ("db", "n2"), ("api", "n2")]);
+    usable(&moving).await;
+    assert!(recorder.gaps().is_empty(), "{:?}", recorder.gaps());
+}
+
+/// Who may have what: parents with SPIFFE IDs.
+async fn ids(spire: &UnderTest) -> Vec<String> {
+    let listed = spire.entries.list(None).await.unwrap();
+    listed.iter().map(|entry| format!("{} {}", entry.parent_id, entry.spiffe_id)).collect()
 }
 
 pub(crate) async fn what_is_wrong_is_told(kind: Kind) {

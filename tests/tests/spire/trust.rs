@@ -247,12 +247,15 @@ fn large_bundle(trust_domain: &TrustDomain, anchors: usize) -> Bundle {
     Bundle::from_der(trust_domain.clone(), &der).unwrap()
 }
 
-fn verify(peer: &Snapshot, by: &Snapshot) -> Result<spire_adapter::PeerSvid, spire_adapter::Violation> {
+pub(crate) fn verify(
+    peer: &Snapshot,
+    by: &Snapshot,
+) -> Result<spire_adapter::PeerSvid, spire_adapter::Violation> {
     let svid = peer.svid().unwrap();
     let expected = ExpectedPeer::Exact(svid.spiffe_id().clone());
     verify_chain(svid.chain(), &by.bundles, &expected, SystemTime::now())
 }
 
-fn verified_by(peer: &Snapshot, by: &Snapshot) {
+pub(crate) fn verified_by(peer: &Snapshot, by: &Snapshot) {
     verify(peer, by).unwrap();
 }

@@ -43,6 +43,10 @@ impl UnderTest {
 
     pub(crate) async fn of(trust_domain: &str, kind: Kind, svid_ttl: Duration) -> Self {
         let options = Options { svid_ttl, ..options(trust_domain) };
+        Self::with(kind, options).await
+    }
+
+    pub(crate) async fn with(kind: Kind, options: Options) -> Self {
         let under_test = Self::bare(kind, options);
         for node in ["n1", "n2"] {
             let selector = Selector::new("unix", format!("uid:{}", uid()));
@@ -175,6 +179,21 @@ impl UnderTest {
             Backend::Embedded(authority) => authority.stop_agent(node).await.unwrap(),
             Backend::Real(spire) => spire.kill_agent(node).unwrap(),
         }
+    }
+
+    /// Whether an agent's process has ended by itself.
+    pub(crate) fn agent_has_exited(&mut self, node: &str) -> bool {
+        match &mut self.backend {
+            Backend::Embedded(_) => false,
+            Backend::Real(spire) => spire.agent(node).unwrap().status().unwrap().is_some(),
+        }
+    }
+
+    /// Starts a real agent as one that has never been there.
+    pub(crate) fn start_agent_anew(&mut self, node: &str) {
+        let Backend::Real(spire) = &mut self.backend else { panic!("only real agents have a memory") };
+        spire.wipe_agent(node).unwrap();
+        spire.start_agent(node).unwrap();
     }
 
     pub(crate) fn start_agent(&mut self, node: &str) {
