@@ -72,7 +72,7 @@ bench-spire: setup peers ## What SVIDs cost with real SPIRE, and verifying them 
 
 .PHONY: test-spire
 test-spire: setup peers ## Tests against real SPIRE and the embedded authority only
-	$(CARGO) test --locked --workspace --test spire
+	$(CARGO) test --locked --workspace --test spire --test spire_nodes
 
 .PHONY: lint
 lint: setup ## Format check, clippy and rustdoc only

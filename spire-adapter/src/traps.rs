@@ -2,6 +2,7 @@
 
 mod keys;
 mod limits;
+mod opening;
 mod stand_in;
 
 use std::time::{Duration, SystemTime};
@@ -15,8 +16,6 @@ use stand_in::{Reply, svid_message};
 use crate::authority::{CertificateAuthority, Issued};
 use crate::proto::delegated::SvidsResponse;
 use crate::proto::workload::{X509Svid, X509SvidResponse};
-use crate::socket::Dial;
-use crate::stream::{self, Agent, Call};
 use crate::{ApiError, Snapshot, SpiffeId, State, Subscription, TrustDomain, workload};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -189,49 +188,6 @@ async fn without_the_own_bundle_nothing_is_usable() {
     assert_eq!(subscription.current().state, State::Pending);
     agent.send_bundles(&[("spiffe://a.test", ca.certificate())]);
     until(&subscription, |next| next.svid().is_some()).await;
-}
-
-#[tokio::test]
-async fn an_agent_that_never_answers_is_told_apart() {
-    let (stand_in, _ca) = rig();
-    stand_in.reply(Reply::Silence);
-    let agent = Agent::with_deadline(stand_in.path.clone(), Dial::Plain, Duration::from_millis(200));
-    let (sink, mut heard) = tokio::sync::mpsc::channel(1);
-    let call = Call {
-        api: crate::proto::delegated::SERVICE,
-        method: crate::proto::delegated::SUBSCRIBE_TO_X509_SVIDS,
-        header: None,
-        request: crate::proto::delegated::SvidsRequest::default(),
-    };
-    let follow = stream::follow(&agent, call, |response: SvidsResponse| Ok(response), sink);
-    let first = tokio::select! {
-        () = follow => None,
-        first = heard.recv() => first,
-    };
-    let Some(crate::snapshot::Heard::Lost(error)) = first else {
-        panic!("{first:?}");
-    };
-    assert!(matches!(error, ApiError::Deadline { .. }));
-    assert!(error.is_stuck() && error.to_string().contains("may be stuck"));
-}
-
-#[tokio::test]
-async fn few_streams_are_being_opened_at_a_time() {
-    let (agent, ca) = rig();
-    let svid = ca.issue(&expected(), HOUR).unwrap();
-    let subscriptions: Vec<_> = (0..300).map(|_| agent.subscribe(&expected())).collect();
-    // As many as may be wait for their first message, which nobody gets yet, and the others for them.
-    let all_pending = async {
-        while agent.most_pending() < 64 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, all_pending).await.unwrap();
-    agent.send(message(&[&svid]));
-    for subscription in &subscriptions {
-        until(subscription, |next| next.svid().is_some()).await;
-    }
-    assert_eq!(agent.most_pending(), 64);
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ pub struct Cluster {
     pub directory: PathBuf,
     /// The pod ranges.
     pub cidrs: Vec<Cidr>,
-    /// Further flags of `authd run`.
+    /// Further flags.
     pub flags: Vec<String>,
 }
 
@@ -127,6 +127,7 @@ impl Daemon {
         for (flag, value) in flags {
             arguments.extend([flag.into(), value]);
         }
+        arguments.extend(cluster.flags.iter().map(OsString::from));
         Self::start(lab, lab.underlay(), "operator".to_owned(), arguments, Ready::Http)
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use nix::sys::signal::Signal;
 use spire_adapter::{SpiffeId, TrustDomain};
 
 use crate::Lab;
@@ -33,6 +34,19 @@ pub enum Issuer {
     Embedded(Daemon),
     /// spire-server and a spire-agent for each node.
     Real(Box<Spire>),
+}
+
+impl Issuer {
+    /// Sends a signal to the process of a node's agent. That of the embedded authority is its other agents', too.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn signal_agent(&mut self, node: &str, signal: Signal) -> Result<()> {
+        match self {
+            Self::Embedded(daemon) => daemon.process().signal(signal),
+            Self::Real(spire) => spire.agent(node)?.signal(signal),
+        }
+    }
 }
 
 impl Kind {

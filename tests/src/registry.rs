@@ -38,7 +38,7 @@ impl Registry {
     /// # Errors
     /// When the authority refuses or does not answer.
     pub fn add_node(&self, node: &str) -> Result<()> {
-        self.create(node, &format!("/authd/node/{node}"), Selector::new("unix", "uid:0"))
+        self.create(node, &format!("/authd/node/{node}"), [Selector::new("unix", "uid:0")])
     }
 
     /// Registers an identity for a node that runs a pod of it.
@@ -47,7 +47,43 @@ impl Registry {
     /// When the authority refuses or does not answer.
     pub fn add_identity(&self, identity: u32, node: &str) -> Result<()> {
         let selector = Selector::new("authd", format!("identity:{identity}"));
-        self.create(node, &format!("/identity/{identity}"), selector)
+        self.create(node, &format!("/identity/{identity}"), [selector])
+    }
+
+    /// Registers a service account at a node, as whoever registers workloads by these does.
+    ///
+    /// # Errors
+    /// When the authority refuses or does not answer.
+    pub fn add_account(&self, namespace: &str, account: &str, node: &str) -> Result<()> {
+        let selectors = [("ns", namespace), ("sa", account)]
+            .map(|(kind, value)| Selector::new("k8s", format!("{kind}:{value}")));
+        self.create(node, &format!("/ns/{namespace}/sa/{account}"), selectors)
+    }
+
+    /// The nodes whose agents are given an identity, once for each entry.
+    ///
+    /// # Errors
+    /// When the authority does not answer.
+    pub fn nodes_of(&self, identity: u32) -> Result<Vec<String>> {
+        let wanted = self.id(&format!("/identity/{identity}"))?;
+        let entries = self.runtime.block_on(self.client.list(None))?;
+        let of_identity = entries.iter().filter(|entry| entry.spiffe_id == wanted);
+        let node = |entry: &Entry| entry.parent_id.path().rsplit('/').next().unwrap_or_default().to_owned();
+        let mut nodes: Vec<_> = of_identity.map(node).collect();
+        nodes.sort();
+        Ok(nodes)
+    }
+
+    /// Deletes every entry.
+    ///
+    /// # Errors
+    /// When the authority refuses or does not answer.
+    pub fn clear(&self) -> Result<()> {
+        let entries = self.runtime.block_on(self.client.list(None))?;
+        let ids: Vec<_> = entries.into_iter().map(|entry| entry.id).collect();
+        let outcomes = self.runtime.block_on(self.client.delete(&ids))?;
+        let all = outcomes.iter().all(|outcome| matches!(outcome, Outcome::Deleted(_)));
+        if all { Ok(()) } else { bail!("delete all entries: {outcomes:?}") }
     }
 
     /// How many entries there are.
@@ -71,9 +107,9 @@ impl Registry {
         Ok(outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Deleted(_))).count())
     }
 
-    fn create(&self, node: &str, path: &str, selector: Selector) -> Result<()> {
+    fn create<const N: usize>(&self, node: &str, path: &str, selectors: [Selector; N]) -> Result<()> {
         let parent = self.issuer.agent_id(&self.trust_domain, node)?;
-        let entry = Entry::new(parent, self.id(path)?, [selector]);
+        let entry = Entry::new(parent, self.id(path)?, selectors);
         match self.runtime.block_on(self.client.create(&[entry]))?.as_slice() {
             [Outcome::Created(_) | Outcome::Exists(_)] => Ok(()),
             other => bail!("register {path} for {node}: {other:?}"),

@@ -43,7 +43,8 @@ pub struct StarWars {
     pub agents: BTreeMap<String, Daemon>,
     /// Tunnels by node.
     pub tunnels: BTreeMap<String, Daemon>,
-    _issuer: Issuer,
+    /// Who issues SVIDs.
+    pub issuer: Issuer,
     _server: Process,
     /// Who may obtain which SVID.
     pub registry: Registry,
@@ -107,8 +108,7 @@ impl StarWars {
             registry.add_identity(identity, &node)?;
         }
         let (agents, tunnels) = (BTreeMap::new(), BTreeMap::new());
-        let (_issuer, _server) = (issuer, server);
-        let scene = Self { agents, tunnels, _issuer, _server, registry, world, manifests, lab };
+        let scene = Self { agents, tunnels, issuer, _server: server, registry, world, manifests, lab };
         let at = scene.target(Family::V6)?;
         let pod = scene.pod("deathstar")?;
         wait::until(PATIENCE, || pod.tcp_connect(at, PATIENCE).ok()).context("the server does not listen")?;
@@ -152,16 +152,28 @@ impl StarWars {
     /// # Errors
     /// When it does not start.
     pub fn start_agent(&mut self, node: &str, flags: &[&str]) -> Result<()> {
-        let cidrs = self.manifests.nodes.values().flat_map(|node| node.pod_cidrs.clone()).collect();
-        let cluster = Cluster {
-            trust_domain: TRUST_DOMAIN.to_owned(),
-            directory: self.lab.inside("cluster"),
-            cidrs,
-            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
-        };
-        let agent = Daemon::agent(&self.lab, self.node(node)?, &cluster)?;
+        let agent = Daemon::agent(&self.lab, self.node(node)?, &self.cluster(flags))?;
         self.agents.insert(node.to_owned(), agent);
         Ok(())
+    }
+
+    /// Starts an operator in the place of the registry, with these flags besides: what was registered is taken back.
+    ///
+    /// # Errors
+    /// When it does not start, or the issuer does not answer.
+    pub fn start_operator(&self, flags: &[&str]) -> Result<Daemon> {
+        self.registry.clear()?;
+        Daemon::operator(&self.lab, &self.cluster(flags), self.registry.issuer().agent_selector())
+    }
+
+    /// What all daemons are told, and these flags.
+    fn cluster(&self, flags: &[&str]) -> Cluster {
+        Cluster {
+            trust_domain: TRUST_DOMAIN.to_owned(),
+            directory: self.lab.inside("cluster"),
+            cidrs: self.manifests.nodes.values().flat_map(|node| node.pod_cidrs.clone()).collect(),
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+        }
     }
 
     /// Waits until each daemon has a session with the other node, a peer, programs, and its SVIDs.

@@ -50,6 +50,7 @@ struct State {
     reply: watch::Sender<Reply>,
     bundles: watch::Sender<BundlesResponse>,
     workload: watch::Sender<X509SvidResponse>,
+    opened: AtomicUsize,
     pending: AtomicUsize,
     most_pending: AtomicUsize,
     stop: CancellationToken,
@@ -64,6 +65,7 @@ impl StandIn {
             reply: watch::Sender::new(Reply::Silence),
             bundles: watch::Sender::new(BundlesResponse::default()),
             workload: watch::Sender::new(X509SvidResponse::default()),
+            opened: AtomicUsize::new(0),
             pending: AtomicUsize::new(0),
             most_pending: AtomicUsize::new(0),
             stop: stop.clone(),
@@ -96,6 +98,11 @@ impl StandIn {
 
     pub(crate) fn send_workload(&self, message: X509SvidResponse) {
         self.state.workload.send_replace(message);
+    }
+
+    /// How many SVID streams there have been.
+    pub(crate) fn opened(&self) -> usize {
+        self.state.opened.load(Ordering::SeqCst)
     }
 
     pub(crate) fn most_pending(&self) -> usize {
@@ -159,6 +166,7 @@ impl Api for Workload {
 
 async fn play(state: Arc<State>, sender: mpsc::Sender<Result<Raw, Status>>) {
     let mut reply = state.reply.subscribe();
+    state.opened.fetch_add(1, Ordering::SeqCst);
     let pending = state.pending.fetch_add(1, Ordering::SeqCst) + 1;
     state.most_pending.fetch_max(pending, Ordering::SeqCst);
     let mut opened = false;

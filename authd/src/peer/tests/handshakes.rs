@@ -99,6 +99,18 @@ async fn a_gap_that_is_no_withdrawal_cuts_nothing() {
 }
 
 #[tokio::test]
+async fn saying_again_that_an_svid_is_missing_puts_its_withdrawal_off_by_nothing() {
+    let cluster = authenticated(&[&[256], &[300]]).await;
+    let began = Instant::now();
+    while cluster.nodes.values().any(|node| node.entries() != 0) {
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        cluster.node("n1").agent.give(256, withdrawn());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(began.elapsed() > Duration::from_millis(200), "taken for a withdrawal at once");
+}
+
+#[tokio::test]
 async fn rotation_every_second_renews_without_a_gap() {
     // Certificates end on whole seconds, so up to one less.
     let ttl = Duration::from_secs(3);
