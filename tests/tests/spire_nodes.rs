@@ -117,14 +117,14 @@ fn service_accounts_authenticate(name: &str, kind: Kind) -> Result<()> {
     ensure!(ids.contains("/ns/default/sa/ace") && ids.contains("/ns/default/sa/station"), "{ids}");
 
     // Two identities that have the same SPIFFE ID can't be told apart by it, so nobody pretends to.
-    fs::remove_file(scene.lab.outside("cluster/policy.yaml"))?;
     scene.write_manifest("policy.yaml", &only("[tiefighter, interceptor]"))?;
     scene.wait_condition(
         "node2",
         &["rule1", "have the same SPIFFE ID", "all pods of their service account"],
     )?;
     for pod in ["interceptor", "stormtrooper", "tiefighter", "xwing"] {
-        ensure!(scene.is_refused(pod, Family::V4), "{pod} lands");
+        let refused = || scene.is_refused(pod, Family::V4).then_some(());
+        wait::until(PATIENCE, refused).with_context(|| format!("{pod} lands"))?;
     }
     scene.write_manifest("policy.yaml", &only("[tiefighter, interceptor, stormtrooper]"))?;
     for pod in ["interceptor", "stormtrooper", "tiefighter"] {
