@@ -13,9 +13,10 @@ use std::sync::{Arc, LazyLock};
 use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, WebPkiSupportedAlgorithms};
+use rustls::pki_types::CertificateDer;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
 use verifier::Verifier;
 
@@ -108,6 +109,34 @@ pub fn server_config(
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
+}
+
+/// Signature schemes of TLS 1.3 (RFC 8446, 4.2.3) for the kinds of keys that an SVID may have, the preferred first.
+pub const SIGNATURE_SCHEMES: [SignatureScheme; 5] = [
+    SignatureScheme::ECDSA_NISTP256_SHA256,
+    SignatureScheme::ECDSA_NISTP384_SHA384,
+    SignatureScheme::RSA_PSS_SHA256,
+    SignatureScheme::RSA_PSS_SHA384,
+    SignatureScheme::RSA_PSS_SHA512,
+];
+
+/// Whether the holder of this certificate's key has signed `message`, by the rules and the code of a TLS 1.3
+/// CertificateVerify. Says nothing of the certificate: that is [`crate::verify_chain`]'s to judge.
+#[must_use]
+pub fn is_signed(
+    message: &[u8],
+    certificate: &CertificateDer<'_>,
+    scheme: SignatureScheme,
+    signature: &[u8],
+) -> bool {
+    // Of a scheme's algorithms the first is the one that TLS 1.3 means: with its curve.
+    let algorithm = signature_algorithms()
+        .mapping
+        .iter()
+        .find(|(known, _)| *known == scheme && SIGNATURE_SCHEMES.contains(known))
+        .and_then(|(_, algorithms)| algorithms.first());
+    let Ok(certificate) = webpki::EndEntityCert::try_from(certificate) else { return false };
+    algorithm.is_some_and(|algorithm| certificate.verify_signature(*algorithm, message, signature).is_ok())
 }
 
 /// The clause for which our verifier ended a handshake, if that is what `error` says.
