@@ -27,7 +27,7 @@ use crate::{Lab, Process, binaries, wait};
 /// The trust domain.
 pub const TRUST_DOMAIN: &str = "empire.example";
 /// How long anything local may take.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(40);
 /// How long one who may not land keeps trying: the first SYN and the next.
 pub const IN_VAIN: Duration = Duration::from_millis(1500);
 /// The nodes: tiefighter, xwing and interceptor are on the first, deathstar and stormtrooper on the other.

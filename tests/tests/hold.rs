@@ -1,5 +1,7 @@
 //! The first packets of a pair wait for its authentication: they come late, but they come, in their order.
 
+#[path = "hold/datagrams.rs"]
+mod datagrams;
 #[path = "hold/raw.rs"]
 mod raw;
 

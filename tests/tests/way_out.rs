@@ -11,7 +11,7 @@ use serde_json::Value;
 /// How long a guard is off: long enough for a landing over each family.
 const OFF: Duration = Duration::from_secs(4);
 /// How long what ends by itself may take over its time: the daemon looks once a second.
-const LATE: Duration = Duration::from_secs(3);
+const LATE: Duration = Duration::from_secs(10);
 
 fn off(scene: &StarWars, node: &str, guard: &str, time: &str) -> Result<Value> {
     scene.authctl_json(node, &["off", guard, "--for", time, "--reason", "incident 4711"])

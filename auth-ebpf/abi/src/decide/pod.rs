@@ -52,16 +52,24 @@ impl<S: State> Judge<'_, S> {
         let standing = self.standing(packet, place);
         if !matches!(standing, Standing::Settled) {
             self.describe(packet);
-            match self.direction() {
+            let judged = match self.direction() {
                 Direction::Egress => {
-                    self.pod_sends(packet, place, standing)?;
+                    let judged = self.pod_sends(packet, place, standing);
                     // What follows this fragment bears the service's address as it did.
                     if matches!(place.translation.kind, TranslationKind::END | TranslationKind::HAIRPIN) {
                         packet.destination = place.translation.old;
                         packet.ports = Ports::new(packet.source_port(), place.translation.old_port);
                     }
+                    judged
                 }
-                Direction::Ingress => self.pod_receives(packet, place, standing)?,
+                Direction::Ingress => self.pod_receives(packet, place, standing),
+            };
+            if let Err(reason) = judged {
+                // What follows a fragment that waits is judged by itself, and waits behind it.
+                if self.notes().may_wait {
+                    self.lead(packet, place);
+                }
+                return Err(reason);
             }
         }
         self.lead(packet, place);

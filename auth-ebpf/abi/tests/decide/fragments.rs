@@ -151,6 +151,24 @@ fn fragments_of_a_settled_connection_follow_as_well() {
 }
 
 #[test]
+fn fragments_wait_behind_their_first_and_are_judged_by_themselves() {
+    for (source, destination) in [(HERE, THERE), (HERE_V6, THERE_V6)] {
+        let mut tables = locked();
+        allow(&mut tables, HERE_ID, Direction::Egress, THERE_ID, AuthType::Spire);
+        let (first, later) = fragments(udp((source, 1), (destination, 2)));
+        assert_eq!(sends(&tables, &first), drops(DropReason::AuthRequired), "nothing can wait here");
+        assert_eq!(sends(&tables, &later), LOST);
+        hold(&mut tables);
+        assert_eq!(sends(&tables, &later), LOST, "before the first");
+        assert_eq!(sends(&tables, &first), HELD);
+        assert_eq!(sends(&tables, &later), HELD);
+        authenticate(&mut tables, THERE_ID, NODE, 7, NOW + 10);
+        assert_eq!(sends(&tables, &later), PASSES, "whichever comes back first");
+        assert_eq!(sends(&tables, &first), PASSES);
+    }
+}
+
+#[test]
 fn lost_fragments_are_observed_like_the_rest() {
     let mut tables = cluster();
     tables.settings.insert(Setting::PolicyMode, Mode::Observe as u64);
