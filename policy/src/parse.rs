@@ -87,7 +87,11 @@ fn parse(value: &Value, object: &ObjectRef) -> Result<Policy, Fault> {
             let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
             let known =
                 [Kind::CiliumNetworkPolicy, Kind::CiliumClusterwideNetworkPolicy, Kind::NetworkPolicy];
-            let meant = nearest(kind, known.map(Kind::as_str));
+            // A policy of somebody else's API is no misspelling.
+            let group = value.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
+            let is_ours =
+                ["cilium.io", "networking.k8s.io"].contains(&group.split('/').next().unwrap_or_default());
+            let meant = nearest(kind, known.map(Kind::as_str)).filter(|_| is_ours);
             let hint = meant.map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
             return Err(Fault::new("kind", Problem::UnknownKind { hint }));
         }

@@ -215,11 +215,7 @@ impl Reader {
             map.entry("apiVersion").or_insert_with(|| api_version.into());
             map.entry("kind").or_insert_with(|| kind.into());
         }
-        if !value.is_object() {
-            let mistake = Mistake::new("", "is no object with `apiVersion`, `kind` and `metadata`");
-            return self.reject(document, None, value, &mistake, Scope::Policy);
-        }
-        let header: Header = match typed(&value) {
+        let header = match header(&value) {
             Ok(header) => header,
             Err(mistake) => return self.reject(document, None, value, &mistake, Scope::Policy),
         };
@@ -288,6 +284,24 @@ impl Reader {
     }
 }
 
+/// What every object has.
+fn header(value: &Value) -> Result<Header, Mistake> {
+    const IS_LIST: &str = "is a list, not an object with `apiVersion`, `kind` and `metadata`; rules such as `cilium policy import` \
+         takes are for `specs` of a CiliumClusterwideNetworkPolicy, objects for `items` of a List";
+    const IS_NONE: &str = "is no object with `apiVersion`, `kind` and `metadata`";
+    let Some(fields) = value.as_object() else {
+        return Err(Mistake::new("", if value.is_array() { IS_LIST } else { IS_NONE }));
+    };
+    let misspelt = |known: &&str| {
+        let found = fields.keys().find(|key| key.eq_ignore_ascii_case(known) && key != known);
+        found.filter(|_| !fields.contains_key(*known)).map(|found| (found.clone(), (*known).to_owned()))
+    };
+    match ["apiVersion", "kind", "metadata"].iter().find_map(misspelt) {
+        Some((found, known)) => Err(Mistake::new(found, format!("unknown field; did you mean `{known}`?"))),
+        None => typed(value),
+    }
+}
+
 /// Where an object lives.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scope {
@@ -307,17 +321,26 @@ enum Class {
     Mistaken(Mistake),
 }
 
-/// Kinds of `cilium.io` that allow and deny nothing.
-const NOT_POLICIES: [&str; 12] = [
+/// Kinds of `cilium.io` that allow and deny nothing. Where packets are to go is some kinds' business, and not
+/// done; the policy of where they do go counts.
+const NOT_POLICIES: [&str; 20] = [
     "CiliumBGPAdvertisement",
     "CiliumBGPClusterConfig",
     "CiliumBGPNodeConfig",
+    "CiliumBGPNodeConfigOverride",
     "CiliumBGPPeerConfig",
+    "CiliumBGPPeeringPolicy",
+    "CiliumClusterwideEnvoyConfig",
+    "CiliumEgressGatewayPolicy",
     "CiliumEndpoint",
     "CiliumEndpointSlice",
+    "CiliumEnvoyConfig",
+    "CiliumExternalWorkload",
+    "CiliumGatewayClassConfig",
     "CiliumIdentity",
     "CiliumL2AnnouncementPolicy",
     "CiliumLoadBalancerIPPool",
+    "CiliumLocalRedirectPolicy",
     "CiliumNode",
     "CiliumNodeConfig",
     "CiliumPodIPPool",
@@ -353,10 +376,10 @@ fn class(header: &Header) -> Class {
         return Class::Mistaken(ours_mistaken(header));
     }
     // A misspelt policy must not be taken for a kind that doesn't matter.
-    let may_be_policy = kind.contains("NetworkPolicy")
-        || policy::nearest(kind, POLICIES).is_some()
-        || (group == "cilium.io" && !NOT_POLICIES.contains(&kind));
-    if may_be_policy {
+    let is_none = group == "cilium.io" && NOT_POLICIES.contains(&kind);
+    let may_be_one =
+        kind.contains("NetworkPolicy") || policy::nearest(kind, POLICIES).is_some() || group == "cilium.io";
+    if may_be_one && !is_none {
         return Class::Used(Scope::Policy);
     }
     match policy::nearest(kind, CORE) {

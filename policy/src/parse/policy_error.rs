@@ -109,12 +109,20 @@ impl From<PolicyError> for Policy {
     }
 }
 
-/// What may be meant by `found`: the nearest of `known`, or all of them if none is near.
+/// What may be meant by `found`: the nearest of `known`, the one that begins with it, or all of them if there is
+/// none such.
 pub(super) fn hint(found: &str, known: &[&str]) -> String {
-    match nearest(found, known.iter().copied()) {
+    match nearest(found, known.iter().copied()).or_else(|| begun(found, known)) {
         Some(name) => format!("did you mean `{name}`?"),
         None => format!("known are {}", known.join(", ")),
     }
+}
+
+/// The one that begins with what was found.
+fn begun<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
+    let mut beginning = known.iter().filter(|name| name.starts_with(found));
+    let name = beginning.next().filter(|_| found.len() > 2)?;
+    beginning.next().is_none().then_some(name)
 }
 
 #[cfg(test)]
@@ -128,5 +136,7 @@ mod tests {
         assert_eq!(hint("FROMENTITIES", &known), "did you mean `fromEntities`?");
         assert_eq!(hint("x", &known), "known are fromEndpoints, fromEntities, toPorts");
         assert_eq!(hint("http", &["tcp", "sctp"]), "known are tcp, sctp");
+        assert_eq!(hint("auth", &["authentication", "icmps"]), "did you mean `authentication`?");
+        assert_eq!(hint("from", &known), "known are fromEndpoints, fromEntities, toPorts");
     }
 }

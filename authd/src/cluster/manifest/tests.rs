@@ -98,7 +98,7 @@ fn whatever_may_be_a_policy_is_never_ignored() {
         ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"),
         ("crd.projectcalico.org/v1", "GlobalNetworkPolicy"),
         ("cilium.io/v2", "CiliumNetworkPolcy"),
-        ("cilium.io/v2", "CiliumLocalRedirectPolicy"),
+        ("cilium.io/v2", "CiliumSomethingNewPolicy"),
         ("example.com/v1", "ciliumnetworkpolicy"),
     ] {
         let manifest = read(
@@ -108,6 +108,16 @@ fn whatever_may_be_a_policy_is_never_ignored() {
         assert_eq!(manifest.refused.len(), 1, "{kind}: {manifest:?}");
         let key = manifest.refused[0].key.as_ref().unwrap();
         assert_eq!((key.kind.as_str(), key.name.as_str()), (kind, "x"));
+    }
+}
+
+/// Where packets go is no policy, whatever the kind is called.
+#[test]
+fn kinds_that_allow_and_deny_nothing_are_ignored() {
+    for kind in NOT_POLICIES {
+        let manifest =
+            read("f.yaml", &format!("apiVersion: cilium.io/v2\nkind: {kind}\nmetadata: {{name: x}}\n"));
+        assert!(manifest.is_good() && manifest.refused.is_empty(), "{kind}: {manifest:?}");
     }
 }
 
@@ -323,6 +333,13 @@ fn documents_without_type_may_be_policies() {
     for (text, expected) in [
         ("kind: Pod\nmetadata: {name: x}\n", "f.yaml:1: missing field `apiVersion`"),
         ("apiVersion: v1\n", "f.yaml:1: missing field `kind`"),
+        ("apiversion: v1\nkind: Pod\n", "f.yaml:1: apiversion: unknown field; did you mean `apiVersion`?"),
+        ("apiVersion: v1\nKind: Pod\n", "f.yaml:2: Kind: unknown field; did you mean `kind`?"),
+        (
+            "[{endpointSelector: {}, ingress: [{}]}]\n",
+            "f.yaml:1: is a list, not an object with `apiVersion`, `kind` and `metadata`; rules such as `cilium policy \
+             import` takes are for `specs` of a CiliumClusterwideNetworkPolicy, objects for `items` of a List",
+        ),
         ("just text\n", "f.yaml:1: is no object with `apiVersion`, `kind` and `metadata`"),
         ("apiVersion: v1\nkind: List\n", "f.yaml:1: items: a list needs a list of items"),
     ] {
