@@ -66,6 +66,8 @@ pub struct Cluster {
     pub nodes: BTreeMap<String, Node>,
     /// The pods that haven't ended, in the order of namespace and name.
     pub pods: Vec<Pod>,
+    /// Namespaces and names of those that have: nothing comes from them or reaches them.
+    pub ended: BTreeSet<(String, String)>,
     /// The identities; the reserved ones are always among them.
     pub identities: IdentitySet,
     /// The policies; those that can't be applied are in it as refused and deny.

@@ -282,7 +282,10 @@ impl Builder<'_> {
     fn pods(&mut self, objects: &[Object]) {
         for object in objects {
             let Body::Pod(body) = &object.body else { continue };
-            if !body.has_ended {
+            if body.has_ended {
+                let namespace = object.key.namespace.clone().unwrap_or_default();
+                self.cluster.ended.insert((namespace, object.key.name.clone()));
+            } else {
                 let pod = self.pod(object, body);
                 self.cluster.pods.push(pod);
             }

@@ -217,6 +217,9 @@ fn node_with(cluster: &Cluster, address: IpAddr) -> Option<&Node> {
 }
 
 fn no_pod(cluster: &Cluster, namespace: &str, name: &str) -> Error {
+    if cluster.ended.contains(&(namespace.to_owned(), name.to_owned())) {
+        return Error(format!("Pod {namespace}/{name} has ended: nothing comes from it or reaches it"));
+    }
     let mut others = cluster.pods.iter().filter(|pod| pod.name == name);
     let hint = others.next().map(|pod| format!("; there is one in namespace {}", pod.namespace));
     Error(format!("there is no Pod {namespace}/{name}{}", hint.unwrap_or_default()))

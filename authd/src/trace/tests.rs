@@ -16,6 +16,8 @@ const CLUSTER: &str = "
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: agent, namespace: shop}, spec: {nodeName: n1, hostNetwork: true}}
 ---
+{apiVersion: v1, kind: Pod, metadata: {name: migrate, namespace: shop, labels: {app: db}}, spec: {nodeName: n2}, status: {phase: Succeeded, podIP: 10.0.2.7}}
+---
 {apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {selector: {app: web}, clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10, 'fd00:96::10'], ports: [{port: 80, targetPort: http}, {port: 81, targetPort: 9000}, {port: 82}]}}
 ---
 {apiVersion: v1, kind: Service, metadata: {name: all, namespace: shop}, spec: {selector: {}, clusterIP: 10.96.0.11}}
@@ -168,6 +170,12 @@ fn what_cilium_keeps_stands_for_what_it_is_about() {
 fn what_cannot_be_answered_says_why() {
     for (from, to, port, expected) in [
         ("shop/dv", "shop/web-0", "80", "there is no Pod shop/dv"),
+        (
+            "shop/web-0",
+            "shop/migrate",
+            "80",
+            "Pod shop/migrate has ended: nothing comes from it or reaches it",
+        ),
         ("db", "shop/web-0", "80", "there is no Pod default/db; there is one in namespace shop"),
         ("identity:999", "shop/web-0", "80", "there is no identity 999"),
         ("ip:10.96.0.10", "shop/db", "80", "10.96.0.10 is Service shop/web: no packets come from it"),
