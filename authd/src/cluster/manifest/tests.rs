@@ -1,5 +1,6 @@
 use serde_json::json;
 
+use super::class::NOT_POLICIES;
 use super::*;
 
 fn problems(text: &str) -> Vec<String> {
