@@ -139,10 +139,12 @@ fn ports() -> impl Strategy<Value = (&'static str, Value)> {
 
 fn rule(prefix: &'static str, is_deny: bool) -> impl Strategy<Value = Value> {
     let mode = weighted(0.5, select(["disabled", "required", "test-always-fail"].as_slice()));
-    (weighted(0.8, peers(prefix)), weighted(0.6, ports()), mode, weighted(0.2, Just("required"))).prop_map(
-        move |(peers, ports, mode, encryption)| {
+    let whom = (weighted(0.8, peers(prefix)), weighted(0.1, vec(selector(), 0..3)));
+    (whom, weighted(0.6, ports()), mode, weighted(0.2, Just("required"))).prop_map(
+        move |((peers, required), ports, mode, encryption)| {
             let mut rule = Map::new();
             rule.extend(peers.map(|(name, value)| (format!("{prefix}{name}"), value)));
+            rule.extend(required.map(|selectors| (format!("{prefix}Requires"), json!(selectors))));
             rule.extend(ports.map(|(name, value)| (name.to_owned(), value)));
             if let (Some(mode), false) = (mode, is_deny) {
                 rule.insert("authentication".to_owned(), json!({"mode": mode}));
