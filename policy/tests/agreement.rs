@@ -3,19 +3,22 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
 
 mod agreement {
+    pub(crate) mod changes;
     pub(crate) mod incremental;
     pub(crate) mod naive;
     pub(crate) mod plans;
     pub(crate) mod random;
+    pub(crate) mod scenery;
 }
-use agreement::{naive, random};
+use agreement::{naive, random, scenery};
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use policy::{
-    AuthType, Direction, IdentityNumber, IdentitySet, Input, Policy, PolicySet, PortPrefix, RuleRef,
-    Surroundings, compile, lookup,
+    AuthType, Authentication, Direction, DirectionTrace, Encryption, IdentityNumber, IdentitySet, Input,
+    LocalIdentities, Policy, PolicySet, PortPrefix, RuleRef, Surroundings, TraceVerdict, Traffic, compile,
+    lookup,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -24,29 +27,48 @@ use serde_json::json;
 
 use naive::{Question, Verdict};
 use random::{PODS, STRANGER, cases, identities, packet, policy, policy_set, surroundings};
+use scenery::scenery;
 
 fn input<'a>(policies: &'a PolicySet, identities: &'a IdentitySet) -> Input<'a> {
     static SURROUNDINGS: LazyLock<Surroundings> = LazyLock::new(surroundings);
     Input { policies, identities, surroundings: &SURROUNDINGS }
 }
 
-fn remotes(policies: &PolicySet) -> Vec<IdentityNumber> {
-    let local = policies.local_identities(&surroundings());
-    let outside = local.remotes().map(|remote| remote.number);
+/// Everyone whom a rule may be about, and someone of whom nothing is known.
+fn remotes(places: &LocalIdentities) -> Vec<IdentityNumber> {
+    let outside = places.remotes().map(|remote| remote.number);
     (1..=10).chain(PODS).chain([STRANGER]).chain(outside).collect()
+}
+
+fn auth_type(word: Authentication) -> AuthType {
+    let words = [
+        ("disabled", AuthType::Disabled),
+        ("required", AuthType::Spire),
+        ("test-always-fail", AuthType::AlwaysFail),
+    ];
+    words.into_iter().find(|(name, _)| *name == word.as_str()).unwrap().1
+}
+
+/// What a trace says of one end.
+fn traced(end: &DirectionTrace) -> Verdict {
+    let passes = (end.verdict == TraceVerdict::Allowed)
+        .then(|| (auth_type(end.authentication), end.encryption == Encryption::Required));
+    Verdict { passes, tried: end.audit }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
-    fn the_map_says_what_the_rules_say(policies in policy_set(), packets in vec(packet(), 8)) {
+    fn the_map_says_what_the_rules_say(
+        policies in policy_set(), surroundings in scenery(), packets in vec(packet(), 8),
+    ) {
         let identities = identities();
-        let input = input(&policies, &identities);
+        let input = Input { policies: &policies, identities: &identities, surroundings: &surroundings };
         let compiled = compile(input, PODS);
         let local_identities = policies.local_identities(input.surroundings);
         for local in PODS {
-            for remote in remotes(&policies) {
+            for remote in remotes(&local_identities) {
                 for direction in [Direction::Ingress, Direction::Egress] {
                     for (protocol, port) in &packets {
                         let choice = lookup(&compiled.map, local, remote, direction, *protocol, *port);
@@ -66,6 +88,31 @@ proptest! {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    /// Both ends of a pair: a trace says of each what its rules say, and of both what either asks for.
+    #[test]
+    fn a_trace_says_what_the_rules_of_both_ends_say(
+        policies in policy_set(), surroundings in scenery(), from in PODS, to in PODS, packets in vec(packet(), 4),
+    ) {
+        let identities = identities();
+        let input = Input { policies: &policies, identities: &identities, surroundings: &surroundings };
+        let places = policies.local_identities(&surroundings);
+        for (protocol, port) in packets {
+            let trace = policy::trace(input, Traffic { from, to, protocol, port });
+            let packet = PortPrefix::port(protocol, port);
+            let said = |local, remote, direction| {
+                Question { input, local, remote, direction, packet, places: &places }.naive()
+            };
+            let ends = [said(from, to, Direction::Egress), said(to, from, Direction::Ingress)];
+            prop_assert_eq!([traced(&trace.egress), traced(&trace.ingress)], ends);
+            let both = ends[0].passes.zip(ends[1].passes);
+            prop_assert_eq!(trace.verdict == TraceVerdict::Allowed, both.is_some());
+            if let Some((egress, ingress)) = both {
+                prop_assert_eq!(auth_type(trace.authentication), egress.0.max(ingress.0));
+                prop_assert_eq!(trace.encryption == Encryption::Required, egress.1 || ingress.1);
             }
         }
     }

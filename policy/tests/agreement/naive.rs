@@ -29,7 +29,10 @@ pub(crate) struct Question<'a> {
 impl Question<'_> {
     /// The policies in force have the last word; those which are tried are heard where they pass everything.
     pub(crate) fn naive(&self) -> Verdict {
-        let in_force = self.world(|policy| !policy.audit);
+        let own = self.input.identities.get(self.local);
+        let audited = &self.input.surroundings.audited_namespaces;
+        let in_trial = own.is_some_and(|own| audited.contains(own.namespace()));
+        let in_force = self.world(|policy| !policy.audit && !in_trial);
         let all = self.world(|_| true);
         let tried = in_force == Some((AuthType::Disabled, false))
             && all.map(|(auth, _)| auth) != Some(AuthType::Disabled);
@@ -85,6 +88,9 @@ impl Question<'_> {
         if !is_any && !remote.is_some_and(|remote| rule.peers.select(remote, own, surroundings, is_deny)) {
             return None;
         }
+        if self.tells_apart_who_share(rule, own) {
+            return None;
+        }
         let numbered =
             rule.ports.iter().filter(|ports| ports.covers(self.packet)).map(|ports| (ports.bits(), !is_any));
         let egress = self.direction == Direction::Egress;
@@ -96,5 +102,21 @@ impl Question<'_> {
             (known && prefixes.any(|prefix| prefix == self.packet)).then_some((24, egress || !is_any))
         });
         numbered.chain(by_name).max()
+    }
+
+    /// Authentication is required of some who share a SPIFFE ID, and not of all of them.
+    fn tells_apart_who_share(&self, rule: &Rule, own: &LabelSet) -> bool {
+        let Input { identities, surroundings, .. } = self.input;
+        let is_selected = |number: &IdentityNumber| {
+            let remote = identities.remotes().find(|remote| remote.number == *number);
+            remote.is_some_and(|remote| rule.peers.select(remote, own, surroundings, false))
+        };
+        let is_required = rule.authentication == Some(AuthType::Spire) && !rule.list.is_deny();
+        is_required
+            && rule.peers != Peers::Any
+            && surroundings.shared().iter().any(|sharing| {
+                let selected = sharing.iter().filter(|number| is_selected(number)).count();
+                selected != 0 && selected != sharing.len()
+            })
     }
 }

@@ -18,15 +18,20 @@ pub(crate) const PODS: std::ops::Range<IdentityNumber> = 256..264;
 pub(crate) const STRANGER: IdentityNumber = 9999;
 
 pub(crate) fn identities() -> IdentitySet {
-    let identity = |number: IdentityNumber| {
-        let bit = |shift: u32| if number >> shift & 1 == 0 { "0" } else { "1" };
-        let namespace = if bit(0) == "0" { "x" } else { "y" };
-        let cluster = if number == 263 { "far" } else { "near" };
-        let pod = Pod { cluster, namespace, service_account: "default" };
-        Identity::new(number, pod.labels([("a", bit(1)), ("b", bit(2))], [("team", bit(0))]).unwrap())
-            .unwrap()
-    };
-    IdentitySet::from_identities(PODS.map(identity)).unwrap()
+    IdentitySet::from_identities(PODS.map(|number| identity(number, None))).unwrap()
+}
+
+/// The identity with this number; its namespace may have another label than at first.
+pub(crate) fn identity(number: IdentityNumber, team: Option<&str>) -> Identity {
+    let bit = |shift: u32| if number >> shift & 1 == 0 { "0" } else { "1" };
+    let cluster = if number == 263 { "far" } else { "near" };
+    let pod = Pod { cluster, namespace: namespace(number), service_account: "default" };
+    let of_namespace = [("team", team.unwrap_or(bit(0)))];
+    Identity::new(number, pod.labels([("a", bit(1)), ("b", bit(2))], of_namespace).unwrap()).unwrap()
+}
+
+pub(crate) const fn namespace(number: IdentityNumber) -> &'static str {
+    if number & 1 == 0 { "x" } else { "y" }
 }
 
 /// Ports with names (of one identity two numbers, of some none), addresses, services, groups and names.
@@ -93,13 +98,46 @@ fn selector() -> impl Strategy<Value = Value> {
 }
 
 fn peers(prefix: &'static str) -> BoxedStrategy<(&'static str, Value)> {
-    const ENTITIES: [&str; 8] =
-        ["all", "world", "cluster", "host", "remote-node", "none", "kube-apiserver", "world-ipv4"];
+    const ENTITIES: [&str; 14] = [
+        "all",
+        "world",
+        "cluster",
+        "cluster",
+        "host",
+        "remote-node",
+        "none",
+        "kube-apiserver",
+        "world-ipv4",
+        "world-ipv6",
+        "init",
+        "ingress",
+        "health",
+        "unmanaged",
+    ];
+    const NETS: [&str; 8] = [
+        "10.0.0.0/8",
+        "10.1.0.0/16",
+        "10.1.0.6/32",
+        "192.0.2.0/29",
+        "192.0.2.7/32",
+        "0.0.0.0/0",
+        "::/0",
+        "fd00::/8",
+    ];
+    let excepting = select(vec![
+        ("10.0.0.0/8", vec!["10.1.0.0/16", "10.1.0.4/30", "10.2.0.0/16"]),
+        ("0.0.0.0/0", vec!["10.0.0.0/8", "192.0.2.4/30"]),
+        ("fd00::/8", vec!["fd00:2::/32"]),
+    ])
+    .prop_flat_map(|(cidr, inside)| {
+        let len = inside.len();
+        subsequence(inside, 0..=len).prop_map(move |except| json!({"cidr": cidr, "except": except}))
+    });
     let both = prop_oneof![
         4 => vec(selector(), 0..3).prop_map(|selectors| ("Endpoints", json!(selectors))),
         3 => vec(select(ENTITIES.as_slice()), 0..3).prop_map(|entities| ("Entities", json!(entities))),
-        2 => vec(select(["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "::/0"].as_slice()), 0..3).prop_map(|nets| ("CIDR", json!(nets))),
-        1 => Just(("CIDRSet", json!([{"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16", "10.2.0.0/16"]}]))),
+        2 => vec(select(NETS.as_slice()), 0..3).prop_map(|nets| ("CIDR", json!(nets))),
+        2 => vec(excepting, 0..3).prop_map(|sets| ("CIDRSet", json!(sets))),
         1 => Just(("Groups", json!([{"aws": {}}]))),
         1 => Just(("CIDRSet", json!([{"cidrGroupRef": "g", "except": ["10.2.1.0/24"]}]))),
         1 => Just(("CIDRSet", json!([{"cidrGroupSelector": {"matchLabels": {"kind": "group"}}}]))),
@@ -131,9 +169,14 @@ fn port() -> impl Strategy<Value = Value> {
 fn ports() -> impl Strategy<Value = (&'static str, Value)> {
     let icmp = (select(["IPv4", "IPv6"].as_slice()), select([0, 8, 128].as_slice()))
         .prop_map(|(family, number)| json!({"family": family, "type": number}));
+    let block = || vec(port(), 0..3).prop_map(|ports| json!({"ports": ports}));
+    // Layer 7 isn't enforced: such a rule allows nothing, or denies what it is about.
+    let content =
+        vec(port(), 1..3).prop_map(|ports| json!({"ports": ports, "rules": {"http": [{"path": "/"}]}}));
     prop_oneof![
-        5 => vec(port(), 0..3).prop_map(|ports| ("toPorts", json!([{"ports": ports}]))),
-        1 => vec(icmp, 0..3).prop_map(|fields| ("icmps", json!([{"fields": fields}]))),
+        10 => vec(block(), 0..3).prop_map(|blocks| ("toPorts", json!(blocks))),
+        1 => content.prop_map(|block| ("toPorts", json!([block]))),
+        2 => vec(icmp, 0..3).prop_map(|fields| ("icmps", json!([{"fields": fields}]))),
     ]
 }
 
@@ -162,13 +205,23 @@ fn network_policy() -> impl Strategy<Value = Value> {
     let plain = || (select(["a", "b"].as_slice()), select(["0", "1"].as_slice()));
     let peer = prop_oneof![
         plain().prop_map(|(key, value)| json!({"podSelector": {"matchLabels": {key: value}}})),
-        select(["0", "1"].as_slice())
-            .prop_map(|team| json!({"namespaceSelector": {"matchLabels": {"team": team}}})),
+        (select(["0", "1"].as_slice()), of(plain())).prop_map(|(team, pods)| {
+            let pods = pods.map(|(key, value)| json!({"matchLabels": {key: value}}));
+            let mut peer = json!({"namespaceSelector": {"matchLabels": {"team": team}}});
+            peer.as_object_mut().unwrap().extend(pods.map(|pods| ("podSelector".to_owned(), pods)));
+            peer
+        }),
         select(["10.1.0.0/24", "10.1.0.6/32", "10.0.0.0/8"].as_slice())
             .prop_map(|cidr| json!({"ipBlock": {"cidr": cidr}})),
+        subsequence(vec!["10.1.0.6/32", "10.1.0.0/28", "10.1.0.128/25"], 0..=3)
+            .prop_map(|except| json!({"ipBlock": {"cidr": "10.1.0.0/24", "except": except}})),
     ];
-    let port = (select(["TCP", "UDP"].as_slice()), 78u16..84)
-        .prop_map(|(protocol, port)| json!({"protocol": protocol, "port": port}));
+    let numbered = (select(["TCP", "UDP"].as_slice()), 78u16..84, weighted(0.3, 0u16..5)).prop_map(
+        |(protocol, port, more)| {
+            json!({"protocol": protocol, "port": port, "endPort": more.map(|more| port + more)})
+        },
+    );
+    let port = prop_oneof![4 => numbered, 1 => Just(json!({"port": "http"})), 1 => Just(json!({"protocol": "SCTP"}))];
     let rule = |field: &'static str| {
         (vec(peer.clone(), 0..3), vec(port.clone(), 0..2))
             .prop_map(move |(peers, ports)| json!({field: peers, "ports": ports}))
@@ -195,7 +248,8 @@ pub(crate) fn any_policy() -> impl Strategy<Value = Value> {
     prop_oneof![4 => policy(), 1 => network_policy()]
 }
 
-pub(crate) fn policy() -> impl Strategy<Value = Value> {
+/// A `spec` of a policy for pods, or now and then for nodes.
+fn spec(is_namespaced: bool) -> impl Strategy<Value = Value> {
     let rules = (
         of(vec(rule("from", false), 0..4)),
         of(vec(rule("from", true), 0..2)),
@@ -203,29 +257,45 @@ pub(crate) fn policy() -> impl Strategy<Value = Value> {
         weighted(0.3, vec(rule("to", true), 0..2)),
     );
     let default_deny = (weighted(0.2, any::<bool>()), weighted(0.2, any::<bool>()));
-    let namespace = select([Some("x"), Some("y"), None].as_slice());
-    let extra = (weighted(0.05, Just("unknown")), weighted(0.2, Just("enabled")));
-    (namespace, selector(), rules, default_deny, extra).prop_map(
-        |(namespace, selector, (ingress, ingress_deny, egress, egress_deny), (into, out), (extra, audit))| {
-            let kind = if namespace.is_some() { "CiliumNetworkPolicy" } else { "CiliumClusterwideNetworkPolicy" };
-            let mut value = json!({
-                "apiVersion": "cilium.io/v2", "kind": kind,
-                "metadata": {"namespace": namespace},
-                "spec": {
-                    "endpointSelector": selector,
-                    "ingress": ingress, "ingressDeny": ingress_deny, "egress": egress, "egressDeny": egress_deny,
-                    "enableDefaultDeny": {"ingress": into, "egress": out},
-                },
+    let extra = (weighted(0.05, Just("unknown")), weighted(0.2, Just(())));
+    (selector(), rules, default_deny, extra).prop_map(
+        move |(selector, (ingress, ingress_deny, egress, egress_deny), (into, out), (extra, nodes))| {
+            let subject = if nodes.is_some() && !is_namespaced { "nodeSelector" } else { "endpointSelector" };
+            let mut spec = json!({
+                subject: selector,
+                "ingress": ingress, "ingressDeny": ingress_deny, "egress": egress, "egressDeny": egress_deny,
+                "enableDefaultDeny": {"ingress": into, "egress": out},
             });
-            if let Some(audit) = audit {
-                value["metadata"]["annotations"] = json!({"policy.authd.io/audit": audit});
-            }
             if let Some(extra) = extra {
-                value["spec"][extra] = json!(1);
+                spec[extra] = json!(1);
             }
-            value
+            spec
         },
     )
+}
+
+pub(crate) fn policy() -> impl Strategy<Value = Value> {
+    let namespace = select([Some("x"), Some("y"), None].as_slice());
+    let annotations = (weighted(0.2, Just("enabled")), weighted(0.05, Just("required")));
+    namespace.prop_flat_map(move |namespace| {
+        let specs = prop_oneof![
+            6 => spec(namespace.is_some()).prop_map(|spec| ("spec", spec)),
+            1 => vec(spec(namespace.is_some()), 1..3).prop_map(|specs| ("specs", json!(specs))),
+        ];
+        (specs, annotations.clone()).prop_map(move |((field, specs), (audit, encryption))| {
+            let kind =
+                if namespace.is_some() { "CiliumNetworkPolicy" } else { "CiliumClusterwideNetworkPolicy" };
+            let metadata = json!({"namespace": namespace, "annotations": {}});
+            let mut value =
+                json!({"apiVersion": "cilium.io/v2", "kind": kind, "metadata": metadata, field: specs});
+            for (name, word) in [("audit", audit), ("encryption", encryption)] {
+                if let Some(word) = word {
+                    value["metadata"]["annotations"][format!("policy.authd.io/{name}")] = json!(word);
+                }
+            }
+            value
+        })
+    })
 }
 
 pub(crate) fn policy_set() -> impl Strategy<Value = PolicySet> {
