@@ -88,7 +88,8 @@ deny: ## Licences, bans and sources of all dependencies (builds cargo-deny the f
 	@test -x target/tools/bin/cargo-deny || $(CARGO) install --quiet --locked --root target/tools --target-dir target/tools/build cargo-deny@0.20.2
 	@rm -rf target/tools/build
 	@target/tools/bin/cargo-deny --manifest-path Cargo.toml check licenses bans sources
-	@target/tools/bin/cargo-deny --manifest-path auth-ebpf/programs/Cargo.toml --config deny.toml check licenses bans sources
+	@target/tools/bin/cargo-deny --manifest-path auth-ebpf/programs/Cargo.toml --config deny.toml check \
+		--allow license-not-encountered --allow unused-wrapper licenses bans sources
 
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS = policy/policy policy/selector policy/label authd/manifests \
