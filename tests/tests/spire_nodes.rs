@@ -118,10 +118,7 @@ fn service_accounts_authenticate(name: &str, kind: Kind) -> Result<()> {
 
     // Two identities that have the same SPIFFE ID can't be told apart by it, so nobody pretends to.
     scene.write_manifest("policy.yaml", &only("[tiefighter, interceptor]"))?;
-    scene.wait_condition(
-        "node2",
-        &["rule1", "have the same SPIFFE ID", "all pods of their service account"],
-    )?;
+    scene.wait_condition("node2", &["rule1", "have the same SPIFFE ID", "all pods of a service account"])?;
     for pod in ["interceptor", "stormtrooper", "tiefighter", "xwing"] {
         let refused = || scene.is_refused(pod, Family::V4).then_some(());
         wait::until(PATIENCE, refused).with_context(|| format!("{pod} lands"))?;
