@@ -191,6 +191,7 @@ impl Daemon {
             peer::Parts {
                 options: peer::Options {
                     groups: self.config.key_exchange,
+                    pair_proof: self.config.pair_proof,
                     ..peer::Options::new(self.config.node_name.clone(), naming.clone())
                 },
                 listener: bound.handshakes,

@@ -26,4 +26,4 @@ pub use driver::{Driver, Handle, Settings};
 pub use event::{Accepted, Action, Desired, Event, Failure, Proof, Refused, Success};
 pub use machine::{Config, Counters, Jitter, Machine};
 pub use outlook::Outlook;
-pub use record::{Record, Why};
+pub use record::{Method, Record, Why};

@@ -26,7 +26,7 @@ use value::{duration, interface_name, mode, net, node_name, socket_path};
 use crate::{
     cluster::Site,
     logging::{Format, LogConfig},
-    peer::Naming,
+    peer::{Naming, PairProof},
     svids::Choice,
 };
 
@@ -110,6 +110,8 @@ pub struct Config {
     pub handshake_port: NonZeroU16,
     /// Key exchange groups of sessions and handshakes.
     pub key_exchange: Groups,
+    /// How pairs are proven to other nodes.
+    pub pair_proof: PairProof,
     /// Pairs that are authenticated ahead of traffic.
     pub preauthenticate: usize,
     /// Tunnel and steering.
@@ -205,6 +207,7 @@ impl Config {
             )?,
             handshake_port,
             key_exchange: value::groups("key-exchange", settings.key_exchange.as_deref())?,
+            pair_proof: value::pair_proof("pair-proof", settings.pair_proof.as_deref())?,
             preauthenticate: settings.preauthenticate.unwrap_or_default(),
             encryption,
             policy_mode: mode("policy-mode", settings.policy_mode.as_deref())?,

@@ -42,6 +42,14 @@ struct SideLabels {
     side: &'static str,
 }
 
+/// How a proof over a node session ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProofLabels {
+    proof: &'static str,
+    result: &'static str,
+    reason: &'static str,
+}
+
 /// Why a program had to be attached again.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RepairLabels {
@@ -87,6 +95,7 @@ pub struct Metrics {
     registry: Registry,
     handshakes: Family<HandshakeLabels, Counter>,
     handshake_latency: Family<SideLabels, Histogram, fn() -> Histogram>,
+    identity_proofs: Family<ProofLabels, Counter>,
     node_sessions: Family<StateLabels, Gauge>,
     svids: Family<StateLabels, Gauge>,
     /// Entries of the auth map that this daemon keeps.
@@ -154,6 +163,7 @@ impl Metrics {
             registry: Registry::with_prefix("authd"),
             handshakes: Family::default(),
             handshake_latency: Family::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS)),
+            identity_proofs: Family::default(),
             node_sessions: Family::default(),
             svids: Family::default(),
             auth_entries: Gauge::default(),
@@ -196,6 +206,11 @@ impl Metrics {
             "Time of a successful handshake of an identity pair",
             Unit::Seconds,
             self.handshake_latency.clone(),
+        );
+        registry.register(
+            "identity_proofs",
+            "Proofs of identities over node sessions by result and reason",
+            self.identity_proofs.clone(),
         );
         registry.register("auth_entries", "Authenticated pairs", self.auth_entries.clone());
         registry.register(
@@ -300,6 +315,15 @@ impl Metrics {
         if outcome.is_ok() {
             self.handshake_latency.get_or_create(&SideLabels { side }).observe(latency.as_secs_f64());
         }
+    }
+
+    /// Counts a proof of an identity over a node session, `made` here or `verified`: well, or not for a reason.
+    pub fn proof(&self, proof: &'static str, outcome: Result<(), &'static str>) {
+        let (result, reason) = match outcome {
+            Ok(()) => ("success", ""),
+            Err(reason) => ("failure", reason),
+        };
+        self.identity_proofs.get_or_create(&ProofLabels { proof, result, reason }).inc();
     }
 
     /// Sets how many node sessions are live and how many are lost.
@@ -415,6 +439,7 @@ mod tests {
             lost_events: 0,
         }));
         metrics.handshake("client", Ok(()), Duration::from_millis(4));
+        metrics.proof("made", Ok(()));
         metrics.set_node_sessions(1, 0);
         metrics.set_svids(1, 0);
         metrics.observing.get_or_create(&ModeLabels { of: "policy" }).set(0);

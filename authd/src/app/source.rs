@@ -84,6 +84,7 @@ impl DaemonSource {
             local_spiffe_id: id(&record.local_spiffe),
             remote_spiffe_id: id(&record.remote_spiffe),
             tls_group: record.group.to_owned(),
+            method: record.method.as_str().to_owned(),
             established: Some(wall_time(&*self.clock, record.established)),
             handshake_microseconds: u64::try_from(record.latency.as_micros()).unwrap_or(u64::MAX),
             valid: record.expires > self.clock.now(),

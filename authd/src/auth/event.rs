@@ -8,6 +8,7 @@ use auth_ebpf_abi::{AuthEntry, AuthKey, AuthType, IdentityNumber, NodeNumber, id
 use policy::AuthenticationPairs;
 use spiffe::SpiffeId;
 
+use super::record::Method;
 use crate::clock::BootTime;
 
 /// Something that happened.
@@ -122,6 +123,8 @@ pub struct Proof {
     pub group: &'static str,
     /// Session epoch of the other node under which the handshake was bound; 0 for a pair on one node.
     pub epoch: u32,
+    /// How it was proven.
+    pub method: Method,
 }
 
 /// A handshake that succeeded.

@@ -13,7 +13,7 @@ use super::losses::{Loss, Losses};
 use super::outlook::Failures;
 use super::pair::{Attempt, Held, Pair, canonical, written};
 use super::queue::{Lane, Place, Queue, Running};
-use super::record::{Record, Why};
+use super::record::{Method, Record, Why};
 use crate::clock::BootTime;
 
 /// How many times longer a pair that no packet has asked for pauses at most.
@@ -170,6 +170,7 @@ impl Machine {
             epoch: entry.epoch,
             group: "",
             latency: Duration::ZERO,
+            method: Method::Unknown,
             why: Why::Adopted,
         };
         let held = Held::new(record, &mut *self.jitter);
@@ -418,6 +419,7 @@ impl Machine {
             epoch: proof.epoch,
             group: proof.group,
             latency,
+            method: proof.method,
             why,
         };
         let held = Held::new(record, &mut *self.jitter);

@@ -22,12 +22,40 @@ pub struct Record {
     pub expires: BootTime,
     /// The node's session epoch under which it was made.
     pub epoch: u32,
-    /// Key exchange group of the handshake's TLS; empty where there was none.
+    /// Key exchange group of the handshake's TLS, or the session's; empty where there was none.
     pub group: &'static str,
     /// How long the handshake took.
     pub latency: Duration,
+    /// How it was proven.
+    pub method: Method,
     /// What it was made for.
     pub why: Why,
+}
+
+/// How a pair was proven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Method {
+    /// By a TLS handshake of its own.
+    Handshake,
+    /// Each identity by itself over the node session.
+    Session,
+    /// Here, for both identities are.
+    Local,
+    /// Before the daemon's start.
+    Unknown,
+}
+
+impl Method {
+    /// The word for logs and tables.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Handshake => "handshake",
+            Self::Session => "session",
+            Self::Local => "local",
+            Self::Unknown => "",
+        }
+    }
 }
 
 /// What an entry was made for.

@@ -41,6 +41,7 @@ pub(super) fn success(key: AuthKey, expires: BootTime, epoch: u32) -> Success {
         remote_spiffe: spiffe(key.remote),
         group: "X25519MLKEM768",
         epoch,
+        method: Method::Handshake,
     };
     Success { proof, latency: Duration::from_millis(3) }
 }

@@ -110,6 +110,10 @@ settings! {
     /// groups too [default: post-quantum]
     #[arg(env = "AUTHD_KEY_EXCHANGE", value_name = "GROUPS")]
     key_exchange: String,
+    /// How a pair is proven to another node: `session`, each identity once over the node session and a word for each
+    /// pair, or `handshake`, by a TLS handshake for each pair, as with nodes that know nothing else [default: handshake]
+    #[arg(env = "AUTHD_PAIR_PROOF", value_name = "session|handshake")]
+    pair_proof: String,
     /// Pairs that are authenticated before a packet asks; 0 for none [default: 0]
     #[arg(env = "AUTHD_PREAUTHENTICATE", value_name = "PAIRS")]
     preauthenticate: usize,

@@ -68,6 +68,7 @@ fn bad_values_name_their_key() {
         (Settings { svid_grace: Some("soon".into()), ..minimal() }, "svid-grace"),
         (Settings { svid_grace: Some("-1h".into()), ..minimal() }, "svid-grace"),
         (Settings { key_exchange: Some("rsa".into()), ..minimal() }, "key-exchange"),
+        (Settings { pair_proof: Some("none".into()), ..minimal() }, "pair-proof"),
         (Settings { log_format: Some("xml".into()), ..minimal() }, "log-format"),
         (Settings { workload_socket: Some("relative.sock".into()), ..minimal() }, "workload-socket"),
         (Settings { spiffe_id_template: Some("/spire/{id}".into()), ..minimal() }, "spiffe-id-template"),

@@ -9,7 +9,11 @@ use spiffe::TrustDomain;
 use spire_adapter::tls::Groups;
 
 use super::ConfigError;
-use crate::{cluster::DEFAULT_CLUSTER_NAME, peer::Naming, svids::Choice};
+use crate::{
+    cluster::DEFAULT_CLUSTER_NAME,
+    peer::{Naming, PairProof},
+    svids::Choice,
+};
 
 /// Path of an identity's SPIFFE ID unless something else is said.
 pub const DEFAULT_SPIFFE_ID_TEMPLATE: &str = "/identity/{id}";
@@ -48,6 +52,16 @@ pub(crate) fn groups(key: &'static str, value: Option<&str>) -> Result<Groups, C
         None | Some("post-quantum") => Ok(Groups::PostQuantum),
         Some("any") => Ok(Groups::Any),
         Some(other) => Err(invalid(key, other, "is neither post-quantum nor any")),
+    }
+}
+
+/// How pairs are proven, by its word.
+pub(crate) fn pair_proof(key: &'static str, value: Option<&str>) -> Result<PairProof, ConfigError> {
+    match value {
+        None => Ok(PairProof::default()),
+        Some("session") => Ok(PairProof::Session),
+        Some("handshake") => Ok(PairProof::Handshake),
+        Some(other) => Err(invalid(key, other, "is neither session nor handshake")),
     }
 }
 

@@ -69,6 +69,7 @@ fn table(entries: &[AuthEntry], now: Timestamp) -> String {
         "EXPIRES",
         "LOCAL SPIFFE ID",
         "REMOTE SPIFFE ID",
+        "PROVEN BY",
         "GROUP",
         "WHY",
     ]);
@@ -81,6 +82,7 @@ fn table(entries: &[AuthEntry], now: Timestamp) -> String {
             expires(entry, now),
             entry.local_spiffe_id.clone(),
             entry.remote_spiffe_id.clone(),
+            entry.method.clone(),
             entry.tls_group.clone(),
             entry.why.clone(),
         ]);

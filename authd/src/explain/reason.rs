@@ -36,9 +36,18 @@ pub(super) fn words(reason: &str) -> (&'static str, &'static str) {
              between",
             "compare versions and `--key-exchange` of both nodes",
         ),
-        "wrong_identity" | "not_bound" => (
+        "wrong_identity" | "not_bound" | "not_proven" => (
             "whoever answered is not who it must be",
             "that may be an attack, or two nodes with one address: see the logs of both nodes",
+        ),
+        "svid_changed" => ("an SVID was renewed while the pair was proven", "it is tried again by itself"),
+        "too_large" => (
+            "an SVID's chain is too long",
+            "`authctl svid check` on it: a chain of more than a few certificates is a fault of the authority",
+        ),
+        "version" => (
+            "the other node takes handshakes alone, or speaks another version",
+            "compare versions and `--pair-proof` of both nodes",
         ),
         "overtaken" => ("an SVID was lost while the handshake ran", "it is tried again by itself"),
         "full" | "busy" => (

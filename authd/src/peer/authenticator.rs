@@ -68,11 +68,9 @@ impl Hash {
         let Some(SupportedCipherSuite::Tls13(suite)) = connection.negotiated_cipher_suite() else {
             return None;
         };
-        match suite.common.hash_provider.algorithm() {
-            HashAlgorithm::SHA256 => Some(Self::Sha256),
-            HashAlgorithm::SHA384 => Some(Self::Sha384),
-            _ => None,
-        }
+        let algorithm = suite.common.hash_provider.algorithm();
+        let known = [(HashAlgorithm::SHA256, Self::Sha256), (HashAlgorithm::SHA384, Self::Sha384)];
+        known.into_iter().find(|(known, _)| *known == algorithm).map(|(_, hash)| hash)
     }
 
     fn digest(self) -> &'static digest::Algorithm {

@@ -11,6 +11,7 @@ use aws_lc_rs::hmac;
 use spiffe::SpiffeId;
 use zeroize::Zeroizing;
 
+use super::authenticator::{Authenticators, Hash};
 use super::error::Error;
 
 /// Exporter of the node session that keys the MAC.
@@ -35,11 +36,16 @@ pub(super) struct SessionKey {
     key: hmac::Key,
     /// What the tunnel's pre-shared key is made from.
     pub(super) preshared: Arc<Zeroizing<[u8; 32]>>,
+    /// What proofs of identities over the session are made and verified by.
+    pub(super) authenticators: Arc<Authenticators>,
 }
 
 impl SessionKey {
-    /// From the exporter of a node session, as `export(output, label)`.
-    pub(super) fn new(export: impl Fn(&mut [u8], &[u8]) -> Result<(), rustls::Error>) -> Result<Self, Error> {
+    /// From the exporter of a node session, as `export(output, label)`, and the hash of its cipher suite.
+    pub(super) fn new(
+        hash: Hash,
+        export: impl Fn(&mut [u8], &[u8]) -> Result<(), rustls::Error>,
+    ) -> Result<Self, Error> {
         let mut key = Zeroizing::new([0; 32]);
         let mut preshared = Zeroizing::new([0; 32]);
         let mut name = [0; 16];
@@ -47,7 +53,8 @@ impl SessionKey {
         export(&mut preshared[..], PRESHARED_LABEL).map_err(no_exporter)?;
         export(&mut name, NAME_LABEL).map_err(no_exporter)?;
         let key = hmac::Key::new(hmac::HMAC_SHA256, &key[..]);
-        Ok(Self { name, key, preshared: Arc::new(preshared) })
+        let authenticators = Arc::new(Authenticators::new(hash, export).map_err(no_exporter)?);
+        Ok(Self { name, key, preshared: Arc::new(preshared), authenticators })
     }
 }
 
@@ -155,7 +162,7 @@ mod tests {
 
     #[test]
     fn both_ends_of_one_session_and_connection_agree() {
-        let [ours, theirs] = [(); 2].map(|()| SessionKey::new(exporter(1)).unwrap());
+        let [ours, theirs] = [(); 2].map(|()| SessionKey::new(Hash::Sha384, exporter(1)).unwrap());
         assert_eq!(ours.name, theirs.name);
         let [a, b] = [(); 2].map(|()| transcript(2, end(256, 1), end(300, 2)));
         for role in [Role::Client, Role::Server] {
@@ -165,10 +172,10 @@ mod tests {
 
     #[test]
     fn any_difference_shows() {
-        let key = SessionKey::new(exporter(1)).unwrap();
+        let key = SessionKey::new(Hash::Sha384, exporter(1)).unwrap();
         let ours = transcript(2, end(256, 1), end(300, 2));
         let mac = ours.mac(&key, Role::Client);
-        let other_session = SessionKey::new(exporter(9)).unwrap();
+        let other_session = SessionKey::new(Hash::Sha384, exporter(9)).unwrap();
         assert!(!ours.verify(&other_session, Role::Client, &mac), "relayed by another node");
         assert!(!ours.verify(&key, Role::Server, &mac), "reflected");
         assert!(!ours.verify(&key, Role::Client, &mac[..31]) && !ours.verify(&key, Role::Client, &[]));
@@ -187,7 +194,7 @@ mod tests {
 
     #[test]
     fn the_key_is_not_shown() {
-        let key = SessionKey::new(exporter(1)).unwrap();
+        let key = SessionKey::new(Hash::Sha384, exporter(1)).unwrap();
         assert_eq!(format!("{key:?}"), "SessionKey { .. }");
     }
 }

@@ -125,6 +125,35 @@ pub enum Error {
         /// The other identity.
         identity: IdentityNumber,
     },
+    /// What should prove an identity over the node's session does not: it may have been relayed or replayed.
+    #[error("the proof of identity {identity} is refused: {reason}")]
+    NotProven {
+        /// The identity.
+        identity: IdentityNumber,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// One of the SVIDs of a pair is another one than the node says that asks for it. It may have been renewed
+    /// meanwhile.
+    #[error("identity {identity} has another SVID than the pair was asked for with")]
+    SvidChanged {
+        /// The identity.
+        identity: IdentityNumber,
+    },
+    /// The SVID's chain does not fit into a message of the session.
+    #[error("the chain of identity {identity} is too long for a proof over the session")]
+    TooLarge {
+        /// The identity.
+        identity: IdentityNumber,
+    },
+    /// An identity's proof, for which another pair has waited as well, has failed.
+    #[error("no proof of identity {identity}: {reason}", reason = .failure.reason)]
+    NoProof {
+        /// The identity.
+        identity: IdentityNumber,
+        /// Why.
+        failure: Failure,
+    },
     /// The other end has another pre-shared key for the same tunnel.
     #[error("node {node} has another pre-shared key for the tunnel")]
     Preshared {
@@ -175,6 +204,10 @@ impl Error {
             Self::Version { .. } => "version",
             Self::KeyConflict { .. } => "key_conflict",
             Self::NotBound { .. } => "not_bound",
+            Self::NotProven { .. } => "not_proven",
+            Self::SvidChanged { .. } => "svid_changed",
+            Self::TooLarge { .. } => "too_large",
+            Self::NoProof { failure, .. } => failure.reason,
             Self::Preshared { .. } => "preshared",
             Self::NotRecorded(refused) => refused.as_str(),
             Self::RefusedByPeer { reason } => reason,
@@ -187,6 +220,9 @@ impl Error {
     /// Whether trying again soon may help.
     #[must_use]
     pub const fn retryable(&self) -> bool {
+        if let Self::NoProof { failure, .. } = self {
+            return failure.retryable;
+        }
         !matches!(
             self,
             Self::Certificate(_)
@@ -198,6 +234,7 @@ impl Error {
                 | Self::Version { .. }
                 | Self::KeyConflict { .. }
                 | Self::NotBound { .. }
+                | Self::NotProven { .. }
         )
     }
 
@@ -230,7 +267,7 @@ impl From<WireError> for Error {
 
 /// Our word for what the other end says; what it says is not believed to be a word.
 pub(super) fn known_reason(said: &str) -> &'static str {
-    const KNOWN: [&str; 13] = [
+    const KNOWN: [&str; 18] = [
         "unknown_node",
         "unknown_identity",
         "no_session",
@@ -244,6 +281,11 @@ pub(super) fn known_reason(said: &str) -> &'static str {
         "full",
         "timeout",
         "busy",
+        "certificate",
+        "not_proven",
+        "svid_changed",
+        "too_large",
+        "version",
     ];
     KNOWN.into_iter().find(|known| *known == said).unwrap_or("refused")
 }

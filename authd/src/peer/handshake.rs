@@ -24,24 +24,23 @@ use super::wire::{
     self, Binding, HandshakeFrame, HandshakeMessage, MAX_HANDSHAKE_FRAME, Reader, Recorded, Refusal,
     WireError,
 };
-use crate::auth::{Accepted, Proof, Success};
+use crate::auth::{Accepted, Method, Proof, Success};
 use crate::clock::BootTime;
 use crate::svids::Credential;
 
 /// How long a server waits for the session to be complete on its side, too.
 const SESSION_WAIT: Duration = Duration::from_millis(500);
 
-/// Dials the node of `key` and proves the pair.
-pub(super) async fn dial(shared: &Shared, key: AuthKey) -> Result<Proof, Error> {
-    let (name, under) = session_with(shared, key.node, |_| true).await?;
+/// Dials the node of `key` and proves the pair, under this session.
+pub(super) async fn dial(shared: &Shared, key: AuthKey, name: &str, under: &Under) -> Result<Proof, Error> {
     let directory = shared.directory();
-    let remote = identity_on(shared, key.remote, &name)?;
+    let remote = identity_on(shared, key.remote, name)?;
     let own = credential(shared, key.local)?;
     let expected = ExpectedPeer::Exact(remote);
     let config = client_config(&own.svid, &own.bundles, expected, IDENTITY_ALPN, &shared.tls())?;
-    let not_here = || Error::UnknownIdentity { identity: key.remote, node: name.clone() };
+    let not_here = || Error::UnknownIdentity { identity: key.remote, node: name.to_owned() };
     let server_name = shared.options.naming.server_name(key.remote).ok_or_else(not_here)?;
-    let hints = directory.nodes.get(&name).map(|node| node.addresses.clone()).unwrap_or_default();
+    let hints = directory.nodes.get(name).map(|node| node.addresses.clone()).unwrap_or_default();
     let addresses: Vec<SocketAddr> = std::iter::once(under.session.handshake_endpoint).chain(hints).collect();
     let stream = connect(&addresses, shared.options.setup_timeout / 4).await?.ok_or_else(not_here)?;
     let tls = TlsConnector::from(config).connect(server_name, stream).await.map_err(Error::tls)?;
@@ -56,8 +55,8 @@ pub(super) async fn dial(shared: &Shared, key: AuthKey) -> Result<Proof, Error> 
     let group = group(connection);
     let own_node =
         shared.own_number().ok_or_else(|| Error::UnknownNode { node: shared.options.node.clone() })?;
-    client_frames(tls, &under, &transcript, key, own_node).await?;
-    Ok(proof(shared, &own, svid, group, under.session.epoch))
+    client_frames(tls, under, &transcript, key, own_node).await?;
+    Ok(shared.proof(&own, svid, group, under.session.epoch, Method::Handshake))
 }
 
 pub(super) async fn client_frames<S: AsyncRead + AsyncWrite + Unpin>(
@@ -138,7 +137,8 @@ async fn server_frames(
     send(tls, HandshakeMessage::Binding(ours)).await?;
     let key = AuthKey { local: asked, remote: theirs.from, node, auth_type: AuthType::Spire as u8, pad: 0 };
     let latency = shared.clock.now().since(began);
-    let success = Success { proof: proof(shared, own, svid, group, under.session.epoch), latency };
+    let proof = shared.proof(own, svid, group, under.session.epoch, Method::Handshake);
+    let success = Success { proof, latency };
     shared.auth.accept(Accepted { key, began, success }).await?;
     send(tls, HandshakeMessage::Recorded(Recorded {})).await
 }
@@ -165,12 +165,12 @@ pub(super) fn verify_local(shared: &Shared, key: AuthKey) -> Result<Proof, Error
     };
     verify(&local, &remote, &local_id)?;
     let svid = verify(&remote, &local, &remote_id)?;
-    Ok(proof(shared, &local, svid, "", 0))
+    Ok(shared.proof(&local, svid, "", 0, Method::Local))
 }
 
 /// The live session with that node, if it is the one that is `meant`. It may be complete at the client's end a
 /// moment before it is at ours, and the machine hears of it a moment before the table has it.
-async fn session_with(
+pub(super) async fn session_with(
     shared: &Shared,
     node: NodeNumber,
     meant: impl Fn(&Under) -> bool,
@@ -189,25 +189,14 @@ async fn session_with(
 }
 
 /// SPIFFE ID of an identity that runs on that node by cluster state.
-fn identity_on(shared: &Shared, identity: IdentityNumber, node: &str) -> Result<SpiffeId, Error> {
+pub(super) fn identity_on(shared: &Shared, identity: IdentityNumber, node: &str) -> Result<SpiffeId, Error> {
     let directory = shared.directory();
     let spiffe_id = directory.identities.get(&identity).filter(|_| directory.runs_on(identity, node));
     spiffe_id.cloned().ok_or_else(|| Error::UnknownIdentity { identity, node: node.to_owned() })
 }
 
-fn credential(shared: &Shared, identity: IdentityNumber) -> Result<Credential, Error> {
+pub(super) fn credential(shared: &Shared, identity: IdentityNumber) -> Result<Credential, Error> {
     shared.svids.identity(identity).ok_or_else(|| Error::NoSvid { whose: format!("identity {identity}") })
-}
-
-fn proof(shared: &Shared, own: &Credential, other: PeerSvid, group: &'static str, epoch: u32) -> Proof {
-    let own_end = shared.svids.ends(own.svid.leaf_hash(), own.svid.not_after());
-    Proof {
-        expires: own_end.min(shared.svids.ends(other.leaf_hash, other.not_after)),
-        local_spiffe: own.svid.spiffe_id().clone(),
-        remote_spiffe: other.spiffe_id,
-        group,
-        epoch,
-    }
 }
 
 fn own_end(own: &Credential, identity: IdentityNumber) -> End {

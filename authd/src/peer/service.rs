@@ -8,6 +8,7 @@ use std::time::Duration;
 use auth_ebpf_abi::{AuthKey, IdentityNumber, NodeNumber};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use spire_adapter::PeerSvid;
 use spire_adapter::tls::{Groups, Options as TlsOptions};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -15,18 +16,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::Admission;
+use super::budget::Budgets;
 use super::directory::Directory;
 use super::error::Error;
 use super::naming::Naming;
 use super::pace::Pace;
 use super::table::{Outgoing, SessionMap, Table, Trouble};
-use super::{handshake, listener, session};
+use super::{handshake, listener, pairs, session, wire};
 use crate::auth::driver::Handshakes;
 use crate::auth::stats::Observer;
-use crate::auth::{Failure, Handle, Proof};
+use crate::auth::{Failure, Handle, Method, Proof};
 use crate::clock::Clock;
 use crate::handover::{Assigned, Told};
-use crate::svids::Svids;
+use crate::svids::{Credential, Svids};
 
 /// What is configured.
 #[derive(Clone, Debug)]
@@ -51,6 +53,28 @@ pub struct Options {
     pub redial: (Duration, Duration),
     /// How long the end with the higher SPIFFE ID leaves it to the other to dial.
     pub defer: Duration,
+    /// How pairs are proven.
+    pub pair_proof: PairProof,
+}
+
+/// How a pair of identities is proven to another node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PairProof {
+    /// Each identity once over the node session, and a word for each pair; a handshake with nodes that can't.
+    Session,
+    /// By a TLS handshake for each pair.
+    #[default]
+    Handshake,
+}
+
+impl PairProof {
+    /// The version of the protocol that is announced.
+    pub(super) const fn version(self) -> u32 {
+        match self {
+            Self::Session => wire::VERSION,
+            Self::Handshake => wire::VERSION_OF_HANDSHAKES,
+        }
+    }
 }
 
 impl Options {
@@ -68,6 +92,7 @@ impl Options {
             rotation: Duration::from_secs(60 * 60),
             redial: (Duration::from_millis(200), Duration::from_secs(5)),
             defer: Duration::from_secs(1),
+            pair_proof: PairProof::Handshake,
         }
     }
 }
@@ -121,6 +146,7 @@ pub(super) struct Shared {
     pub(super) observer: Arc<dyn Observer>,
     pub(super) table: Table,
     pub(super) admission: Admission,
+    pub(super) budgets: Budgets,
     /// Log lines about connections that were refused: whoever can reach the port can cause them.
     pub(super) refusals: Mutex<Pace>,
     pub(super) tasks: TaskTracker,
@@ -155,6 +181,26 @@ impl Shared {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner).take(self.clock.now())
     }
 
+    /// What is proven when `other` has shown its SVID to this one of ours: until the earlier of them ends.
+    pub(super) fn proof(
+        &self,
+        own: &Credential,
+        other: PeerSvid,
+        group: &'static str,
+        epoch: u32,
+        method: Method,
+    ) -> Proof {
+        let own_end = self.svids.ends(own.svid.leaf_hash(), own.svid.not_after());
+        Proof {
+            expires: own_end.min(self.svids.ends(other.leaf_hash, other.not_after)),
+            local_spiffe: own.svid.spiffe_id().clone(),
+            remote_spiffe: other.spiffe_id,
+            group,
+            epoch,
+            method,
+        }
+    }
+
     /// The number of this node, once cluster state has it.
     pub(super) fn own_number(&self) -> Option<NodeNumber> {
         self.directory.borrow().nodes.get(&self.options.node).map(|node| node.number)
@@ -187,6 +233,7 @@ impl Peers {
             clock,
             observer,
             admission: Admission::new(),
+            budgets: Budgets::default(),
             refusals: Mutex::new(Pace::new(20, Duration::from_secs(1))),
             tasks: TaskTracker::new(),
             stop,
@@ -229,10 +276,10 @@ impl Handshakes for Peers {
     fn dial(&self, key: AuthKey) -> BoxFuture<'static, Result<Proof, Failure>> {
         let shared = Arc::clone(&self.0);
         async move {
-            let dial = tokio::time::timeout(shared.options.setup_timeout, handshake::dial(&shared, key));
-            let result = dial.await.unwrap_or(Err(Error::Timeout { stage: "identity handshake" }));
+            let dial = tokio::time::timeout(shared.options.setup_timeout, pairs::dial(&shared, key));
+            let result = dial.await.unwrap_or(Err(Error::Timeout { stage: "proving a pair" }));
             result.map_err(|error| {
-                tracing::debug!(local = key.local, remote = key.remote, node = key.node, %error, "identity handshake");
+                tracing::debug!(local = key.local, remote = key.remote, node = key.node, %error, "pair not proven");
                 error.failure()
             })
         }
@@ -281,6 +328,7 @@ async fn dial_nodes(shared: Arc<Shared>) {
             });
         }
         shared.table.retain(|name| now.nodes.contains_key(name)).await;
+        shared.budgets.retain(|name| now.nodes.contains_key(name));
         tokio::select! {
             () = shared.stop.cancelled() => return,
             changed = directory.changed() => if changed.is_err() { return },

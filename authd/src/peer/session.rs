@@ -5,6 +5,7 @@
 //! comes from it, is old enough.
 
 mod addresses;
+mod announcement;
 mod life;
 
 use std::net::SocketAddr;
@@ -22,16 +23,18 @@ use tokio_rustls::server::StartHandshake;
 use tokio_util::sync::CancellationToken;
 
 use super::NODE_ALPN;
+use super::authenticator::Hash;
 use super::binding::SessionKey;
 use super::directory::Node;
 use super::error::Error;
 use super::preshared::End;
 use super::service::{Shared, plain};
-use super::wire::{self, Announcement, MAX_FRAME, Reader, SessionFrame, SessionMessage, WireError};
+use super::wire::{self, MAX_FRAME, Reader, SessionFrame, SessionMessage, WireError};
 use crate::auth::stats::Side;
 use crate::logging::AUDIT;
 use crate::svids::Credential;
 
+use announcement::announcement;
 pub(super) use life::Established;
 
 /// Pause after a session that was refused after TLS or was lost, and between renewals at least.
@@ -184,7 +187,7 @@ async fn dial(shared: &Arc<Shared>, name: &str) -> Result<Established, Error> {
         bundles: own.bundles.clone(),
         own_not_after: own.svid.not_after(),
         group: group(connection),
-        key: SessionKey::new(export)?,
+        key: SessionKey::new(Hash::of(connection).ok_or(Error::Protocol)?, export)?,
     };
     Box::pin(establish(shared, tls, other, Side::SessionClient)).await
 }
@@ -219,7 +222,7 @@ pub(super) async fn accept(
         bundles: own.bundles.clone(),
         own_not_after: own.svid.not_after(),
         group: group(connection),
-        key: SessionKey::new(export)?,
+        key: SessionKey::new(Hash::of(connection).ok_or(Error::Protocol)?, export)?,
         svid,
     };
     Box::pin(establish(shared, tls, other, Side::SessionServer)).await
@@ -245,20 +248,6 @@ where
 
 fn own_end(own: &Credential) -> End {
     End { spiffe_id: own.svid.spiffe_id().clone(), leaf_hash: own.svid.leaf_hash() }
-}
-
-/// What we say of ourselves.
-pub(super) fn announcement(shared: &Shared) -> Announcement {
-    let own = *shared.own.borrow();
-    Announcement {
-        version: wire::VERSION,
-        node: shared.options.node.clone(),
-        wireguard_key: own.wireguard_key.map(Vec::from).unwrap_or_default(),
-        wireguard_port: own.wireguard_port.into(),
-        epoch: own.epoch,
-        identities: shared.svids.announced().borrow().iter().flat_map(|all| all.iter().copied()).collect(),
-        handshake_port: shared.port.into(),
-    }
 }
 
 /// Connects to the first address that answers; `None` if there is none.

@@ -14,6 +14,7 @@ use wg_mesh::PresharedKey;
 use super::binding::{SessionKey, SessionName};
 use super::crossing::Completed;
 use super::error::Error;
+use super::exchange::Exchange;
 use crate::auth::{Event, Handle};
 use crate::clock::BootTime;
 
@@ -42,6 +43,8 @@ pub struct Session {
     pub identities: Arc<BTreeSet<IdentityNumber>>,
     /// Its session epoch.
     pub epoch: u32,
+    /// Version of the protocol that it announces.
+    pub version: u32,
     /// Key exchange group of the session's TLS.
     pub group: &'static str,
     /// When the session began.
@@ -77,14 +80,17 @@ pub(super) struct Live {
     pub(super) outbox: mpsc::Sender<Outgoing>,
     /// Asks for this node's addresses to be told.
     pub(super) announce: Arc<Notify>,
+    /// What its two ends prove to each other.
+    pub(super) exchange: Arc<Exchange>,
     /// Ends the session.
     pub(super) stop: CancellationToken,
 }
 
-/// What an identity handshake needs of a live session.
+/// What proving a pair needs of a live session.
 #[derive(Clone, Debug)]
 pub(super) struct Under {
     pub(super) key: SessionKey,
+    pub(super) exchange: Arc<Exchange>,
     pub(super) session: Session,
 }
 
@@ -254,9 +260,9 @@ impl Table {
     /// The live session with the node of this number, and the node's name.
     pub(super) fn under(&self, number: NodeNumber) -> Option<(String, Under)> {
         let node = self.named(number)?;
-        let key = self.live().get(&node)?.key.clone();
-        let session = self.known(&node)?;
-        Some((node, Under { key, session }))
+        let live = self.live().get(&node).map(|live| (live.key.clone(), Arc::clone(&live.exchange)));
+        let ((key, exchange), session) = (live?, self.known(&node)?);
+        Some((node, Under { key, exchange, session }))
     }
 
     /// Whether this is the node's session now.

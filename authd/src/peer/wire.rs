@@ -12,8 +12,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 pub const MAX_FRAME: usize = 64 * 1024;
 /// Longest frame on an identity handshake.
 pub const MAX_HANDSHAKE_FRAME: usize = 1024;
-/// Version of the protocol spoken here.
-pub const VERSION: u32 = 1;
+/// Version of the protocol spoken here. From 2 on identities are proven over the session.
+pub const VERSION: u32 = 2;
+/// What a node announces that wants a handshake for each pair.
+pub const VERSION_OF_HANDSHAKES: u32 = 1;
 /// How much is read at a time.
 const CHUNK: usize = 4096;
 
@@ -21,7 +23,7 @@ const CHUNK: usize = 4096;
 #[derive(Clone, PartialEq, Message)]
 pub struct SessionFrame {
     /// What it says; `None` if it is something newer.
-    #[prost(oneof = "SessionMessage", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "SessionMessage", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub message: Option<SessionMessage>,
 }
 
@@ -52,6 +54,30 @@ pub enum SessionMessage {
     /// Nobody else counts as the owner of those any more.
     #[prost(message, tag = "8")]
     AddressesKnown(AddressesKnown),
+    /// Asks for a proof of one of the receiver's identities.
+    #[prost(message, tag = "9")]
+    ProofRequest(ProofRequest),
+    /// The proof, or why there is none.
+    #[prost(message, tag = "10")]
+    ProofAnswer(ProofAnswer),
+    /// Two proven identities are to be recorded as a pair.
+    #[prost(message, tag = "11")]
+    PairRequest(PairRequest),
+    /// They are, or not.
+    #[prost(message, tag = "12")]
+    PairAnswer(PairAnswer),
+}
+
+impl SessionFrame {
+    /// Whether it is of the exchange of proofs, which has a pace of its own.
+    #[must_use]
+    pub const fn is_of_proofs(&self) -> bool {
+        use SessionMessage as M;
+        matches!(
+            self.message,
+            Some(M::ProofRequest(_) | M::ProofAnswer(_) | M::PairRequest(_) | M::PairAnswer(_))
+        )
+    }
 }
 
 /// What a node says of itself.
@@ -133,6 +159,68 @@ pub struct Preshared {
     /// A MAC that only the key's holder can make.
     #[prost(bytes = "vec", tag = "3")]
     pub confirmation: Vec<u8>,
+}
+
+/// Asks for a proof of one of the receiver's identities.
+#[derive(Clone, PartialEq, Message)]
+pub struct ProofRequest {
+    /// The identity.
+    #[prost(uint32, tag = "1")]
+    pub identity: u32,
+    /// The authenticator request (RFC 9261, section 4). Its context begins with the identity.
+    #[prost(bytes = "vec", tag = "2")]
+    pub request: Vec<u8>,
+}
+
+/// Answers [`ProofRequest`].
+#[derive(Clone, PartialEq, Message)]
+pub struct ProofAnswer {
+    /// Context of the request.
+    #[prost(bytes = "vec", tag = "1")]
+    pub context: Vec<u8>,
+    /// The authenticator (RFC 9261, section 5); empty if there is none.
+    #[prost(bytes = "vec", tag = "2")]
+    pub authenticator: Vec<u8>,
+    /// Why there is none, in one word.
+    #[prost(string, tag = "3")]
+    pub refused: String,
+}
+
+/// Has the receiver record a pair. The sender has the proof of its other end.
+#[derive(Clone, PartialEq, Message)]
+pub struct PairRequest {
+    /// Comes back in the answer.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// The sender's identity.
+    #[prost(uint32, tag = "2")]
+    pub from: u32,
+    /// The receiver's identity.
+    #[prost(uint32, tag = "3")]
+    pub to: u32,
+    /// SHA-256 of the leaf of `from`'s SVID.
+    #[prost(bytes = "vec", tag = "4")]
+    pub from_leaf: Vec<u8>,
+    /// SHA-256 of the leaf that the sender has the proof of.
+    #[prost(bytes = "vec", tag = "5")]
+    pub to_leaf: Vec<u8>,
+}
+
+/// Answers [`PairRequest`].
+#[derive(Clone, PartialEq, Message)]
+pub struct PairAnswer {
+    /// Of the request.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// The pair stands in the receiver's map.
+    #[prost(bool, tag = "2")]
+    pub recorded: bool,
+    /// Why not, in one word.
+    #[prost(string, tag = "3")]
+    pub refused: String,
+    /// SHA-256 of the leaf that `to` has now; empty if it has none.
+    #[prost(bytes = "vec", tag = "4")]
+    pub to_leaf: Vec<u8>,
 }
 
 /// A sign of life.

@@ -47,6 +47,7 @@ fn stands(event: &'static str, record: &Record, now: BootTime) {
         remote_spiffe_id = id(&record.remote_spiffe),
         why = record.why.as_str(),
         group = record.group,
+        method = record.method.as_str(),
         epoch = record.epoch,
         expires_in_s = record.expires.since(now).as_secs(),
         handshake_us = u64::try_from(record.latency.as_micros()).unwrap_or(u64::MAX),
@@ -66,7 +67,7 @@ mod tests {
 
     use super::*;
     use crate::auth::tests::{FAILURE, key, spiffe};
-    use crate::auth::{Cause, Refused, Why};
+    use crate::auth::{Cause, Method, Refused, Why};
 
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
@@ -104,6 +105,7 @@ mod tests {
             epoch: 7,
             group: "X25519MLKEM768",
             latency: Duration::from_micros(1500),
+            method: Method::Session,
             why: Why::Accepted,
         };
         let changes = [

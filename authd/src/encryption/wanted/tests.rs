@@ -82,6 +82,7 @@ impl Given {
             identities: Arc::default(),
             epoch: 1,
             group: "X25519MLKEM768",
+            version: 1,
             since: expires,
             expires,
             ends,

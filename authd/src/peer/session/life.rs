@@ -1,17 +1,16 @@
 //! A session from its Hellos to its end.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use spire_adapter::Bundles;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::Other;
 use super::addresses::AddressExchange;
-use super::{Other, announcement};
+use super::announcement::{announced, announcement};
 use crate::auth::stats::Side;
 use crate::clock::BootTime;
 use crate::handover::Told;
@@ -19,7 +18,9 @@ use crate::logging::AUDIT;
 use crate::peer::binding::{Role, SessionName};
 use crate::peer::crossing::Completed;
 use crate::peer::error::Error;
+use crate::peer::exchange::Exchange;
 use crate::peer::pace::Pace;
+use crate::peer::pairs::{self, Over};
 use crate::peer::preshared::{Agreement, End, Mismatch};
 use crate::peer::service::Shared;
 use crate::peer::table::{Live, Outgoing, Session};
@@ -33,8 +34,10 @@ const OUTBOX: usize = 256;
 /// Frames that are read at once, and one after each interval from then on: a peer that talks without end keeps
 /// nobody but itself waiting.
 const FRAMES: (u32, Duration) = (64, Duration::from_millis(50));
-/// Identities that a node may vouch for. A node has a few hundred pods.
-const MAX_IDENTITIES: usize = 4096;
+/// The same for what is about proofs: each is served in a task of its own, within the node's budget.
+const FRAMES_OF_PROOFS: (u32, Duration) = (1024, Duration::from_micros(100));
+/// Messages of the exchange that are sent together.
+const WORDS: usize = 64;
 /// How often time and cluster state are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -53,6 +56,9 @@ pub(in crate::peer) struct Established {
     output: Output,
     outbox: mpsc::Receiver<Outgoing>,
     announce: Arc<Notify>,
+    over: Arc<Over>,
+    /// What the exchange of proofs has to send.
+    words: mpsc::Receiver<SessionMessage>,
     addresses: AddressExchange,
     /// A confirmation that came before the keys that it is about.
     early: Option<Preshared>,
@@ -87,6 +93,7 @@ impl Established {
             identities: Arc::default(),
             epoch: 0,
             group: other.group,
+            version: 0,
             since: shared.clock.wall(),
             expires,
             ends: shared
@@ -104,11 +111,17 @@ impl Established {
         let by_lower = dialled == (other.own.spiffe_id < session.spiffe_id);
         let completed = Completed { by_lower, at: shared.clock.now() };
         let announce = Arc::new(Notify::new());
+        let budget = shared.budgets.of(&other.name);
+        let authenticators = Arc::clone(&other.key.authenticators);
+        let (exchange, words) = Exchange::new(other.name.clone(), role(side), authenticators, budget);
+        let (node, number) = (other.name.clone(), session.number);
+        let over = Arc::new(Over { node, number, name: id, exchange: Arc::clone(&exchange) });
         let live = Live {
             key: other.key,
             completed,
             outbox: sender,
             announce: Arc::clone(&announce),
+            exchange,
             stop: stop.clone(),
         };
         let own_key = shared.own.borrow().wireguard_key;
@@ -135,6 +148,8 @@ impl Established {
             output,
             outbox,
             announce,
+            over,
+            words,
             addresses: AddressExchange::new(shared.assigned.clone()),
             early: None,
             stop,
@@ -159,7 +174,7 @@ impl Established {
         ended
     }
 
-    async fn run(mut self, shared: &Shared, stop: &CancellationToken) {
+    async fn run(mut self, shared: &Arc<Shared>, stop: &CancellationToken) {
         let replaced = self.stop.clone();
         let (reason, error) = tokio::select! {
             () = stop.cancelled() => ("stopped", None),
@@ -175,33 +190,40 @@ impl Established {
             shared.table.note_trouble(&self.name, format!("the session ended: {why}"), shared.clock.wall());
         }
         shared.table.end(&self.name, self.id, known).await;
+        // Whoever waits for it finds its successor, or none.
+        self.over.exchange.end();
         tracing::info!(target: AUDIT, event = "session_ended", node = self.name, reason, error, "node session ended");
     }
 
     /// Until it expires, or fails.
-    async fn live(&mut self, shared: &Shared) -> Result<(), Error> {
+    async fn live(&mut self, shared: &Arc<Shared>) -> Result<(), Error> {
         let mut own = shared.own.clone();
         let mut announced = shared.svids.announced();
         // What changed since our Hello was written.
         own.mark_changed();
         let mut look = tokio::time::interval(LOOK);
         let mut pace = Pace::new(FRAMES.0, FRAMES.1);
+        let mut proofs_pace = Pace::new(FRAMES_OF_PROOFS.0, FRAMES_OF_PROOFS.1);
+        let mut said = Vec::new();
         let mut heard = shared.clock.now();
         let mut pinged = heard;
         loop {
-            let held = pace.wait(shared.clock.now());
+            let now = shared.clock.now();
+            let held = pace.wait(now).max(proofs_pace.wait(now));
             tokio::select! {
                 () = tokio::time::sleep(held.unwrap_or_default()), if held.is_some() => {}
                 frame = self.input.next::<SessionFrame>(), if held.is_none() => {
+                    let frame = frame?;
                     heard = shared.clock.now();
-                    pace.take(heard);
-                    self.hear(shared, frame?).await?;
+                    if frame.is_of_proofs() { &mut proofs_pace } else { &mut pace }.take(heard);
+                    self.hear(shared, frame).await?;
                 }
                 Some(Outgoing::Revoke(identity)) = self.outbox.recv() => {
                     self.say(shared, SessionMessage::Revoke(Revoke { identity })).await?;
                     // It may have come back before this was said: what is so now is said last.
                     announced.mark_changed();
                 }
+                1.. = self.words.recv_many(&mut said, WORDS) => self.say_all(shared, said.drain(..)).await?,
                 () = self.addresses.outdated() => self.tell_addresses(shared).await?,
                 () = self.announce.notified() => if self.addresses.is_due(shared.clock.now()) {
                     self.tell_addresses(shared).await?;
@@ -222,6 +244,8 @@ impl Established {
                         return Err(Error::Timeout { stage: "ping" });
                     }
                     self.check_node(shared)?;
+                    let directory = shared.directory();
+                    self.over.exchange.prune(|identity| directory.runs_on(identity, &self.name), now);
                     self.check_trust(shared)?;
                     if now.since(pinged) >= shared.options.ping {
                         pinged = now;
@@ -233,17 +257,34 @@ impl Established {
     }
 
     async fn say(&mut self, shared: &Shared, message: SessionMessage) -> Result<(), Error> {
-        let frame = SessionFrame { message: Some(message) };
-        let write = wire::write(&mut self.output, &frame, MAX_FRAME);
+        self.say_all(shared, std::iter::once(message)).await
+    }
+
+    async fn say_all(
+        &mut self,
+        shared: &Shared,
+        messages: impl Iterator<Item = SessionMessage>,
+    ) -> Result<(), Error> {
+        let mut bytes = Vec::new();
+        for message in messages {
+            bytes.extend(wire::encode(&SessionFrame { message: Some(message) }, MAX_FRAME)?);
+        }
+        let output = &mut self.output;
+        let write = async {
+            output.write_all(&bytes).await?;
+            Ok::<(), WireError>(output.flush().await?)
+        };
         let written = tokio::time::timeout(shared.options.silence, write).await;
         written.map_err(|_elapsed| Error::Timeout { stage: "writing" })?.map_err(Error::from)
     }
 
-    async fn hear(&mut self, shared: &Shared, frame: SessionFrame) -> Result<(), Error> {
+    async fn hear(&mut self, shared: &Arc<Shared>, frame: SessionFrame) -> Result<(), Error> {
         match frame.message {
             Some(SessionMessage::Update(update)) => {
                 let session = announced(&self.name, self.session.clone(), &update)?;
                 if session != self.session {
+                    // Before the machine hears of it: what it starts afterwards finds no proof.
+                    self.over.exchange.retain(|identity| session.identities.contains(&identity));
                     self.session = session.clone();
                     let own_key = shared.own.borrow().wireguard_key;
                     shared.table.update(&self.name, self.id, session, own_key).await?;
@@ -253,6 +294,7 @@ impl Established {
             }
             Some(SessionMessage::Revoke(Revoke { identity })) => {
                 tracing::info!(target: AUDIT, event = "identity_revoked", node = self.name, identity, "identity revoked by its node");
+                self.over.exchange.retain(|held| held != identity);
                 Arc::make_mut(&mut self.session.identities).remove(&identity);
                 shared.table.revoked(&self.name, self.id, identity).await;
             }
@@ -262,6 +304,14 @@ impl Established {
             Some(SessionMessage::AddressesKnown(AddressesKnown { epoch })) => {
                 self.addresses_known(shared, epoch).await?;
             }
+            Some(SessionMessage::ProofRequest(asked)) => {
+                pairs::serve_proof(shared, Arc::clone(&self.over), asked);
+            }
+            Some(SessionMessage::ProofAnswer(answer)) => self.over.exchange.hear_proof(answer),
+            Some(SessionMessage::PairRequest(asked)) => {
+                pairs::serve_pair(shared, Arc::clone(&self.over), asked);
+            }
+            Some(SessionMessage::PairAnswer(answer)) => self.over.exchange.hear_pair(answer),
             Some(SessionMessage::Hello(_)) => {
                 return Err(WireError::Unexpected { expected: "anything but another Hello" }.into());
             }
@@ -366,51 +416,16 @@ impl Established {
 fn agreement(other: &Other, side: Side) -> Agreement {
     let theirs = End { spiffe_id: other.svid.spiffe_id.clone(), leaf_hash: other.svid.leaf_hash };
     let exported = Arc::clone(&other.key.preshared);
+    match role(side) {
+        role @ Role::Client => Agreement::new(exported, role, other.own.clone(), theirs),
+        role @ Role::Server => Agreement::new(exported, role, theirs, other.own.clone()),
+    }
+}
+
+/// Ours of the session.
+const fn role(side: Side) -> Role {
     match side {
-        Side::SessionClient => Agreement::new(exported, Role::Client, other.own.clone(), theirs),
-        Side::SessionServer | Side::Client | Side::Server | Side::Local | Side::Stranger => {
-            Agreement::new(exported, Role::Server, theirs, other.own.clone())
-        }
+        Side::SessionClient => Role::Client,
+        Side::SessionServer | Side::Client | Side::Server | Side::Local | Side::Stranger => Role::Server,
     }
-}
-
-/// The session with what the node announces, which is validated here.
-fn announced(name: &str, session: Session, announcement: &Announcement) -> Result<Session, Error> {
-    if announcement.version == 0 {
-        return Err(Error::Version { version: announcement.version });
-    }
-    if announcement.node != name {
-        // At most so much of what a peer says goes to a log.
-        let announced = announcement.node.chars().take(64).collect();
-        return Err(Error::WrongNode { spiffe_id: session.spiffe_id, announced });
-    }
-    let wireguard_key = match announcement.wireguard_key.as_slice() {
-        [] => None,
-        key => Some(key.try_into().map_err(|_length| unexpected("a WireGuard key of 32 bytes"))?),
-    };
-    let port = |number: u32| {
-        u16::try_from(number).ok().filter(|port| *port != 0).ok_or_else(|| unexpected("a port"))
-    };
-    if announcement.identities.len() > MAX_IDENTITIES {
-        return Err(unexpected("at most 4096 identities"));
-    }
-    let address = session.handshake_endpoint.ip();
-    // The pre-shared key is of the tunnel between two certain keys.
-    let same_tunnel = wireguard_key == session.wireguard_key;
-    let preshared_key = session.preshared_key.filter(|_| same_tunnel);
-    let preshared_since = session.preshared_since.filter(|_| same_tunnel);
-    Ok(Session {
-        wireguard_key,
-        preshared_key,
-        preshared_since,
-        wireguard_endpoint: SocketAddr::new(address, port(announcement.wireguard_port)?),
-        handshake_endpoint: SocketAddr::new(address, port(announcement.handshake_port)?),
-        identities: Arc::new(announcement.identities.iter().copied().collect::<BTreeSet<_>>()),
-        epoch: announcement.epoch,
-        ..session
-    })
-}
-
-const fn unexpected(expected: &'static str) -> Error {
-    Error::Wire(WireError::Unexpected { expected })
 }

@@ -41,7 +41,7 @@ async fn refusal(mut tls: TlsStream<TcpStream>, binding: Binding) -> String {
 }
 
 /// Dials a node session as whoever has `svid`, and says this.
-async fn say_hello(
+pub(super) async fn say_hello(
     cluster: &Cluster,
     at: &str,
     svid: &Svid,
@@ -148,6 +148,7 @@ async fn a_relayed_handshake_leaves_no_entry_anywhere() {
     let port = front.local_addr().unwrap().port();
     let cluster = Cluster::start_with(&[&[256], &[], &[300]], super::cluster::TTL, |options| {
         options.announced_port = (options.node == "n2").then_some(port);
+        options.pair_proof = crate::peer::PairProof::Handshake;
     })
     .await;
     cluster.meshed().await;

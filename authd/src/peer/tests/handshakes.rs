@@ -1,4 +1,4 @@
-//! Identity handshakes between honest nodes.
+//! Pairs between honest nodes, proven by handshakes and over the session.
 
 use std::time::{Duration, Instant};
 
@@ -6,19 +6,42 @@ use spire_adapter::authority::CertificateAuthority;
 
 use super::cluster::{Cluster, TTL, key, trusting, until, withdrawn};
 use crate::auth::stats::Side;
-use crate::auth::{Event, Why};
+use crate::auth::{Event, Method, Why};
+use crate::peer::PairProof;
 
-async fn authenticated(identities: &[&[u32]]) -> Cluster {
-    let cluster = Cluster::start(identities).await;
+super::both_ways! {
+    a_handshake_gives_entries_on_both_sides,
+    the_node_that_did_not_dial_the_session_can_ask_as_well,
+    a_request_before_the_session_is_served_when_it_is_up,
+    a_pair_on_one_node_needs_no_network,
+    a_withdrawn_svid_removes_both_entries_within_a_second_and_restored_they_come_back,
+    a_gap_that_is_no_withdrawal_cuts_nothing,
+    saying_again_that_an_svid_is_missing_puts_its_withdrawal_off_by_nothing,
+    rotation_every_second_renews_without_a_gap,
+    a_restart_keeps_entries_and_renews_them,
+    a_raised_epoch_ends_what_the_node_vouched_for,
+    an_identity_that_leaves_a_node_loses_its_entries_at_both_ends,
+    an_identity_that_comes_back_and_leaves_again_loses_its_entries_again,
+    policy_decides_at_the_server_as_well,
+    many_requests_for_one_pair_are_one_handshake,
+    a_revocation_that_the_svids_return_has_overtaken_is_not_for_ever,
+    an_anchor_that_leaves_the_bundle_takes_with_it_what_rests_on_it,
+}
+
+async fn start(way: PairProof, identities: &[&[u32]]) -> Cluster {
+    Cluster::start_with(identities, TTL, |options| options.pair_proof = way).await
+}
+
+async fn authenticated(way: PairProof, identities: &[&[u32]]) -> Cluster {
+    let cluster = start(way, identities).await;
     cluster.meshed().await;
     assert!(cluster.node("n1").auth.ask(key(256, 300, 2)));
     until("entry at n1", || cluster.node("n1").entry(key(256, 300, 2)).is_some()).await;
     cluster
 }
 
-#[tokio::test]
-async fn a_handshake_gives_entries_on_both_sides() {
-    let cluster = authenticated(&[&[256], &[300]]).await;
+async fn a_handshake_gives_entries_on_both_sides(way: PairProof) {
+    let cluster = authenticated(way, &[&[256], &[300]]).await;
     let (n1, n2) = (cluster.node("n1"), cluster.node("n2"));
     // The server records first, so there is nothing to wait for.
     let (client, server) = (n1.entry(key(256, 300, 2)).unwrap(), n2.entry(key(300, 256, 1)).unwrap());
@@ -30,6 +53,11 @@ async fn a_handshake_gives_entries_on_both_sides() {
     assert_eq!(record.local_spiffe, cluster.naming.numbered(256));
     assert_eq!(record.remote_spiffe, cluster.naming.numbered(300));
     assert_eq!((record.group, record.why), ("X25519MLKEM768", Why::Requested));
+    let method = match way {
+        PairProof::Handshake => Method::Handshake,
+        PairProof::Session => Method::Session,
+    };
+    assert_eq!(record.method, method);
     let mut records = n2.auth.records();
     records
         .wait_for(|records| records.first().is_some_and(|record| record.why == Why::Accepted))
@@ -39,25 +67,22 @@ async fn a_handshake_gives_entries_on_both_sides() {
     assert_eq!((n1.entries(), n2.entries()), (1, 1));
 }
 
-#[tokio::test]
-async fn the_node_that_did_not_dial_the_session_can_ask_as_well() {
-    let cluster = Cluster::start(&[&[256], &[300]]).await;
+async fn the_node_that_did_not_dial_the_session_can_ask_as_well(way: PairProof) {
+    let cluster = start(way, &[&[256], &[300]]).await;
     cluster.meshed().await;
     assert!(cluster.node("n2").auth.ask(key(300, 256, 1)));
     until("entry at n2", || cluster.node("n2").entry(key(300, 256, 1)).is_some()).await;
     assert!(cluster.node("n1").entry(key(256, 300, 2)).is_some());
 }
 
-#[tokio::test]
-async fn a_request_before_the_session_is_served_when_it_is_up() {
-    let cluster = Cluster::start(&[&[256], &[300]]).await;
+async fn a_request_before_the_session_is_served_when_it_is_up(way: PairProof) {
+    let cluster = start(way, &[&[256], &[300]]).await;
     assert!(cluster.node("n1").auth.ask(key(256, 300, 2)));
     until("entry", || cluster.node("n2").entry(key(300, 256, 1)).is_some()).await;
 }
 
-#[tokio::test]
-async fn a_pair_on_one_node_needs_no_network() {
-    let cluster = Cluster::start(&[&[256, 257]]).await;
+async fn a_pair_on_one_node_needs_no_network(way: PairProof) {
+    let cluster = start(way, &[&[256, 257]]).await;
     let n1 = cluster.node("n1");
     assert!(n1.auth.ask(key(257, 256, 0)));
     until("both directions", || n1.entry(key(256, 257, 0)).is_some() && n1.entry(key(257, 256, 0)).is_some())
@@ -68,9 +93,8 @@ async fn a_pair_on_one_node_needs_no_network() {
     until("gone", || n1.entries() == 1).await;
 }
 
-#[tokio::test]
-async fn a_withdrawn_svid_removes_both_entries_within_a_second_and_restored_they_come_back() {
-    let cluster = authenticated(&[&[256], &[300]]).await;
+async fn a_withdrawn_svid_removes_both_entries_within_a_second_and_restored_they_come_back(way: PairProof) {
+    let cluster = authenticated(way, &[&[256], &[300]]).await;
     for (node, identity) in [("n1", 256), ("n2", 300)] {
         let began = Instant::now();
         cluster.node(node).agent.give(identity, withdrawn());
@@ -84,9 +108,8 @@ async fn a_withdrawn_svid_removes_both_entries_within_a_second_and_restored_they
     }
 }
 
-#[tokio::test]
-async fn a_gap_that_is_no_withdrawal_cuts_nothing() {
-    let cluster = authenticated(&[&[256], &[300]]).await;
+async fn a_gap_that_is_no_withdrawal_cuts_nothing(way: PairProof) {
+    let cluster = authenticated(way, &[&[256], &[300]]).await;
     let before = cluster.node("n1").entry(key(256, 300, 2));
     for _ in 0..20 {
         cluster.node("n1").agent.give(256, withdrawn());
@@ -98,9 +121,8 @@ async fn a_gap_that_is_no_withdrawal_cuts_nothing() {
     assert!(cluster.node("n2").entry(key(300, 256, 1)).is_some());
 }
 
-#[tokio::test]
-async fn saying_again_that_an_svid_is_missing_puts_its_withdrawal_off_by_nothing() {
-    let cluster = authenticated(&[&[256], &[300]]).await;
+async fn saying_again_that_an_svid_is_missing_puts_its_withdrawal_off_by_nothing(way: PairProof) {
+    let cluster = authenticated(way, &[&[256], &[300]]).await;
     let began = Instant::now();
     while cluster.nodes.values().any(|node| node.entries() != 0) {
         assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
@@ -110,11 +132,10 @@ async fn saying_again_that_an_svid_is_missing_puts_its_withdrawal_off_by_nothing
     assert!(began.elapsed() > Duration::from_millis(200), "taken for a withdrawal at once");
 }
 
-#[tokio::test]
-async fn rotation_every_second_renews_without_a_gap() {
+async fn rotation_every_second_renews_without_a_gap(way: PairProof) {
     // Certificates end on whole seconds, so up to one less.
     let ttl = Duration::from_secs(3);
-    let cluster = Cluster::start_with(&[&[256], &[300]], TTL, |_| {}).await;
+    let cluster = start(way, &[&[256], &[300]]).await;
     cluster.issue("n1", 256, ttl);
     cluster.issue("n2", 300, ttl);
     cluster.meshed().await;
@@ -134,9 +155,8 @@ async fn rotation_every_second_renews_without_a_gap() {
     }
 }
 
-#[tokio::test]
-async fn a_restart_keeps_entries_and_renews_them() {
-    let mut cluster = authenticated(&[&[256], &[300]]).await;
+async fn a_restart_keeps_entries_and_renews_them(way: PairProof) {
+    let mut cluster = authenticated(way, &[&[256], &[300]]).await;
     for name in ["n1", "n2"] {
         cluster.restart(name).await;
         cluster.meshed().await;
@@ -150,9 +170,8 @@ async fn a_restart_keeps_entries_and_renews_them() {
     .await;
 }
 
-#[tokio::test]
-async fn a_raised_epoch_ends_what_the_node_vouched_for() {
-    let cluster = authenticated(&[&[256], &[300]]).await;
+async fn a_raised_epoch_ends_what_the_node_vouched_for(way: PairProof) {
+    let cluster = authenticated(way, &[&[256], &[300]]).await;
     cluster.node("n2").own.send_modify(|own| own.epoch = 2);
     until("authenticated under the new epoch", || {
         cluster.node("n1").entry(key(256, 300, 2)).is_some_and(|entry| entry.epoch == 2)
@@ -160,9 +179,8 @@ async fn a_raised_epoch_ends_what_the_node_vouched_for() {
     .await;
 }
 
-#[tokio::test]
-async fn an_identity_that_leaves_a_node_loses_its_entries_at_both_ends() {
-    let cluster = authenticated(&[&[256], &[300]]).await;
+async fn an_identity_that_leaves_a_node_loses_its_entries_at_both_ends(way: PairProof) {
+    let cluster = authenticated(way, &[&[256], &[300]]).await;
     cluster
         .node("n2")
         .redirect(|directory| assert!(directory.nodes.get_mut("n2").unwrap().identities.remove(&300)))
@@ -171,9 +189,8 @@ async fn an_identity_that_leaves_a_node_loses_its_entries_at_both_ends() {
 }
 
 /// In another system the collection of entries whose identity had left its node stopped after the first time.
-#[tokio::test]
-async fn an_identity_that_comes_back_and_leaves_again_loses_its_entries_again() {
-    let cluster = Cluster::start(&[&[256], &[300]]).await;
+async fn an_identity_that_comes_back_and_leaves_again_loses_its_entries_again(way: PairProof) {
+    let cluster = start(way, &[&[256], &[300]]).await;
     cluster.meshed().await;
     for round in 0..3 {
         assert!(cluster.node("n1").auth.ask(key(256, 300, 2)));
@@ -189,9 +206,8 @@ async fn an_identity_that_comes_back_and_leaves_again_loses_its_entries_again() 
     }
 }
 
-#[tokio::test]
-async fn policy_decides_at_the_server_as_well() {
-    let cluster = Cluster::start(&[&[256], &[300]]).await;
+async fn policy_decides_at_the_server_as_well(way: PairProof) {
+    let cluster = start(way, &[&[256], &[300]]).await;
     cluster.meshed().await;
     let n2 = cluster.node("n2");
     let placed = n2.directory.borrow().placed("n2");
@@ -203,9 +219,8 @@ async fn policy_decides_at_the_server_as_well() {
     assert_eq!((cluster.node("n1").entries(), n2.entries()), (0, 0));
 }
 
-#[tokio::test]
-async fn many_requests_for_one_pair_are_one_handshake() {
-    let cluster = Cluster::start(&[&[256], &[300]]).await;
+async fn many_requests_for_one_pair_are_one_handshake(way: PairProof) {
+    let cluster = start(way, &[&[256], &[300]]).await;
     cluster.meshed().await;
     let n1 = cluster.node("n1");
     let taken = (0..10_000).filter(|_| n1.auth.ask(key(256, 300, 2))).count();
@@ -216,9 +231,8 @@ async fn many_requests_for_one_pair_are_one_handshake() {
 }
 
 /// The word of the loss is said after the word of the return: what is so now has to be said last.
-#[tokio::test]
-async fn a_revocation_that_the_svids_return_has_overtaken_is_not_for_ever() {
-    let cluster = authenticated(&[&[256], &[300]]).await;
+async fn a_revocation_that_the_svids_return_has_overtaken_is_not_for_ever(way: PairProof) {
+    let cluster = authenticated(way, &[&[256], &[300]]).await;
     let n2 = cluster.node("n2");
     assert!(cluster.node("n1").peers.0.table.send(2, crate::peer::table::Outgoing::Revoke(256)));
     until("revoked", || n2.entry(key(300, 256, 1)).is_none()).await;
@@ -226,9 +240,8 @@ async fn a_revocation_that_the_svids_return_has_overtaken_is_not_for_ever() {
     until("back", || n2.entry(key(300, 256, 1)).is_some()).await;
 }
 
-#[tokio::test]
-async fn an_anchor_that_leaves_the_bundle_takes_with_it_what_rests_on_it() {
-    let cluster = authenticated(&[&[256, 257], &[300]]).await;
+async fn an_anchor_that_leaves_the_bundle_takes_with_it_what_rests_on_it(way: PairProof) {
+    let cluster = authenticated(way, &[&[256, 257], &[300]]).await;
     let n1 = cluster.node("n1");
     assert!(n1.auth.ask(key(256, 257, 0)));
     until("on one node", || n1.entry(key(256, 257, 0)).is_some()).await;
