@@ -24,6 +24,8 @@ mod attacks;
 mod clocks;
 mod cluster;
 mod handshakes;
+mod hostile;
+mod proofs;
 mod raw;
 mod replay;
 mod sessions;
