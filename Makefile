@@ -57,9 +57,11 @@ nightly-policy: setup ## The property tests of policies with millions of packets
 	PROPTEST_CASES=$${PROPTEST_CASES:-10000} $(CARGO) test --locked --quiet --release --package policy --test agreement
 
 .PHONY: nightly-auth
-nightly-auth: setup ## The authentication machine with millions of random steps, and every interleaving to depth 5 (minutes)
+nightly-auth: setup ## The authentication machine with millions of random steps, every interleaving to depth 5, and a fed port (minutes)
 	PROPTEST_CASES=$${PROPTEST_CASES:-50000} AUTHD_SEARCH_DEPTH=$${AUTHD_SEARCH_DEPTH:-5} \
 		$(CARGO) test --locked --quiet --release --package authd --lib -- auth::tests --nocapture
+	PROPTEST_CASES=$${AUTHD_HOSTILE_CASES:-10000} \
+		$(CARGO) test --locked --quiet --release --package authd --lib -- peer::tests::port
 
 .PHONY: test-kernels
 test-kernels: ## The tests that ask the kernel, on Debian's 6.1 in a virtual machine (minutes; amd64)

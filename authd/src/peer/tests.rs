@@ -25,6 +25,7 @@ mod clocks;
 mod cluster;
 mod handshakes;
 mod hostile;
+mod port;
 mod proofs;
 mod raw;
 mod replay;
