@@ -1,11 +1,12 @@
 //! Loading the programs, and their maps.
 
 use std::collections::BTreeSet;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use auth_ebpf_abi::{Hook, SCHEMA_VERSION, Setting, map};
+use auth_ebpf_abi::{Hook, Multipliers, SCHEMA_VERSION, Setting, map};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 
@@ -103,12 +104,40 @@ pub(crate) fn program_named<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mu
     program.try_into().map_err(|error: ProgramError| Error::Load(error.into()))
 }
 
+/// The seed by which the pinned tables in slots were filled, or one for those that will be made.
+fn seed(pin_dir: &Path) -> Result<u64, Error> {
+    let kept = match crate::maps::Config::open(pin_dir) {
+        Ok(config) => config.get(Setting::Seed)?,
+        Err(Error::NotPinned { .. }) => 0,
+        Err(error) => return Err(error),
+    };
+    if kept != 0 {
+        return Ok(kept);
+    }
+    // Without it, nobody finds anything in them.
+    for name in map::IN_SLOTS {
+        let path = pin_dir.join(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::Path { path, action: "remove it", source });
+            }
+            _ => {}
+        }
+    }
+    // A hasher of the standard library's begins with random numbers of the system's.
+    Ok(RandomState::new().build_hasher().finish().max(1))
+}
+
 pub(crate) fn load(pin_dir: &Path) -> Result<Ebpf, Error> {
+    let seed = seed(pin_dir)?;
+    let Multipliers(multipliers) = Multipliers::from_seed(seed);
     let mut loader = EbpfLoader::new();
+    loader.override_global("MULTIPLIERS", multipliers.as_slice(), true);
     for name in map::ALL {
         loader.map_pin_path(name, pin_dir.join(name));
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| refused("load the eBPF object", error.into()))?;
+    crate::maps::Config::open(pin_dir)?.set(Setting::Seed, seed)?;
     for hook in Hook::ALL {
         program(&mut ebpf, hook)?.load().map_err(|error| unverified(hook, error))?;
     }

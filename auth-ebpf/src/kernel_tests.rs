@@ -36,6 +36,7 @@ mod fill;
 mod forwarding;
 mod opening;
 mod services;
+mod slots;
 mod verdicts;
 
 /// Runs `test` with a pin directory in namespaces of its own, or says why it can't.

@@ -16,10 +16,12 @@ use crate::object::SHAPES;
 
 mod config;
 mod generations;
+mod hash;
 mod hold;
 mod metrics;
 mod policy;
 mod services;
+mod slots;
 mod sweep;
 mod table;
 
@@ -28,6 +30,7 @@ use generations::{Generations, Touch};
 pub use hold::HoldMaps;
 pub use metrics::Metrics;
 pub use services::Backends;
+use slots::Slots;
 pub use sweep::Swept;
 pub use table::{Changes, Table, TableKey, TableValue};
 
@@ -77,13 +80,15 @@ impl Maps {
         let generations = Arc::new(Generations::open(pin_dir, Arc::clone(&config))?);
         let g = &generations;
         let inner = Inner {
-            addresses: Table::open(pin_dir, map::ADDRESSES)?.touching(g, unless_added),
+            addresses: Table::new(map::ADDRESSES, Slots::open(pin_dir, map::ADDRESSES, &config)?)
+                .touching(g, unless_added),
             prefixes: Table::open(pin_dir, map::PREFIXES)?.touching(g, |_, _| Touch::Everything),
             endpoints: Table::open(pin_dir, map::ENDPOINTS)?.touching(g, unless_added),
-            policy: Table::open(pin_dir, map::POLICY)?
+            policy: Table::new(map::POLICY, Slots::open(pin_dir, map::POLICY, &config)?)
                 .touching(g, |(key, _), _| Touch::Slot(generation_slot(key.local, key.remote))),
-            nodes: Table::open(pin_dir, map::NODES)?.touching(g, unless_added),
-            auth: Table::open(pin_dir, map::AUTH)?
+            nodes: Table::new(map::NODES, Slots::open(pin_dir, map::NODES, &config)?)
+                .touching(g, unless_added),
+            auth: Table::new(map::AUTH, Slots::open(pin_dir, map::AUTH, &config)?)
                 .touching(g, |key, _| Touch::Slot(generation_slot(key.local, key.remote))),
             connections: Table::open(pin_dir, map::CONNECTIONS)?,
             half_open: Table::open(pin_dir, map::HALF_OPEN)?,

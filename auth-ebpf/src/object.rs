@@ -1,9 +1,9 @@
 //! The embedded object, and what the kernel must hold once it is loaded.
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AffinityEntry, AffinityKey, AuthEntry, AuthKey, BackendEntry, BackendKey,
-    ConnectionEntry, ConnectionKey, Counter, EndpointEntry, FragmentEntry, FragmentKey, Held, Hook,
-    NodeEntry, PendingEntry, PolicyEntry, PolicySlot, QuotaEntry, ServiceEntry, ServiceKey, capacity, map,
+    Address, AddressEntry, AffinityEntry, AffinityKey, BackendEntry, BackendKey, ConnectionEntry,
+    ConnectionKey, Counter, EndpointEntry, FragmentEntry, FragmentKey, Held, Hook, PendingEntry, QuotaEntry,
+    ServiceEntry, ServiceKey, Slot, capacity, map, slots,
 };
 use aya::programs::TcAttachType;
 
@@ -24,12 +24,12 @@ const PREFIX_LEN: usize = size_of::<u32>();
 /// Every pinned map.
 pub(crate) const SHAPES: [Shape; 20] = [
     shape(map::CONFIG, size_of::<u32>(), size_of::<u64>(), capacity::CONFIG),
-    shape(map::ADDRESSES, size_of::<Address>(), size_of::<AddressEntry>(), capacity::ADDRESSES),
+    in_slots(map::ADDRESSES, capacity::ADDRESSES),
     shape(map::PREFIXES, PREFIX_LEN + size_of::<Address>(), size_of::<AddressEntry>(), capacity::PREFIXES),
     shape(map::ENDPOINTS, size_of::<Address>(), size_of::<EndpointEntry>(), capacity::ENDPOINTS),
-    shape(map::POLICY, size_of::<PolicySlot>(), size_of::<PolicyEntry>(), capacity::POLICY),
-    shape(map::NODES, size_of::<u32>(), size_of::<NodeEntry>(), capacity::NODES),
-    shape(map::AUTH, size_of::<AuthKey>(), size_of::<AuthEntry>(), capacity::AUTH),
+    in_slots(map::POLICY, capacity::POLICY),
+    in_slots(map::NODES, capacity::NODES),
+    in_slots(map::AUTH, capacity::AUTH),
     shape(map::CONNECTIONS, size_of::<ConnectionKey>(), size_of::<ConnectionEntry>(), capacity::CONNECTIONS),
     shape(map::HALF_OPEN, size_of::<ConnectionKey>(), size_of::<ConnectionEntry>(), capacity::HALF_OPEN),
     shape(map::QUOTAS, size_of::<u32>(), size_of::<QuotaEntry>(), capacity::QUOTAS),
@@ -47,6 +47,10 @@ pub(crate) const SHAPES: [Shape; 20] = [
 
 const fn shape(name: &'static str, key: usize, value: usize, capacity: usize) -> Shape {
     Shape { name, key, value, capacity }
+}
+
+const fn in_slots(name: &'static str, capacity: usize) -> Shape {
+    shape(name, size_of::<u32>(), size_of::<Slot>(), slots(capacity))
 }
 
 /// The direction of traffic control in which a hook's program is attached.

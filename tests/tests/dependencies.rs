@@ -9,7 +9,8 @@ use serde_json::Value;
 /// What each crate uses of this workspace, beside `[dev-dependencies]`.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("auth-ebpf-abi", &[]),
-    ("auth-ebpf", &["auth-ebpf-abi"]),
+    ("auth-ebpf-memory", &[]),
+    ("auth-ebpf", &["auth-ebpf-abi", "auth-ebpf-memory"]),
     ("policy", &["auth-ebpf-abi"]),
     ("spire-adapter", &["auth-ebpf-abi"]),
     ("wg-mesh", &["auth-ebpf-abi"]),

@@ -91,7 +91,7 @@ impl Address {
 
     /// As it stands in memory.
     #[inline(always)]
-    const fn halves(&self) -> [u64; 2] {
+    pub(crate) const fn halves(&self) -> [u64; 2] {
         // A copy, since a part of what is behind a reference may lie anywhere for all that the compiler knows.
         let Self(bytes) = *self;
         match (bytes.first_chunk(), bytes.last_chunk()) {

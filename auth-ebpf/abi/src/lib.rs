@@ -20,6 +20,7 @@ pub mod packet;
 mod policy;
 mod service;
 mod settings;
+mod slots;
 mod translation;
 
 pub use connection::{
@@ -39,11 +40,12 @@ pub use keys::{
 };
 pub use layout::Layout;
 pub use metrics::{Counter, metric};
-pub use policy::{AuthType, Choice, Direction, PolicyClasses, PolicyEntry, PolicyKey, PolicySlot, choose};
+pub use policy::{AuthType, Choice, Direction, PolicyClasses, PolicyEntry, PolicyKey, choose};
 pub use service::{
     AffinityEntry, AffinityKey, BackendEntry, BackendKey, ServiceEntry, ServiceKey, may_serve,
 };
 pub use settings::{Mode, SCHEMA_VERSION, Setting};
+pub use slots::{AsSlotKey, AsSlotValue, Head, Multipliers, Slot, SlotKey, slots};
 pub use translation::{Rewrite, Translation, TranslationKind, loopback, translate};
 
 /// How many entries each map holds.
@@ -94,17 +96,18 @@ pub mod capacity {
 pub mod map {
     /// [`Setting`](crate::Setting) → `u64`, an array.
     pub const CONFIG: &str = "config";
-    /// [`Address`](crate::Address) → [`AddressEntry`](crate::AddressEntry), a hash.
+    /// [`Address`](crate::Address) → [`AddressEntry`](crate::AddressEntry), in [slots](crate::slots).
     pub const ADDRESSES: &str = "addresses";
     /// [`Address`](crate::Address) prefix → [`AddressEntry`](crate::AddressEntry), a trie.
     pub const PREFIXES: &str = "prefixes";
     /// Local [`Address`](crate::Address) → [`EndpointEntry`](crate::EndpointEntry), a hash.
     pub const ENDPOINTS: &str = "endpoints";
-    /// [`PolicySlot`](crate::PolicySlot) → [`PolicyEntry`](crate::PolicyEntry), a hash.
+    /// [`PolicyKey`](crate::PolicyKey) and length of its prefix → [`PolicyEntry`](crate::PolicyEntry), in
+    /// [slots](crate::slots).
     pub const POLICY: &str = "policy";
-    /// [`NodeNumber`](crate::NodeNumber) (as `u32`) → [`NodeEntry`](crate::NodeEntry), a hash.
+    /// [`NodeNumber`](crate::NodeNumber) → [`NodeEntry`](crate::NodeEntry), in [slots](crate::slots).
     pub const NODES: &str = "nodes";
-    /// [`AuthKey`](crate::AuthKey) → [`AuthEntry`](crate::AuthEntry), a hash.
+    /// [`AuthKey`](crate::AuthKey) → [`AuthEntry`](crate::AuthEntry), in [slots](crate::slots).
     pub const AUTH: &str = "auth";
     /// [`ConnectionKey`](crate::ConnectionKey) → [`ConnectionEntry`](crate::ConnectionEntry), a hash.
     pub const CONNECTIONS: &str = "connections";
@@ -140,6 +143,8 @@ pub mod map {
     /// recently used make room.
     pub const AFFINITIES: &str = "affinities";
 
+    /// Those that are tables in [slots](crate::slots).
+    pub const IN_SLOTS: [&str; 4] = [ADDRESSES, POLICY, NODES, AUTH];
     /// Every map.
     pub const ALL: [&str; 20] = [
         CONFIG,

@@ -126,23 +126,13 @@ impl PolicyKey {
     }
 }
 
-/// A [`PolicyKey`] with the length of its prefix, as it stands in the map.
-///
-/// The map is a hash: a trie's lookup grows with its entries (a bit of the key is a step), a hash's does not.
-/// So the prefix is part of the key, and a lookup tries the lengths that are in use, which are few: most
-/// rules name one port, or none. [`PolicyClasses`] says which.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PolicySlot {
-    /// Length of the prefix in bits.
-    pub prefix_len: u32,
-    /// The rest of the key.
-    pub key: PolicyKey,
-}
-
 plain! {
     /// Which prefix lengths the policy of one identity has entries of, one bit each: bit 0 for any protocol,
     /// bit 1 + n for a protocol and n bits of the port.
+    ///
+    /// The map is no trie, whose lookup grows with its entries (a bit of the key is a step): the prefix is part
+    /// of the key, and a lookup tries the lengths that are in use, which are few. Most rules name one port, or
+    /// none.
     pub struct PolicyClasses [16] {
         /// Ingress, from a certain identity.
         pub ingress: u32,

@@ -1,7 +1,7 @@
 //! The `config` map: one `u64` a slot, so that the daemon and `authctl` write theirs without a race.
 
 /// Version of the maps' layout. A daemon refuses pinned maps of another version.
-pub const SCHEMA_VERSION: u64 = 3;
+pub const SCHEMA_VERSION: u64 = 4;
 
 /// A slot of the `config` map.
 #[repr(u32)]
@@ -31,6 +31,8 @@ pub enum Setting {
     Generation = 10,
     /// Whether a rule that wants encryption drops what stays on its node: 1 for yes, 0 for exempt.
     SameNodeEncryption = 11,
+    /// Seed of the [`Multipliers`](crate::Multipliers), the same for as long as the maps live.
+    Seed = 12,
 }
 
 impl Setting {
@@ -50,7 +52,7 @@ impl Setting {
             | Self::WireguardPort
             | Self::HandshakePort
             | Self::SameNodeEncryption => true,
-            Self::Schema | Self::HoldIfindex | Self::HoldUntil | Self::Generation => false,
+            Self::Schema | Self::HoldIfindex | Self::HoldUntil | Self::Generation | Self::Seed => false,
         }
     }
 
@@ -70,6 +72,7 @@ impl Setting {
             Self::HoldUntil => "hold-until",
             Self::Generation => "generation",
             Self::SameNodeEncryption => "same-node-encryption",
+            Self::Seed => "seed",
         }
     }
 }

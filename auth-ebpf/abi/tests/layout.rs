@@ -112,3 +112,61 @@ proptest! {
         prop_assert_eq!(Event::from_bytes(&bytes[1..]), None);
     }
 }
+
+/// What stands in a slot is the key or value itself.
+mod in_slots {
+    use auth_ebpf_abi::{AsSlotKey, AsSlotValue, Head, Multipliers, SlotKey};
+
+    use super::*;
+
+    fn key<K: AsSlotKey<N> + PartialEq + std::fmt::Debug, const N: usize>(key: &K) -> SlotKey<N> {
+        let slot = key.to_slot();
+        assert_eq!(K::from_slot(&slot), *key);
+        assert_eq!(Head::tail(slot.tail), slot.tail, "it fits into the head");
+        assert_eq!(Head::difference(Head::with_reach(Head::LIVE | slot.tail, 127), slot.tail), 0);
+        assert_ne!(Head::difference(Head::LEFT | slot.tail, slot.tail), 0);
+        slot
+    }
+
+    fn value<V: AsSlotValue<M> + PartialEq + std::fmt::Debug, const M: usize>(value: &V) {
+        assert_eq!(V::from_slot(value.to_slot()), *value);
+    }
+
+    proptest! {
+        #[test]
+        fn keys_and_values_come_back(
+            a in any::<u32>(), b in any::<u32>(), c in any::<u64>(), node in any::<u16>(),
+            bytes in any::<[u8; 4]>(), flags in any::<[bool; 4]>(), address in any::<[u8; 16]>(),
+            prefix_len in 72_u32..=96,
+        ) {
+            let [first, second, port @ ..] = bytes;
+            key(&Address(address));
+            key(&node);
+            key(&AuthKey { local: a, remote: b, node, auth_type: first, pad: second });
+            key(&(PolicyKey { local: a, remote: b, direction: first, protocol: second, port }, prefix_len));
+            value(&AddressEntry { identity: a, node, flags: b as u16 });
+            value(&NodeEntry { expires: c, epoch: a, acknowledged: b });
+            value(&AuthEntry { expires: c, epoch: a, flags: b });
+            let [deny, auth_explicit, encryption, audit] = flags.map(u8::from);
+            value(&PolicyEntry {
+                precedence: a, cookie: b, port_prefix: first, deny, auth_type: second, auth_explicit,
+                encryption, audit, pad: [0; 2],
+            });
+        }
+
+        /// Keys that count up, which most do, spread as if they were at random.
+        #[test]
+        fn homes_are_spread(seed in any::<u64>()) {
+            const SLOTS: usize = 1 << 12;
+            let multipliers = Multipliers::from_seed(seed);
+            let mut counts = vec![0_u32; SLOTS];
+            for number in 0..SLOTS as u32 {
+                let address = Address::from_v4((0x0b00_0000 + number).to_be_bytes());
+                counts[multipliers.home(&key(&address), SLOTS) as usize] += 1;
+            }
+            let empty = counts.iter().filter(|count| **count == 0).count();
+            prop_assert!(empty < SLOTS * 45 / 100, "{empty} of {SLOTS} are nobody's home");
+            prop_assert!(counts.into_iter().max() < Some(16));
+        }
+    }
+}

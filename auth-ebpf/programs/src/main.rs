@@ -7,6 +7,7 @@
 
 mod bench;
 mod maps;
+mod slots;
 mod state;
 mod words;
 

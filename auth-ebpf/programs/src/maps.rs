@@ -1,14 +1,15 @@
 //! The maps. User space makes them with these definitions, pins them, and finds them again by their names.
 
 use auth_ebpf_abi::{
-    Address, AddressEntry, AffinityEntry, AffinityKey, AuthEntry, AuthKey, BackendEntry, BackendKey,
-    ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Event, FragmentEntry, FragmentKey, Held,
-    NodeEntry, PendingEntry, PolicyEntry, PolicySlot, QuotaEntry, ServiceEntry, ServiceKey, Workspace,
-    capacity,
+    Address, AddressEntry, AffinityEntry, AffinityKey, BackendEntry, BackendKey, ConnectionEntry,
+    ConnectionKey, Counter, EndpointEntry, Event, FragmentEntry, FragmentKey, Held, PendingEntry, QuotaEntry,
+    ServiceEntry, ServiceKey, Workspace, capacity, slots,
 };
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
+
+use crate::slots::Slots;
 
 /// For tables that are far from full in most clusters: memory as they grow.
 const GROWING: usize = BPF_F_NO_PREALLOC as usize;
@@ -17,8 +18,7 @@ const GROWING: usize = BPF_F_NO_PREALLOC as usize;
 pub(crate) static CONFIG: Array<u64, { capacity::CONFIG }> = Array::new();
 
 #[btf_map(name = "addresses")]
-pub(crate) static ADDRESSES: HashMap<Address, AddressEntry, { capacity::ADDRESSES }, GROWING> =
-    HashMap::new();
+pub(crate) static ADDRESSES: Slots<{ slots(capacity::ADDRESSES) }> = Slots::new();
 
 #[btf_map(name = "prefixes")]
 pub(crate) static PREFIXES: LpmTrie<Address, AddressEntry, { capacity::PREFIXES }> = LpmTrie::new();
@@ -27,13 +27,13 @@ pub(crate) static PREFIXES: LpmTrie<Address, AddressEntry, { capacity::PREFIXES 
 pub(crate) static ENDPOINTS: HashMap<Address, EndpointEntry, { capacity::ENDPOINTS }> = HashMap::new();
 
 #[btf_map(name = "policy")]
-pub(crate) static POLICY: HashMap<PolicySlot, PolicyEntry, { capacity::POLICY }, GROWING> = HashMap::new();
+pub(crate) static POLICY: Slots<{ slots(capacity::POLICY) }> = Slots::new();
 
 #[btf_map(name = "nodes")]
-pub(crate) static NODES: HashMap<u32, NodeEntry, { capacity::NODES }, GROWING> = HashMap::new();
+pub(crate) static NODES: Slots<{ slots(capacity::NODES) }> = Slots::new();
 
 #[btf_map(name = "auth")]
-pub(crate) static AUTH: HashMap<AuthKey, AuthEntry, { capacity::AUTH }, GROWING> = HashMap::new();
+pub(crate) static AUTH: Slots<{ slots(capacity::AUTH) }> = Slots::new();
 
 #[btf_map(name = "connections")]
 pub(crate) static CONNECTIONS: HashMap<ConnectionKey, ConnectionEntry, { capacity::CONNECTIONS }, GROWING> =

@@ -53,10 +53,15 @@ fn maps_of_another_version_are_refused_and_left_alone() {
 fn a_pinned_map_of_other_sizes_is_refused() {
     in_namespaces("a_pinned_map_of_other_sizes_is_refused", |pin_dir| {
         drop(open(&pin_dir));
-        std::fs::remove_file(pin_dir.join(map::AUTH)).unwrap();
-        MapData::from_pin(pin_dir.join(map::NODES)).unwrap().pin(pin_dir.join(map::AUTH)).unwrap();
-        let error = Datapath::open(&Options { pin_dir }).unwrap_err();
-        assert!(matches!(error, Error::Layout { field: "key size", found: 4, expected: 12, .. }), "{error}");
+        let put = |source, map| {
+            std::fs::remove_file(pin_dir.join(map)).unwrap();
+            MapData::from_pin(pin_dir.join(source)).unwrap().pin(pin_dir.join(map)).unwrap();
+            Datapath::open(&Options { pin_dir: pin_dir.clone() }).unwrap_err()
+        };
+        let error = put(map::NODES, map::AUTH);
+        assert!(matches!(error, Error::Layout { field: "capacity", found: 32_769, .. }), "{error}");
+        let error = put(map::QUOTAS, map::ENDPOINTS);
+        assert!(matches!(error, Error::Layout { field: "key size", found: 4, expected: 16, .. }), "{error}");
     });
 }
 

@@ -1,4 +1,4 @@
-//! A hash or trie, typed.
+//! A map of entries, typed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,11 +9,10 @@ use auth_ebpf_abi::{
     Address, AffinityKey, AuthKey, BackendKey, ConnectionKey, FragmentKey, Layout, NodeNumber, PolicyKey,
     ServiceKey,
 };
-use aya::maps::{HashMap, Map, MapData, MapError};
 
 use crate::error::Error;
 use crate::maps::generations::{Generations, Touch};
-use crate::maps::{io_error, open_map};
+use crate::maps::hash::Hash;
 
 /// A type that can be the key of a [`Table`].
 pub trait TableKey: sealed::Key + Ord + Copy {}
@@ -26,10 +25,22 @@ impl<V: sealed::Value + PartialEq + Copy> TableValue for V {}
 /// A map of the datapath. Calls of one table exclude each other; nothing excludes the programs.
 pub struct Table<K: TableKey, V: TableValue> {
     name: &'static str,
-    capacity: u32,
-    map: Mutex<HashMap<MapData, K::Bytes, V::Bytes>>,
+    store: Mutex<Box<dyn Store<K, V> + Send>>,
     /// What a change re-opens: of this key, from nothing (`added`) or from something.
     touches: Option<(Arc<Generations>, Touches<K>)>,
+}
+
+/// What a table's entries are kept in.
+pub(crate) trait Store<K, V> {
+    fn get(&self, key: &K) -> Result<Option<V>, Error>;
+    /// Puts a value in place of what is there.
+    fn put(&mut self, key: &K, value: &V) -> Result<(), Error>;
+    /// Removes a key; whether it was there.
+    fn erase(&mut self, key: &K) -> Result<bool, Error>;
+    /// All keys, in no order. Those that come or go meanwhile may be among them or not.
+    fn keys(&self) -> Result<Vec<K>, Error>;
+    /// All entries; the same.
+    fn entries(&self) -> Result<Vec<(K, V)>, Error>;
 }
 
 /// What the change of an entry re-opens; whether it was not there before is told as well.
@@ -47,13 +58,17 @@ pub struct Changes {
 }
 
 impl<K: TableKey, V: TableValue> Table<K, V> {
-    pub(crate) fn open(pin_dir: &Path, name: &'static str) -> Result<Self, Error> {
-        let data = open_map(pin_dir, name)?;
-        let error = |source: MapError| Error::Map { map: name, action: "open it", source: source.into() };
-        let capacity = data.info().map_err(error)?.max_entries();
-        // Tries have the same calls as hashes, and keys of plain bytes.
-        let map = HashMap::try_from(Map::HashMap(data)).map_err(error)?;
-        Ok(Self { name, capacity, map: Mutex::new(map), touches: None })
+    /// A table that is a hash or a trie of the kernel's.
+    pub(crate) fn open(pin_dir: &Path, name: &'static str) -> Result<Self, Error>
+    where
+        K: TableKey<Bytes: Send> + 'static,
+        V: TableValue<Bytes: Send> + 'static,
+    {
+        Ok(Self::new(name, Hash::open(pin_dir, name)?))
+    }
+
+    pub(crate) fn new(name: &'static str, store: impl Store<K, V> + Send + 'static) -> Self {
+        Self { name, store: Mutex::new(Box::new(store)), touches: None }
     }
 
     /// The same table, with connections re-opened by what is written to it.
@@ -66,11 +81,7 @@ impl<K: TableKey, V: TableValue> Table<K, V> {
     /// # Errors
     /// If the kernel refuses.
     pub fn get(&self, key: &K) -> Result<Option<V>, Error> {
-        match self.lock().get(&key.encode(), 0) {
-            Ok(bytes) => Ok(V::decode(&bytes)),
-            Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(self.error("look up an entry", error)),
-        }
+        self.lock().get(key)
     }
 
     /// Puts `value` under `key`, in place of what is there.
@@ -165,17 +176,11 @@ impl<K: TableKey, V: TableValue> Table<K, V> {
 
     /// Puts `value` under `key`, and re-opens nothing.
     pub(super) fn write(&self, key: &K, value: &V) -> Result<(), Error> {
-        self.lock()
-            .insert(key.encode(), value.encode(), 0)
-            .map_err(|error| self.error("write an entry", error))
+        self.lock().put(key, value)
     }
 
     fn erase(&self, key: &K) -> Result<bool, Error> {
-        match self.lock().remove(&key.encode()) {
-            Ok(()) => Ok(true),
-            Err(error) if is_absent(&error) => Ok(false),
-            Err(error) => Err(self.error("remove an entry", error)),
-        }
+        self.lock().erase(key)
     }
 
     /// Re-opens what the changes touch.
@@ -187,53 +192,23 @@ impl<K: TableKey, V: TableValue> Table<K, V> {
 
     /// The keys in the map, in no order. Those that come or go meanwhile may be among them or not.
     pub(crate) fn keys(&self) -> Result<Vec<K>, Error> {
-        let map = self.lock();
-        let most = usize::try_from(self.capacity).unwrap_or(usize::MAX).saturating_mul(2);
-        let mut keys = Vec::new();
-        for key in map.keys().take(most) {
-            keys.extend(K::decode(&key.map_err(|error| self.error("list its keys", error))?));
-        }
-        Ok(keys)
+        self.lock().keys()
     }
 
     fn read(&self) -> Result<BTreeMap<K, V>, Error> {
-        let map = self.lock();
-        // An entry that is removed under the walk sends it back to the start: bound it.
-        let most = usize::try_from(self.capacity).unwrap_or(usize::MAX).saturating_mul(2);
-        let mut entries = BTreeMap::new();
-        for entry in map.iter().take(most) {
-            let (key, value) = entry.map_err(|error| self.error("list its entries", error))?;
-            entries.extend(K::decode(&key).zip(V::decode(&value)));
-        }
-        Ok(entries)
+        Ok(self.lock().entries()?.into_iter().collect())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<MapData, K::Bytes, V::Bytes>> {
-        // The lock only keeps `&mut` apart: a panic leaves nothing half done behind it.
-        self.map.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn error(&self, action: &'static str, error: MapError) -> Error {
-        match io_error(&error).and_then(std::io::Error::raw_os_error) {
-            // Hashes say E2BIG, tries ENOSPC.
-            Some(libc::E2BIG | libc::ENOSPC) => Error::Full { map: self.name, capacity: self.capacity },
-            _ => Error::Map { map: self.name, action, source: error.into() },
-        }
+    fn lock(&self) -> MutexGuard<'_, Box<dyn Store<K, V> + Send>> {
+        // A panic leaves nothing half done behind it that the next call would not put right.
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<K: TableKey, V: TableValue> fmt::Debug for Table<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Table")
-            .field("name", &self.name)
-            .field("capacity", &self.capacity)
-            .finish_non_exhaustive()
+        f.debug_struct("Table").field("name", &self.name).finish_non_exhaustive()
     }
-}
-
-fn is_absent(error: &MapError) -> bool {
-    matches!(error, MapError::KeyNotFound | MapError::ElementNotFound)
-        || io_error(error).is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 mod sealed {

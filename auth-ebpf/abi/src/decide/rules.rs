@@ -30,7 +30,7 @@ impl<S: State> Judge<'_, S> {
         let with_identity = self.longest(&key, certain);
         key.remote = identity::UNKNOWN;
         let any_identity = self.longest(&key, any);
-        let Some(choice) = choose(with_identity, any_identity) else {
+        let Some(choice) = choose(with_identity.entry(), any_identity.entry()) else {
             self.refuse(DropReason::PolicyDenied)?;
             return Ok(AuthType::Disabled as u8);
         };
@@ -58,10 +58,10 @@ impl<S: State> Judge<'_, S> {
 
     /// The entry of the longest prefix of `key`, among the lengths in `classes`.
     #[inline(always)]
-    fn longest(&self, key: &PolicyKey, classes: u32) -> Option<PolicyEntry> {
+    fn longest(&self, key: &PolicyKey, classes: u32) -> Match {
         if classes & PolicyClasses::PORT != 0 {
-            let entry = self.state.policy(key, PolicyKey::FULL_BITS);
-            if entry.is_some() {
+            let entry = self.exact(key, PolicyKey::FULL_BITS);
+            if entry.found {
                 return entry;
             }
         }
@@ -69,9 +69,8 @@ impl<S: State> Judge<'_, S> {
             let mut bits = 15;
             while bits > 0 {
                 if classes >> bits & 2 != 0 {
-                    let length = PolicyKey::prefix_len(Some(bits));
-                    let entry = self.state.policy(&key.masked(length), length);
-                    if entry.is_some() {
+                    let entry = self.exact(key, PolicyKey::prefix_len(Some(bits)));
+                    if entry.found {
                         return entry;
                     }
                 }
@@ -79,17 +78,40 @@ impl<S: State> Judge<'_, S> {
             }
         }
         if classes & PolicyClasses::PROTOCOL != 0 {
-            let length = PolicyKey::prefix_len(Some(0));
-            let entry = self.state.policy(&key.masked(length), length);
-            if entry.is_some() {
+            let entry = self.exact(key, PolicyKey::prefix_len(Some(0)));
+            if entry.found {
                 return entry;
             }
         }
         if classes & PolicyClasses::ANY != 0 {
-            let length = PolicyKey::prefix_len(None);
-            return self.state.policy(&key.masked(length), length);
+            return self.exact(key, PolicyKey::prefix_len(None));
         }
-        None
+        Match::default()
+    }
+
+    /// The entry of just this prefix of `key`.
+    #[inline(always)]
+    fn exact(&self, key: &PolicyKey, prefix_len: u32) -> Match {
+        match self.state.policy(&key.masked(prefix_len), prefix_len) {
+            Some(entry) => Match { found: true, entry },
+            None => Match::default(),
+        }
+    }
+}
+
+/// An entry that matches, if one has been found.
+///
+/// Not an `Option`: its missing half is made of whatever a register holds, which the verifier minds.
+#[derive(Clone, Copy, Default)]
+struct Match {
+    found: bool,
+    entry: PolicyEntry,
+}
+
+impl Match {
+    #[inline(always)]
+    const fn entry(self) -> Option<PolicyEntry> {
+        if self.found { Some(self.entry) } else { None }
     }
 }
 

@@ -1,0 +1,84 @@
+//! Tables in slots in the kernel: what programs see while they are written.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use auth_ebpf_abi::{
+    AddressEntry, AuthEntry, AuthKey, AuthType, Direction, Hook, NodeEntry, PolicyEntry, PolicyKey, Verdict,
+};
+
+use super::fill::{at_boot_time, fill};
+use super::frames;
+use super::in_namespaces;
+use super::scene::*;
+use crate::{Datapath, Maps, Options, TestPacket};
+
+/// Nodes that come and go: more than wait for reuse at a time.
+const NODES: u16 = 6_000;
+/// A kind of ICMP that belongs to no connection.
+const TIMESTAMP: u8 = 13;
+/// Of the others, fewer do.
+const OTHERS: u32 = 500;
+
+/// Writes all that HERE's packets to THERE do not rest on, and renews what they do.
+fn write(maps: &Maps) {
+    let auth = maps.auth().entries().unwrap();
+    let (key, entry) = auth[0];
+    for number in 0..NODES {
+        let node = NODE + 1 + number;
+        maps.nodes().insert(&node, &NodeEntry { expires: 1, epoch: 3, acknowledged: 0 }).unwrap();
+        assert!(maps.nodes().remove(&node).unwrap());
+    }
+    for number in 0..OTHERS {
+        let renewed = AuthEntry { expires: entry.expires + u64::from(number), ..entry };
+        maps.auth().insert(&key, &renewed).unwrap();
+        let other = AuthKey { remote: THERE_ID + 1 + number, ..key };
+        let rule =
+            PolicyKey { local: HERE_ID, remote: other.remote, direction: 1, protocol: 0, port: [0; 2] };
+        let deny = PolicyEntry { deny: 1, precedence: u32::MAX, ..PolicyEntry::default() };
+        let address = v4([10, 7, (number >> 8) as u8, number as u8]);
+        maps.auth().insert(&other, &AuthEntry { expires: 1, epoch: 9, flags: 0 }).unwrap();
+        maps.policy().insert(&(rule, PolicyKey::FIXED_BITS), &deny).unwrap();
+        maps.addresses()
+            .insert(&address, &AddressEntry { identity: other.remote, node: 9, flags: 0 })
+            .unwrap();
+        assert!(maps.auth().remove(&other).unwrap());
+        assert!(maps.policy().remove(&(rule, PolicyKey::FIXED_BITS)).unwrap());
+        assert!(maps.addresses().remove(&address).unwrap());
+    }
+}
+
+fn counted(maps: &Maps, verdict: Verdict) -> u64 {
+    let counters = maps.metrics().unwrap().counters;
+    counters.iter().filter(|((_, of, _), _)| *of == verdict).map(|(_, counter)| counter.packets).sum()
+}
+
+#[test]
+fn programs_find_what_stays_while_the_rest_is_written() {
+    in_namespaces("programs_find_what_stays_while_the_rest_is_written", |pin_dir| {
+        let mut datapath = Datapath::open(&Options { pin_dir }).unwrap();
+        let mut tables = locked();
+        allow(&mut tables, HERE_ID, Direction::Egress, THERE_ID, AuthType::Spire);
+        authenticate(&mut tables, THERE_ID, NODE, 7, NOW + 1);
+        at_boot_time(&mut tables);
+        let maps = datapath.maps().clone();
+        fill(&maps, &tables);
+        // Of no connection, so decided anew each time.
+        let bytes = frames::icmp(HERE, THERE, TIMESTAMP, 5).ethernet();
+        let packet =
+            TestPacket { ifindex: HERE_IFINDEX, ingress_ifindex: HERE_IFINDEX, bytes: &bytes, repeat: 1_000 };
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                write(&maps);
+                done.store(true, Ordering::Relaxed);
+            });
+            while !done.load(Ordering::Relaxed) {
+                assert_eq!(datapath.test_run(Hook::FromPod, &packet).unwrap().0, Verdict::Forwarded);
+            }
+        });
+        assert!(counted(&maps, Verdict::Forwarded) >= 1_000);
+        assert_eq!(counted(&maps, Verdict::Dropped), 0, "nothing was ever missing");
+        assert!(maps.nodes().entries().unwrap().len() <= tables.nodes.len() + 1);
+    });
+}
