@@ -204,15 +204,26 @@ pub fn decide<S: State, B: Bytes + ?Sized>(
     packet.clear();
     place.translation.kind = TranslationKind::NONE;
     place.translation.news = false;
-    place.stick_until = 0;
-    *notes = Notes { held_since: context.held_since, held_for: context.held_for, ..Notes::default() };
+    notes.held_since = context.held_since;
     let mut judge = Judge { state, context: *context, event, token, notes, now: state.now() };
-    let outcome = judge.inspect(bytes, packet, place);
-    judge.conclude(outcome)
+    match judge.inspect(bytes, packet, place) {
+        Ok(Passage::Settled) => judge.forward(),
+        Ok(Passage::Decided) => judge.conclude(Ok(())),
+        Err(reason) => judge.conclude(Err(reason)),
+    }
 }
 
 /// The end of a decision: it passes, unless it drops for a reason.
 type Outcome = Result<(), DropReason>;
+
+/// How a packet passes.
+#[derive(Clone, Copy)]
+enum Passage {
+    /// As others of its connection have: there is nothing to note or report.
+    Settled,
+    /// By a decision of its own.
+    Decided,
+}
 
 /// One decision in the making.
 struct Judge<'a, S> {
@@ -237,18 +248,24 @@ impl<S: State> Judge<'_, S> {
     }
 
     #[inline(always)]
-    fn inspect<B: Bytes + ?Sized>(&mut self, bytes: &B, packet: &mut Packet, place: &mut Place) -> Outcome {
+    fn inspect<B: Bytes + ?Sized>(
+        &mut self,
+        bytes: &B,
+        packet: &mut Packet,
+        place: &mut Place,
+    ) -> Result<Passage, DropReason> {
         let frame = match self.context.hook {
             Hook::FromPod | Hook::ToPod => parse_ethernet(bytes, false, packet),
             Hook::FromUplink | Hook::ToUplink => parse_ethernet(bytes, !self.context.tagged, packet),
             Hook::FromWireguard | Hook::ToWireguard => parse_ip(bytes, packet),
             Hook::FromHold | Hook::ToHold => {
                 self.describe(packet);
-                return if matches!(self.context.hook, Hook::ToHold) {
+                let outcome = if matches!(self.context.hook, Hook::ToHold) {
                     self.enter_hold()
                 } else {
                     self.leave_hold()
                 };
+                return outcome.map(|()| Passage::Decided);
             }
         };
         if let Some(Frame::Ip) = frame {
@@ -257,33 +274,42 @@ impl<S: State> Judge<'_, S> {
         // What could be read of it may say as little as it likes.
         *packet = Packet { source: packet.source, ..Packet::default() };
         self.describe(packet);
-        match frame {
+        let outcome = match frame {
             Some(Frame::Arp) => self.arp(&packet.source),
             Some(Frame::Other(kind)) => self.other(kind),
             Some(Frame::Ip) | None => self.refuse(DropReason::InvalidPacket),
-        }
+        };
+        outcome.map(|()| Passage::Decided)
     }
 
     #[inline(always)]
-    fn ip<B: Bytes + ?Sized>(&mut self, bytes: &B, packet: &mut Packet, place: &mut Place) -> Outcome {
+    fn ip<B: Bytes + ?Sized>(
+        &mut self,
+        bytes: &B,
+        packet: &mut Packet,
+        place: &mut Place,
+    ) -> Result<Passage, DropReason> {
         if matches!(self.context.hook, Hook::FromPod | Hook::ToPod) {
             return self.at_pod(packet, place);
         }
         self.describe(packet);
-        match self.context.hook {
+        let outcome = match self.context.hook {
             Hook::FromWireguard => self.wireguard_receives(packet),
             Hook::ToWireguard => self.wireguard_sends(packet),
             Hook::FromUplink => self.uplink_receives(bytes, packet),
             Hook::ToUplink => self.uplink_sends(bytes, packet),
             Hook::FromPod | Hook::ToPod => Ok(()),
             Hook::FromHold | Hook::ToHold => Err(DropReason::NotHeld),
-        }
+        };
+        outcome.map(|()| Passage::Decided)
     }
 
-    /// Begins the event of a packet. Put off until it is clear that there may be one: most packets pass
+    /// Begins the notes and the event of a packet. Put off until it is clear that there may be one: most packets pass
     /// without.
     #[inline(always)]
     fn describe(&mut self, packet: &Packet) {
+        let Context { held_since, held_for, .. } = self.context;
+        *self.notes = Notes { held_since, held_for, ..Notes::default() };
         *self.event = Event {
             hook: self.context.hook as u8,
             ifindex: self.context.ifindex,
@@ -388,6 +414,13 @@ impl<S: State> Judge<'_, S> {
         }
         let off_until = self.state.setting(off_until);
         off_until == 0 || off_until <= self.now()
+    }
+
+    /// Passes a packet about which there is nothing to say.
+    #[inline(always)]
+    fn forward(&self) -> Verdict {
+        self.state.count(crate::metric::place(self.context.hook, Verdict::Forwarded, 0), self.context.length);
+        Verdict::Forwarded
     }
 
     #[inline(always)]

@@ -208,11 +208,11 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// Forgets the packet before. What an error is about stays as it is: it is not there.
+    /// Forgets the packet before. What is written of each packet, or not looked at where it is not, stays as
+    /// it is: the destination, and what ICMP is about.
     #[inline(always)]
     pub(crate) const fn clear(&mut self) {
         self.source = Address([0; 16]);
-        self.destination = Address([0; 16]);
         self.ports = Ports(0);
         self.payload = 0;
         self.protocol = 0;
@@ -223,7 +223,6 @@ impl Packet {
         self.fragment_offset = 0;
         self.fragment_end = 0;
         self.identification = 0;
-        self.target = Address([0; 16]);
         self.embedded.present = false;
     }
 

@@ -32,12 +32,14 @@ const ETH_P_8021Q: u16 = 0x8100_u16.to_be();
 
 /// A pod's interface, ingress: what the pod sends.
 #[classifier]
+#[inline(always)]
 pub fn from_pod(ctx: TcContext) -> i32 {
     run(&ctx, Hook::FromPod)
 }
 
 /// A pod's interface, egress: what the pod receives.
 #[classifier]
+#[inline(always)]
 pub fn to_pod(ctx: TcContext) -> i32 {
     run(&ctx, Hook::ToPod)
 }

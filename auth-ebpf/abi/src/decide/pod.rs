@@ -3,7 +3,7 @@
 use core::hint::black_box;
 
 use super::standing::{Standing, connection_key};
-use super::{Judge, Outcome, Place, State};
+use super::{Judge, Outcome, Passage, Place, State};
 use crate::packet::{Fragment, Packet, Ports, icmp, protocol};
 use crate::{
     Address, AddressEntry, ConnectionEntry, Direction, DropReason, EndpointEntry, Setting, TranslationKind,
@@ -38,22 +38,24 @@ impl Remote {
 impl<S: State> Judge<'_, S> {
     /// A packet at a pod's interface: most belong to a connection that lets them pass.
     #[inline(always)]
-    pub(super) fn at_pod(&mut self, packet: &mut Packet, place: &mut Place) -> Outcome {
+    pub(super) fn at_pod(&mut self, packet: &mut Packet, place: &mut Place) -> Result<Passage, DropReason> {
+        let mut passage = Passage::Settled;
         if self.context.tagged || !matches!(packet.fragment, Fragment::Whole) {
             self.describe(packet);
-            if self.context.tagged {
-                return self.refuse(DropReason::UnsupportedL3);
-            }
-            if let Err(reason) = self.follow(packet, place) {
-                return self.refuse(reason);
+            let fault =
+                if self.context.tagged { Err(DropReason::UnsupportedL3) } else { self.follow(packet, place) };
+            if let Err(reason) = fault {
+                return self.refuse(reason).map(|()| Passage::Decided);
             }
         }
         place.connection = connection_key(packet, self.direction());
         let standing = self.standing(packet, place);
         if !matches!(standing, Standing::Settled) {
+            passage = Passage::Decided;
             self.describe(packet);
             let judged = match self.direction() {
                 Direction::Egress => {
+                    place.stick_until = 0;
                     let judged = self.pod_sends(packet, place, standing);
                     // What follows this fragment bears the service's address as it did.
                     if matches!(place.translation.kind, TranslationKind::END | TranslationKind::HAIRPIN) {
@@ -73,7 +75,7 @@ impl<S: State> Judge<'_, S> {
             }
         }
         self.lead(packet, place);
-        Ok(())
+        Ok(passage)
     }
 
     /// A pod sends: the address is its own, the destination is known, and then the exchange.

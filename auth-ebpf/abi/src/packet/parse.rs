@@ -267,6 +267,7 @@ fn icmp_body<B: Bytes + ?Sized>(bytes: &B, offset: u32, left: u32, packet: &mut 
         packet.ports = Ports::new(bytes.load(offset + 4)?, [kind, code]);
     }
     let neighbour = matches!(kind, icmp::V6_NEIGHBOUR_SOLICITATION | icmp::V6_NEIGHBOUR_ADVERTISEMENT);
+    packet.target = Address([0; 16]);
     if packet.protocol == protocol::ICMPV6 && neighbour && left >= HEADER + 16 {
         packet.target = Address(bytes.load(offset + HEADER)?);
     }
