@@ -208,11 +208,11 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// Forgets the packet before. What is written of each packet, or not looked at where it is not, stays as
-    /// it is: the destination, and what ICMP is about.
+    /// Forgets the packet before. What ICMP is about stays as it is: of other packets nobody looks at it.
     #[inline(always)]
     pub(crate) const fn clear(&mut self) {
         self.source = Address([0; 16]);
+        self.destination = Address([0; 16]);
         self.ports = Ports(0);
         self.payload = 0;
         self.protocol = 0;
