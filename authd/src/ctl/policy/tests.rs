@@ -160,6 +160,23 @@ fn an_end_that_is_not_there_fails_with_a_hint() {
     assert_eq!(stderr, "authctl: there is no Pod default/xwing; there is one in namespace galaxy\n");
 }
 
+/// A policy that wasn't read makes another verdict.
+#[test]
+fn a_trace_says_what_it_has_not_read() {
+    let galaxy = galaxy();
+    fs::create_dir(galaxy.path().join("more")).unwrap();
+    let path = galaxy.path().to_str().unwrap();
+    let question = ["--from", "galaxy/xwing", "--to", "galaxy/deathstar", "--port", "80"];
+    let (status, _, stderr) = authctl(&[&["trace", "--manifests", path][..], &question].concat());
+    assert_eq!(status, 0);
+    assert_eq!(
+        stderr,
+        format!(
+            "authctl: {path}/more: subdirectories are not read; put the manifests into the directory itself\n"
+        )
+    );
+}
+
 #[test]
 fn check_names_file_line_object_and_field() {
     let broken = RULE1.replace("fromEndpoints", "fromEndpoint");

@@ -19,7 +19,10 @@ pub(super) async fn run(args: &TraceArgs, global: &Global, output: &mut Output<'
         super::daemon(global).await?.trace_policy(&question).await?
     } else {
         let cluster = cluster::load_offline(&args.manifests.manifests, &args.manifests.site.site())?;
-        for problem in cluster.problems.iter().filter(|one| one.severity == cluster::Severity::Error) {
+        // What is wrong with a file as a whole may have kept a policy out.
+        let counts =
+            |one: &&cluster::Problem| one.severity == cluster::Severity::Error || one.object.is_none();
+        for problem in cluster.problems.iter().filter(counts) {
             output.note(&printable(&problem.to_string()))?;
         }
         trace::answer(&cluster, &question)?
