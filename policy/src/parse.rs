@@ -70,6 +70,8 @@ fn object_ref(value: &Value) -> ObjectRef {
     let text = |pointer| value.pointer(pointer).and_then(Value::as_str);
     let kind = text("/kind").map_or(Kind::Unknown, Kind::from_name);
     let namespace = match text("/metadata/namespace").filter(|namespace| !namespace.is_empty()) {
+        // An API server takes the namespace out of an object of the cluster.
+        _ if kind == Kind::CiliumClusterwideNetworkPolicy => "",
         Some(namespace) => namespace,
         None if kind.is_namespaced() => DEFAULT_NAMESPACE,
         None => "",

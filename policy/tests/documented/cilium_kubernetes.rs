@@ -159,6 +159,17 @@ fn clusterwide() {
     );
 }
 
+/// An API server takes the namespace out of an object of the cluster.
+#[test]
+fn clusterwide_with_a_namespace() {
+    let policy = "{apiVersion: cilium.io/v2, kind: CiliumClusterwideNetworkPolicy, metadata: {name: c, namespace: ns3}, \
+                  spec: {endpointSelector: {}, ingress: [{fromEndpoints: [{}]}]}}";
+    Scene::new(PODS, policy).check(
+        "luke,vader -> leia,web,dns 80/TCP allowed
+         entity:world -> leia,vader,web 80/TCP denied",
+    );
+}
+
 #[test]
 fn all_ingress_to_kube_dns() {
     // "all Cilium managed endpoints in the cluster"
