@@ -145,7 +145,8 @@ fn pod_body(labels: BTreeMap<String, String>, pod: spec::Pod) -> Result<PodBody,
     let addresses: Vec<_> = listed.unwrap_or_else(one);
     let spec = pod.spec.unwrap_or_default();
     let named_ports = named_ports(&spec);
-    let service_account = spec.service_account_name.filter(|name| !name.is_empty());
+    let given = |name: Option<String>| name.filter(|name| !name.is_empty());
+    let service_account = given(spec.service_account_name).or_else(|| given(spec.service_account));
     // What the API server fills in when it is left out.
     let service_account = service_account.unwrap_or_else(|| "default".to_owned());
     check_name("spec.serviceAccountName", &service_account)?;

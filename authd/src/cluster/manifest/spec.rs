@@ -104,6 +104,8 @@ pub(super) struct Template {
 pub(super) struct PodSpec {
     pub(super) node_name: Option<String>,
     pub(super) service_account_name: Option<String>,
+    /// Its older name.
+    pub(super) service_account: Option<String>,
     pub(super) host_network: Option<bool>,
     pub(super) containers: Option<Vec<Container>>,
     pub(super) init_containers: Option<Vec<Container>>,

@@ -47,6 +47,20 @@ fn fills_in_what_the_api_server_would() {
     assert_eq!(pod.addresses, [("status.podIP".to_owned(), "10.0.0.1".parse().unwrap())]);
 }
 
+/// `serviceAccount` is what `serviceAccountName` was called, and counts where that isn't there.
+#[test]
+fn service_accounts_by_either_name() {
+    for (given, expected) in [
+        ("serviceAccount: leia", "leia"),
+        ("serviceAccount: leia, serviceAccountName: luke", "luke"),
+        ("serviceAccount: leia, serviceAccountName: ''", "leia"),
+        ("serviceAccount: ''", "default"),
+    ] {
+        let object = one_object(&POD.replace("serviceAccountName: luke", given));
+        assert!(matches!(object.body, Body::Pod(pod) if pod.service_account == expected), "{given}");
+    }
+}
+
 #[test]
 fn ended_pods_are_marked() {
     for (phase, ended) in [("Running", false), ("Pending", false), ("Succeeded", true), ("Failed", true)] {
