@@ -1,0 +1,104 @@
+//! Which of several rules has the last word: cases that random policies meet too seldom.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use policy::{
+    Encryption, Identity, IdentityNumber, IdentitySet, Input, Pod, Policy, PolicySet, RuleRef, Surroundings,
+    Trace, TraceVerdict, Traffic, protocol, reserved, trace,
+};
+use serde_json::{Value, json};
+
+const SERVER: IdentityNumber = 256;
+const CLIENT: IdentityNumber = 257;
+
+/// What these policies for all pods say of TCP packets; with whether each is only tried.
+fn ask(policies: &[(Value, bool)], from: IdentityNumber, to: IdentityNumber, port: u16) -> Trace {
+    let pod = |number, app| {
+        let pod = Pod { cluster: "default", namespace: "shop", service_account: "default" };
+        Identity::new(number, pod.labels([("app", app)], []).unwrap()).unwrap()
+    };
+    let identities = IdentitySet::from_identities([pod(SERVER, "server"), pod(CLIENT, "client")]).unwrap();
+    let policy = |(at, (rules, is_tried)): (usize, &(Value, bool))| {
+        let audit = if *is_tried { json!({"policy.authd.io/audit": "enabled"}) } else { json!({}) };
+        let mut spec = json!({"endpointSelector": {"matchLabels": {"app": "server"}}});
+        spec.as_object_mut().unwrap().extend(rules.as_object().unwrap().clone());
+        let metadata = json!({"name": format!("p{at}"), "namespace": "shop", "annotations": audit});
+        let kind = "CiliumNetworkPolicy";
+        let value = json!({"apiVersion": "cilium.io/v2", "kind": kind, "metadata": metadata, "spec": spec});
+        Policy::from_value(&value).unwrap()
+    };
+    let policies: PolicySet = policies.iter().enumerate().map(policy).collect();
+    let surroundings = Surroundings::default();
+    let input = Input { policies: &policies, identities: &identities, surroundings: &surroundings };
+    trace(input, Traffic { from, to, protocol: protocol::TCP, port })
+}
+
+fn ports(port: &str) -> Value {
+    json!([{"ports": [{"port": port, "protocol": "TCP"}]}])
+}
+
+fn client() -> Value {
+    json!([{"matchLabels": {"app": "client"}}])
+}
+
+/// What a policy in force asks for is asked for, whatever others try.
+#[test]
+fn what_is_tried_takes_nothing_from_what_is_in_force() {
+    let denies = json!({"ingressDeny": [{"fromEndpoints": client()}]});
+    let allows = |more: Value| {
+        let mut rule = json!({"fromEndpoints": client()});
+        rule.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"ingress": [rule]})
+    };
+    let required = json!({"mode": "required"});
+    let trial = |in_force: Value| ask(&[(in_force, false), (denies.clone(), true)], CLIENT, SERVER, 80);
+    let open = trial(allows(json!({})));
+    assert_eq!((open.verdict, open.ingress.audit), (TraceVerdict::Denied, true));
+    let authenticated = trial(allows(json!({"authentication": required})));
+    assert_eq!((authenticated.verdict, authenticated.ingress.audit), (TraceVerdict::Allowed, false));
+    assert_eq!(authenticated.authentication.as_str(), "required");
+    let encrypted = trial(allows(json!({"encryption": required})));
+    assert_eq!((encrypted.verdict, encrypted.ingress.audit), (TraceVerdict::Allowed, false));
+    assert_eq!(encrypted.encryption, Encryption::Required);
+    let denied = trial(json!({"ingress": [{}]}));
+    assert_eq!((denied.verdict, denied.ingress.audit), (TraceVerdict::Denied, false));
+}
+
+/// For anybody authentication on this port is only tried; for the client another rule has it in force.
+#[test]
+fn authentication_in_force_is_not_the_one_that_is_tried() {
+    let required = json!({"mode": "required"});
+    let in_force = json!({"ingress": [
+        {"toPorts": ports("80")},
+        {"fromEndpoints": client(), "authentication": required},
+    ]});
+    let tried = json!({"ingress": [{"toPorts": ports("80"), "authentication": required}]});
+    let policies = [(in_force, false), (tried, true)];
+    let anybody = ask(&policies, reserved::WORLD, SERVER, 80);
+    assert_eq!((anybody.authentication.as_str(), anybody.ingress.audit), ("required", true));
+    let client = ask(&policies, CLIENT, SERVER, 80);
+    assert_eq!((client.authentication.as_str(), client.ingress.audit), ("required", false));
+}
+
+/// The host reaches its pods without authentication unless a rule chooses it; pods don't reach the host so.
+#[test]
+fn what_anybody_must_do_holds_towards_the_host() {
+    let required = json!({"mode": "required"});
+    let chosen = |direction: &str, entities: &str| json!({direction: [{"toPorts": ports("80"), "authentication": required}, {entities: ["host"]}]});
+    let egress = ask(&[(chosen("egress", "toEntities"), false)], SERVER, reserved::HOST, 80);
+    assert_eq!((egress.verdict, egress.authentication.as_str()), (TraceVerdict::Allowed, "required"));
+    let ingress = ask(&[(chosen("ingress", "fromEntities"), false)], reserved::HOST, SERVER, 80);
+    assert_eq!((ingress.verdict, ingress.authentication.as_str()), (TraceVerdict::Allowed, "disabled"));
+}
+
+/// Of two that say the same, the rule that chooses the peer is the one that is named.
+#[test]
+fn the_rule_that_chooses_the_peer_is_named() {
+    for (about_any, about_client) in [("ingress", "ingress"), ("ingressDeny", "ingressDeny")] {
+        let of_any = json!({about_any: [{"toPorts": ports("80")}]});
+        let of_client = json!({about_client: [{"fromEndpoints": client(), "toPorts": ports("80")}]});
+        let trace = ask(&[(of_any, false), (of_client, false)], CLIENT, SERVER, 80);
+        let named = trace.ingress.rule.unwrap();
+        assert!(matches!(&named, RuleRef::Rule { object, .. } if object.name == "p1"), "{named}");
+    }
+}
