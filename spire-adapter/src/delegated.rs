@@ -1,4 +1,4 @@
-//! SPIRE's Delegated Identity API: SVIDs of other workloads on this node, by their selectors.
+//! SPIRE's Delegated Identity API: SVIDs of other workloads on this node, by their selectors or their process.
 //!
 //! One stream per identity, and one for bundles that all of them share. A foreign bundle is usable only while
 //! the identity's own stream lists its trust domain: the agent never takes one off the bundle stream.
@@ -10,12 +10,13 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::broker::Process;
 use crate::proto::SelectorParts;
 use crate::proto::delegated::{
     BundlesRequest, BundlesResponse, SERVICE, SUBSCRIBE_TO_X509_BUNDLES, SUBSCRIBE_TO_X509_SVIDS,
     SvidWithKey, SvidsRequest, SvidsResponse,
 };
-use crate::snapshot::{Message, Trust};
+use crate::snapshot::{Heard, Message, Trust};
 use crate::stream::{self, Agent, Call};
 use crate::subscription::{self, Subscription, Svids};
 use crate::workload::{MAX_BUNDLES, MAX_SVIDS, check_count, later, readable_bundles};
@@ -58,13 +59,22 @@ impl DelegatedAgent {
         expected: SpiffeId,
     ) -> Subscription {
         let selectors = selectors.into_iter().map(|selector| SelectorParts::from(&selector)).collect();
-        let request = SvidsRequest { selectors, pid: 0 };
-        let call = Call { api: SERVICE, method: SUBSCRIBE_TO_X509_SVIDS, header: None, request };
         let inner = Arc::clone(&self.0);
         let wanted = expected.clone();
         subscription::start(expected, self.0.trust.clone(), move |sink| async move {
-            let parse = Svids(|response: SvidsResponse| read(&response, &wanted));
-            stream::follow(&inner.agent, call, parse, sink).await;
+            inner.follow(SvidsRequest { selectors, pid: 0 }, wanted, sink).await;
+        })
+    }
+
+    /// Follows the SVID of `expected`, which the agent gives to `process`, for as long as that lives: the agent
+    /// attests it itself. Must be called within a tokio runtime.
+    pub fn subscribe_process(&self, process: Process, expected: SpiffeId) -> Subscription {
+        let inner = Arc::clone(&self.0);
+        let wanted = expected.clone();
+        subscription::start(expected, self.0.trust.clone(), move |sink| async move {
+            let request = SvidsRequest { selectors: Vec::new(), pid: process.pid() };
+            let stream = inner.follow(request, wanted, sink.clone());
+            process.follow(&inner.agent, sink, stream).await;
         })
     }
 
@@ -77,6 +87,14 @@ impl DelegatedAgent {
     /// The admin socket.
     pub fn path(&self) -> &Path {
         self.0.agent.path()
+    }
+}
+
+impl Inner {
+    async fn follow(&self, request: SvidsRequest, wanted: SpiffeId, sink: mpsc::Sender<Heard<Message>>) {
+        let call = Call { api: SERVICE, method: SUBSCRIBE_TO_X509_SVIDS, header: None, request };
+        let parse = Svids(|response: SvidsResponse| read(&response, &wanted));
+        stream::follow(&self.agent, call, parse, sink).await;
     }
 }
 

@@ -18,6 +18,7 @@ pub mod entry;
 mod error;
 #[cfg(test)]
 mod oracle;
+mod process;
 mod proto;
 pub mod registration;
 mod server;

@@ -10,7 +10,7 @@
 //! | stopped, leaves its connections standing and says nothing | `faults::a_stopped_agent_is_noticed_and_its_svids_expire`; as an alarm of the daemon: `spire_nodes` |
 //! | shows gaps that are no withdrawals: on a new stream, on re-creation, on re-signing | `issue::entries_come_and_go_on_one_stream`, `issue::an_identity_recreated_at_once_is_hardly_missing`, `issue::a_node_recreated_at_once_is_soon_back` (where the gap is a refusal), `trust::a_new_authority_cuts_nothing`, `traps::a_gap_shows_at_once_and_closes_with_the_next_message`; none where an entry is changed in place: `issue::entries_updated_in_place_leave_no_gap` |
 //! | never looks again at who may ask by its Broker API | `broker::rotation_of_the_own_svid_makes_a_new_connection` |
-//! | never notices that a process has ended | `broker::a_process_has_its_svid_until_it_ends` |
+//! | never notices that a process has ended | `broker::a_process_has_its_svid_until_it_ends`, `broker::a_process_has_its_svid_by_the_delegated_identity_api_too` |
 //! | wedges for good under a burst of calls | `faults::a_burst_of_opens_leaves_the_agent_well`, `traps::few_streams_are_being_opened_at_a_time`; told as an alarm of its own: `traps::an_agent_that_never_answers_is_told_apart` |
 //! | with its server's keys in memory alone, exits when that restarts | `a_server_that_has_lost_its_keys_takes_its_agents_with_it`; all others have a server with keys on disk |
 //! | keeps a defederated trust domain on the bundle stream | `trust::a_defederated_domain_is_not_trusted`, `traps::a_defederated_domain_on_the_bundle_stream_is_not_usable` |
@@ -76,6 +76,9 @@ macro_rules! on_both {
 }
 
 on_both! {
+    broker::a_federated_domain_comes_and_goes_by_the_broker_api,
+    broker::a_killed_agent_withdraws_nothing_by_the_broker_api,
+    broker::a_process_has_its_svid_by_the_delegated_identity_api_too,
     broker::a_process_has_its_svid_until_it_ends,
     broker::rotation_of_the_own_svid_makes_a_new_connection,
     broker::who_is_no_broker_is_told_so,

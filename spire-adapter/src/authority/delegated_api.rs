@@ -1,4 +1,4 @@
-//! SPIRE's Delegated Identity API of one agent, for X.509 and by selectors.
+//! SPIRE's Delegated Identity API of one agent, for X.509.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::{Request, Status};
 
-use super::agent::{Agent, Current, Update, attest, updates};
+use super::agent::{Agent, Current, Update, attest, selectors_of_process, updates};
 use super::grpc::{self, Api};
 use super::world::State;
 use crate::proto::SpiffeIdParts;
@@ -35,15 +35,18 @@ impl DelegatedApi {
     ) -> Result<ReceiverStream<Result<SvidsResponse, Status>>, Status> {
         let caller = attest(&request)?;
         let request = request.into_inner();
-        if request.pid != 0 {
-            return Err(Status::unimplemented("the development authority attests no PIDs"));
-        }
-        if request.selectors.is_empty() {
-            return Err(Status::invalid_argument(
-                "must provide either selectors or non-zero PID, but not both",
-            ));
-        }
-        let selectors: BTreeSet<Selector> = request.selectors.into_iter().map(Selector::from).collect();
+        // Looked at once: as in SPIRE 1.15.3, a process that has ended goes on having its SVID.
+        let selectors: BTreeSet<Selector> = match (request.pid, request.selectors.is_empty()) {
+            (0, false) => request.selectors.into_iter().map(Selector::from).collect(),
+            (0, true) | (_, false) => {
+                return Err(Status::invalid_argument(
+                    "must provide either selectors or non-zero PID, but not both",
+                ));
+            }
+            (pid, true) => {
+                selectors_of_process(pid).ok_or_else(|| Status::unavailable("workload attestation failed"))?
+            }
+        };
         let agent = Arc::clone(&self.agent);
         let build = move |state: &State| {
             agent.authorize(state, &caller)?;

@@ -1,10 +1,10 @@
-//! The Broker API: SVIDs of processes.
+//! SVIDs of processes, by the Broker API and by the Delegated Identity API.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use spire_adapter::broker::Process;
-use spire_adapter::{ApiError, BrokerAgent, Entry, Selector, State, Subscription};
+use spire_adapter::{ApiError, BrokerAgent, Entry, Selector, Snapshot, State, Subscription};
 
 use crate::under_test::{HOUR, Kind, UnderTest, uid, until, usable};
 
@@ -59,9 +59,68 @@ pub(crate) async fn a_process_has_its_svid_until_it_ends(kind: Kind) {
     usable(&subscription).await;
     // The agent would go on for good.
     drop(sleeper);
-    let ended = until(&subscription, |next| next.state == State::Withdrawn).await;
-    assert!(matches!(ended.problem, Some(ApiError::ProcessEnded { .. })), "{:?}", ended.problem);
+    has_ended(&subscription).await;
     assert!(Process::open(i32::MAX).is_err());
+}
+
+async fn has_ended(subscription: &Subscription) {
+    let told = |next: &Snapshot| matches!(next.problem, Some(ApiError::ProcessEnded { .. }));
+    assert_eq!(until(subscription, told).await.state, State::Withdrawn);
+}
+
+pub(crate) async fn a_process_has_its_svid_by_the_delegated_identity_api_too(kind: Kind) {
+    let (Rig { spire, .. }, web) = rig(kind, HOUR).await;
+    let agent = spire.delegated("n1");
+    let (sleeper, other) = (Sleeper::start(), Sleeper::start());
+    let subscription = agent.subscribe_process(sleeper.process(), spire.id("/web"));
+    let snapshot = usable(&subscription).await;
+    assert_eq!((snapshot.svid().unwrap().spiffe_id(), snapshot.bundles.len()), (&spire.id("/web"), 1));
+    // A process that is nobody's workload, by its SPIFFE ID, and one that is gone before it is asked for.
+    let nobody = agent.subscribe_process(other.process(), spire.id("/db"));
+    until(&nobody, |next| next.state == State::Withdrawn).await;
+    let gone = other.process();
+    drop(other);
+    has_ended(&agent.subscribe_process(gone, spire.id("/web"))).await;
+    has_ended(&nobody).await;
+
+    spire.delete(&web).await;
+    let withdrawn = until(&subscription, |next| next.state == State::Withdrawn).await;
+    assert_eq!(withdrawn.problem, None);
+    spire.create(Entry { id: String::new(), ..web }).await;
+    usable(&subscription).await;
+    // The agent would go on for good.
+    drop(sleeper);
+    has_ended(&subscription).await;
+}
+
+pub(crate) async fn a_killed_agent_withdraws_nothing_by_the_broker_api(kind: Kind) {
+    let (Rig { mut spire, broker, node }, _web) = rig(kind, HOUR).await;
+    let sleeper = Sleeper::start();
+    let subscription = broker.subscribe(sleeper.process(), spire.id("/web"));
+    let before = usable(&subscription).await;
+    spire.kill_agent("n1").await;
+    let away = until(&subscription, |next| next.stale && next.problem.is_some()).await;
+    assert_eq!((away.svid(), &away.bundles), (before.svid(), &before.bundles));
+    spire.start_agent("n1");
+    let back = usable(&subscription).await;
+    assert_eq!((back.problem, usable(&node).await.problem), (None, None));
+}
+
+pub(crate) async fn a_federated_domain_comes_and_goes_by_the_broker_api(kind: Kind) {
+    let (Rig { spire, broker, .. }, mut web) = rig(kind, HOUR).await;
+    let other = UnderTest::of("b.test", kind, HOUR).await;
+    let theirs = usable(&other.node("n1")).await.bundles.get(&other.trust_domain).unwrap().clone();
+    let sleeper = Sleeper::start();
+    let subscription = broker.subscribe(sleeper.process(), spire.id("/web"));
+    assert_eq!(usable(&subscription).await.bundles.len(), 1);
+    spire.federate(&theirs);
+    web.federates_with.insert(other.trust_domain.clone());
+    spire.update(&web).await;
+    let both = until(&subscription, |next| next.bundles.len() == 2).await;
+    assert_eq!(both.bundles.get(&other.trust_domain), Some(&theirs));
+    spire.defederate(&other.trust_domain);
+    let alone = until(&subscription, |next| next.svid().is_some() && next.bundles.len() == 1).await;
+    assert!(alone.bundles.get(&other.trust_domain).is_none());
 }
 
 pub(crate) async fn rotation_of_the_own_svid_makes_a_new_connection(kind: Kind) {
