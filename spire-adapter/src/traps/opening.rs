@@ -86,6 +86,26 @@ async fn who_refuses_is_asked_again_but_not_at_once() {
     }
 }
 
+#[tokio::test]
+async fn each_subscription_has_one_stream_and_takes_it_along() {
+    let (agent, ca) = rig();
+    let svid = ca.issue(&expected(), HOUR).unwrap();
+    agent.send(message(&[&svid]));
+    let mut subscriptions: Vec<_> = (0..3).map(|_| agent.subscribe(&expected())).collect();
+    for subscription in &subscriptions {
+        until(subscription, |next| next.svid().is_some()).await;
+    }
+    assert_eq!((agent.open(), agent.opened()), (3, 3));
+    while subscriptions.pop().is_some() {
+        let began = Instant::now();
+        while agent.open() != subscriptions.len() {
+            assert!(began.elapsed() < PATIENCE, "{} are open", agent.open());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    assert_eq!(agent.opened(), 3);
+}
+
 /// What a server is that has an SVID of this trust domain, and believes everybody.
 struct Impostor {
     acceptor: TlsAcceptor,

@@ -51,6 +51,7 @@ struct State {
     bundles: watch::Sender<BundlesResponse>,
     workload: watch::Sender<X509SvidResponse>,
     opened: AtomicUsize,
+    open: AtomicUsize,
     pending: AtomicUsize,
     most_pending: AtomicUsize,
     stop: CancellationToken,
@@ -66,6 +67,7 @@ impl StandIn {
             bundles: watch::Sender::new(BundlesResponse::default()),
             workload: watch::Sender::new(X509SvidResponse::default()),
             opened: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
             pending: AtomicUsize::new(0),
             most_pending: AtomicUsize::new(0),
             stop: stop.clone(),
@@ -103,6 +105,11 @@ impl StandIn {
     /// How many SVID streams there have been.
     pub(crate) fn opened(&self) -> usize {
         self.state.opened.load(Ordering::SeqCst)
+    }
+
+    /// How many of them are open now.
+    pub(crate) fn open(&self) -> usize {
+        self.state.open.load(Ordering::SeqCst)
     }
 
     pub(crate) fn most_pending(&self) -> usize {
@@ -146,7 +153,12 @@ impl Api for Delegated {
         }
         grpc::streaming::<SvidsRequest, _, _>(request, |_| {
             let (sender, receiver) = mpsc::channel(1);
-            tokio::spawn(play(Arc::clone(&self.0), sender));
+            let state = Arc::clone(&self.0);
+            tokio::spawn(async move {
+                state.open.fetch_add(1, Ordering::SeqCst);
+                play(&state, sender).await;
+                state.open.fetch_sub(1, Ordering::SeqCst);
+            });
             Ok(ReceiverStream::new(receiver))
         })
         .await
@@ -164,7 +176,7 @@ impl Api for Workload {
     }
 }
 
-async fn play(state: Arc<State>, sender: mpsc::Sender<Result<Raw, Status>>) {
+async fn play(state: &State, sender: mpsc::Sender<Result<Raw, Status>>) {
     let mut reply = state.reply.subscribe();
     state.opened.fetch_add(1, Ordering::SeqCst);
     let pending = state.pending.fetch_add(1, Ordering::SeqCst) + 1;
