@@ -244,4 +244,68 @@ impl Violation {
             | Self::Path => "RFC 5280, 6.1",
         }
     }
+
+    /// What to do about it.
+    pub fn way_out(&self) -> &'static str {
+        match self {
+            Self::NoCertificate => "have the peer present its SVID",
+            Self::TooManyCertificates { .. } | Self::ChainTooLarge { .. } | Self::PathLength => {
+                "have fewer issuers between the leaf and the anchor"
+            }
+            Self::Malformed { .. }
+            | Self::DuplicateExtension
+            | Self::NoUriSan
+            | Self::SeveralUriSans
+            | Self::SpiffeIdTooLong
+            | Self::SpiffeIdInvalid
+            | Self::SpiffeIdNotCanonical
+            | Self::SpiffeIdWithoutPath
+            | Self::BasicConstraintsMissing
+            | Self::LeafIsCa
+            | Self::KeyUsageMissing
+            | Self::KeyUsageNotCritical
+            | Self::DigitalSignatureMissing
+            | Self::LeafWithCertSign
+            | Self::LeafWithCrlSign
+            | Self::ExtendedKeyUsageIncomplete
+            | Self::SanNotCritical => {
+                "SPIRE issues no such leaf: find out who has issued it, and register the workload with SPIRE"
+            }
+            Self::KeyTypeNotAllowed | Self::SignatureAlgorithm => {
+                "set `workload_x509_svid_key_type` of the agents and `ca_key_type` of the server to EC or RSA of 2048 \
+                 bits or more"
+            }
+            Self::LifetimeTooLong { .. } => {
+                "shorten the server's `default_x509_svid_ttl`, or the entry's own TTL"
+            }
+            Self::NotYetValid => "compare the clocks of the machine that issued it and of this one",
+            Self::Expired => {
+                "its agent renews it at half of its lifetime: `authctl svid list` there says what it lacks for that"
+            }
+            Self::UnexpectedPeer { .. } => "find out who answers at that address, and why",
+            Self::UnknownTrustDomain { .. } => {
+                "if it is to be trusted, let the server fetch its bundle and the entry federate with it \
+                 (`-federatesWith`)"
+            }
+            Self::IssuerExpired | Self::AnchorExpired => {
+                "have the server prepare and activate another CA (`spire-server localauthority x509`), or renew its \
+                 upstream authority"
+            }
+            Self::Untrusted | Self::BadSignature => {
+                "compare its issuer with `authctl bundle list`: an anchor that is missing there is another trust \
+                 domain's, was revoked, or has not come yet"
+            }
+            Self::NameConstraint => {
+                "take URI name constraints off the issuer: even satisfied ones are not supported"
+            }
+            Self::IssuerNotCa { .. }
+            | Self::IssuerWithoutCertSign { .. }
+            | Self::IssuerSpiffeIdInvalid
+            | Self::IssuerSpiffeIdWithPath
+            | Self::IssuerOfOtherTrustDomain
+            | Self::IssuerExtendedKeyUsage
+            | Self::UnknownCriticalExtension
+            | Self::Path => "have the server's upstream authority issue the CA as the clause says",
+        }
+    }
 }

@@ -46,6 +46,7 @@ fn authctl_explains_each_violated_clause() {
             || output.status.code() != Some(i32::from(expected.is_some()))
             || !explained("clause")
             || !explained("message")
+            || !explained("wayOut")
         {
             wrong.push(format!("{}: {report} instead of {expected:?}, {}", row.name, output.status));
         }
@@ -70,13 +71,15 @@ fn what_authctl_says_reads_like_this() {
              leaf_with_cert_sign (X509-SVID, 4.3): the leaf's key usage has keyCertSign\n\
              leaf_with_crl_sign (X509-SVID, 4.3): the leaf's key usage has cRLSign\n\
              digital_signature_missing (X509-SVID, 4.3): the leaf's key usage lacks digitalSignature\n\
-             5 clauses violated\n",
+             5 clauses violated\n\
+             Way out: SPIRE issues no such leaf: find out who has issued it, and register the workload with SPIRE\n",
         ),
         (
             "73 its ID has a path",
             "spiffe://a.test/ns/shop: 2 certificates\n\
              issuer_spiffe_id_with_path (X509-SVID, 3.2): an issuer's SPIFFE ID has a path\n\
-             1 clause violated\n",
+             1 clause violated\n\
+             Way out: have the server's upstream authority issue the CA as the clause says\n",
         ),
     ] {
         write_pem(&file, rows.iter().find(|row| row.name == name).unwrap().chain.iter());

@@ -26,10 +26,12 @@ struct Report {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Finding {
     name: &'static str,
     clause: &'static str,
     message: String,
+    way_out: &'static str,
 }
 
 /// Prints what is wrong; the exit status is 1 if anything is.
@@ -54,6 +56,7 @@ fn report(chain: &[CertificateDer<'_>], bundles: Option<&Bundles>, now: SystemTi
         name: violation.as_str(),
         clause: violation.clause(),
         message: violation.to_string(),
+        way_out: violation.way_out(),
     };
     Report {
         spiffe_id: peer_svid(chain).ok().map(|peer| peer.spiffe_id.to_string()),
@@ -67,12 +70,17 @@ fn words(report: &Report) -> String {
     let whose = report.spiffe_id.as_deref().unwrap_or("no X509-SVID");
     let certificates = count(report.certificates, "certificate", "certificates");
     let mut text = format!("{}: {certificates}\n", printable(whose));
-    for Finding { name, clause, message } in &report.violations {
+    let mut ways_out: Vec<&str> = Vec::new();
+    for Finding { name, clause, message, way_out } in &report.violations {
+        if !ways_out.contains(way_out) {
+            ways_out.push(way_out);
+        }
         text.push_str(&format!("{name} ({clause}): {}\n", printable(message)));
     }
     let number = count(report.violations.len(), "clause violated", "clauses violated");
     let unchecked = if report.signatures_checked { "" } else { "; signatures not checked: name a --bundle" };
     text.push_str(&format!("{number}{unchecked}\n"));
+    text.extend(ways_out.iter().map(|way_out| format!("Way out: {way_out}\n")));
     text
 }
 
@@ -136,7 +144,11 @@ mod tests {
              expired (RFC 5280, 6.1.3): the leaf has expired\n\
              lifetime_too_long (authd: lifetime): the leaf is valid for 30 days, longer than accepted\n\
              untrusted (RFC 5280, 6.1): the chain ends at no trust anchor of its trust domain\n\
-             3 clauses violated\n"
+             3 clauses violated\n\
+             Way out: its agent renews it at half of its lifetime: `authctl svid list` there says what it lacks for that\n\
+             Way out: shorten the server's `default_x509_svid_ttl`, or the entry's own TTL\n\
+             Way out: compare its issuer with `authctl bundle list`: an anchor that is missing there is another trust \
+             domain's, was revoked, or has not come yet\n"
         );
     }
 

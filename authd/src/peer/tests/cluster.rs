@@ -85,6 +85,11 @@ impl Agent {
     pub(super) fn give(&self, identity: u32, snapshot: Snapshot) {
         self.of(identity).send_replace(snapshot);
     }
+
+    /// How many streams are open for it.
+    pub(super) fn open(&self, identity: u32) -> usize {
+        self.of(identity).receiver_count()
+    }
 }
 
 impl SvidSource for Agent {

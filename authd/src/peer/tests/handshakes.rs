@@ -121,6 +121,27 @@ async fn a_gap_that_is_no_withdrawal_cuts_nothing(way: PairProof) {
     assert!(cluster.node("n2").entry(key(300, 256, 1)).is_some());
 }
 
+#[tokio::test]
+async fn an_identity_has_one_stream_for_as_long_as_it_runs_here() {
+    let cluster = Cluster::start(&[&[256], &[300]]).await;
+    let n1 = cluster.node("n1");
+    let open = |identities: [u32; 3]| identities.map(|identity| n1.agent.open(identity));
+    until("its first pod is here", || open([256, 257, 300]) == [1, 0, 0]).await;
+    let id = cluster.naming.numbered(257).unwrap();
+    n1.redirect(|directory| {
+        directory.identities.insert(257, id);
+        directory.nodes.get_mut("n1").unwrap().identities.insert(257);
+    })
+    .await;
+    until("another one's is", || open([256, 257, 300]) == [1, 1, 0]).await;
+    n1.redirect(|directory| {
+        directory.nodes.get_mut("n1").unwrap().identities.remove(&256);
+        directory.nodes.get_mut("n2").unwrap().identities.insert(256);
+    })
+    .await;
+    until("its last pod is gone", || open([256, 257, 300]) == [0, 1, 0]).await;
+}
+
 async fn saying_again_that_an_svid_is_missing_puts_its_withdrawal_off_by_nothing(way: PairProof) {
     let cluster = authenticated(way, &[&[256], &[300]]).await;
     let began = Instant::now();
