@@ -16,6 +16,7 @@ pub mod delegated;
 mod der;
 pub mod entry;
 mod error;
+mod opening;
 #[cfg(test)]
 mod oracle;
 mod process;

@@ -9,19 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
+use crate::opening::Opening;
 use crate::snapshot::Heard;
 use crate::socket::Dial;
 use crate::{ApiError, Svid};
 
-/// A burst of about a thousand concurrent opens wedges the agent for good; this many are safe.
-const MAX_OPENING: usize = 64;
 /// How long an opened stream may take to its first message.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 /// The same for a stream that is opened because the last one has gone silent.
@@ -47,7 +46,7 @@ pub(crate) struct Agent {
     path: PathBuf,
     dial: Dial,
     first_message: Duration,
-    opening: Semaphore,
+    opening: Opening,
     connection: Mutex<Connection>,
 }
 
@@ -80,7 +79,7 @@ impl Agent {
             path,
             dial,
             first_message,
-            opening: Semaphore::new(MAX_OPENING),
+            opening: Opening::default(),
             connection: Mutex::new(Connection::default()),
         })
     }
@@ -238,18 +237,23 @@ where
     Q: prost::Message + Default + Clone + Send + Sync + 'static,
     R: prost::Message + Default + Send + Sync + 'static,
 {
-    // The semaphore is never closed; without a permit the stream would only be opened unbounded.
-    let _permit = agent.opening.acquire().await;
+    let place = agent.opening.place().await;
     let until = Instant::now() + deadline;
     let stuck = || ApiError::Deadline { path: agent.path.clone(), deadline };
     let channel = timeout_at(until, agent.channel()).await;
     let (used, channel) = channel.unwrap_or_else(|_elapsed| Err(stuck()))?;
     let opened = timeout_at(until, start(channel, call)).await;
     let error = match opened {
-        Ok(Ok((messages, Some(first)))) => return Ok(Opened { used, messages, first }),
+        Ok(Ok((messages, Some(first)))) => {
+            place.answered();
+            return Ok(Opened { used, messages, first });
+        }
         Ok(Ok((_, None))) => ended(agent),
         Ok(Err(status)) => agent.dial.explain(ApiError::from_status(&agent.path, call.api, &status)),
-        Err(_elapsed) => stuck(),
+        Err(_elapsed) => {
+            place.unanswered();
+            stuck()
+        }
     };
     if !matches!(error, ApiError::NotAuthorized { .. }) {
         agent.discard(used.generation).await;

@@ -1,9 +1,7 @@
 //! How streams are opened: few at a time, each with a deadline, again with growing pauses, and to nobody but SPIRE.
 
-use std::path::Path;
 use std::time::Instant;
 
-use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -19,13 +17,7 @@ async fn an_agent_that_never_answers_is_told_apart() {
     stand_in.reply(Reply::Silence);
     let agent = Agent::with_deadline(stand_in.path.clone(), Dial::Plain, Duration::from_millis(200));
     let (sink, mut heard) = tokio::sync::mpsc::channel(1);
-    let call = Call {
-        api: crate::proto::delegated::SERVICE,
-        method: crate::proto::delegated::SUBSCRIBE_TO_X509_SVIDS,
-        header: None,
-        request: crate::proto::delegated::SvidsRequest::default(),
-    };
-    let follow = stream::follow(&agent, call, |response: SvidsResponse| Ok(response), sink);
+    let follow = stream::follow(&agent, svids_call(), |response: SvidsResponse| Ok(response), sink);
     let first = tokio::select! {
         () = follow => None,
         first = heard.recv() => first,
@@ -54,6 +46,47 @@ async fn few_streams_are_being_opened_at_a_time() {
         until(subscription, |next| next.svid().is_some()).await;
     }
     assert_eq!(agent.most_pending(), 64);
+}
+
+#[tokio::test]
+async fn a_slow_agent_is_asked_for_less_until_it_answers() {
+    const STREAMS: usize = 100;
+    let (stand_in, _ca) = rig();
+    let deadline = Duration::from_millis(500);
+    let agent = Agent::with_deadline(stand_in.path.clone(), Dial::Plain, deadline);
+    let mut followers = tokio::task::JoinSet::new();
+    let (sink, mut heard) = tokio::sync::mpsc::channel(STREAMS);
+    for _ in 0..STREAMS {
+        let (agent, sink) = (std::sync::Arc::clone(&agent), sink.clone());
+        followers.spawn(async move {
+            stream::follow(&agent, svids_call(), |response: SvidsResponse| Ok(response), sink).await;
+        });
+    }
+    // So many run out of time; that costs all but four their places.
+    for _ in 0..STREAMS {
+        let lost = tokio::time::timeout(6 * PATIENCE, heard.recv()).await.unwrap();
+        assert!(matches!(lost, Some(crate::snapshot::Heard::Lost(_))), "{lost:?}");
+    }
+    let most = stand_in.most_open_during(Duration::from_secs(2)).await;
+    // It hears only later of those that were given up.
+    assert!((1..=16).contains(&most), "{most}");
+    // It answers, and gets all of them.
+    stand_in.send(message(&[]));
+    let began = Instant::now();
+    while stand_in.open() < STREAMS {
+        while heard.try_recv().is_ok() {}
+        assert!(began.elapsed() < 6 * PATIENCE, "{} are open", stand_in.open());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn svids_call() -> Call<crate::proto::delegated::SvidsRequest> {
+    Call {
+        api: crate::proto::delegated::SERVICE,
+        method: crate::proto::delegated::SUBSCRIBE_TO_X509_SVIDS,
+        header: None,
+        request: crate::proto::delegated::SvidsRequest::default(),
+    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{mpsc, watch};
@@ -110,6 +111,16 @@ impl StandIn {
     /// How many of them are open now.
     pub(crate) fn open(&self) -> usize {
         self.state.open.load(Ordering::SeqCst)
+    }
+
+    /// The most that are open at a time from now on, for so long.
+    pub(crate) async fn most_open_during(&self, time: Duration) -> usize {
+        let (began, mut most) = (Instant::now(), 0);
+        while began.elapsed() < time {
+            most = most.max(self.open());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        most
     }
 
     pub(crate) fn most_pending(&self) -> usize {
