@@ -152,6 +152,7 @@ plugins {{
   WorkloadAttestor "unix" {{
     plugin_data {{
       discover_workload_path = true
+      workload_size_limit = -1
     }}
   }}
 }}
