@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 /// The crates of this repository.
 const CRATES: [&str; 6] = ["auth-ebpf", "authd", "policy", "spire-adapter", "tests", "wg-mesh"];
 
-/// The functions of a directory's sources that are marked as tests, or that `tests/tests/spire.rs` makes tests of.
+/// The functions of a directory's sources that are marked as tests, or that `tests/tests/spire.rs` or `both_ways!` makes
+/// tests of.
 fn tests_in(directory: &Path, found: &mut BTreeSet<String>) -> Result<()> {
     for entry in fs::read_dir(directory).with_context(|| directory.display().to_string())? {
         let path = entry?.path();
@@ -19,8 +20,12 @@ fn tests_in(directory: &Path, found: &mut BTreeSet<String>) -> Result<()> {
             }
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path)?;
-            let mut marked = false;
+            let (mut marked, mut listed) = (false, false);
             for line in text.lines().map(str::trim) {
+                listed = (listed || line.ends_with("both_ways! {")) && line != "}";
+                if listed {
+                    found.extend(line.strip_suffix(',').map(str::to_owned));
+                }
                 let name = line.strip_prefix("async fn ").or_else(|| line.strip_prefix("fn "));
                 if let Some((name, _)) = name.and_then(|rest| rest.split_once('(')) {
                     if marked {

@@ -140,6 +140,7 @@ impl Source for DaemonSource {
     async fn flush_auth(&self, caller: Caller) -> Result<u32, SourceError> {
         let count = self.auth.records().borrow().len();
         tracing::warn!(uid = caller.uid, pid = caller.pid, count, "authentications flushed");
+        self.peers.forget_proofs();
         self.auth.tell(Event::Flush).await;
         Ok(u32::try_from(count).unwrap_or(u32::MAX))
     }

@@ -225,9 +225,12 @@ fn refusal(asked: &PairRequest, error: &Error, to_leaf: Vec<u8>) -> SessionMessa
     SessionMessage::PairAnswer(PairAnswer { number: asked.number, recorded: false, refused, to_leaf })
 }
 
-/// A line about a refused request, at a pace: a node may ask without end.
+/// A line about a refused request, at a pace: a node may ask without end. An SVID that is renewed meanwhile, and the
+/// like, is nobody's fault.
 fn told(shared: &Shared, node: &str, identity: IdentityNumber, error: &Error) {
-    if shared.may_tell_of_refusal() {
+    if error.retryable() {
+        tracing::debug!(node, identity, reason = error.as_str(), %error, "request over the session not served");
+    } else if shared.may_tell_of_refusal() {
         tracing::warn!(node, identity, reason = error.as_str(), %error, "request over the session refused");
     }
 }

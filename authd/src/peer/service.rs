@@ -260,6 +260,11 @@ impl Peers {
         self.0.table.stop(node);
     }
 
+    /// Has every identity of other nodes prove itself anew before it becomes part of another pair.
+    pub fn forget_proofs(&self) {
+        self.0.table.forget_proofs();
+    }
+
     /// A packet waits until this node knows whose the addresses here are.
     pub fn announce(&self, node: NodeNumber) {
         self.0.table.announce(node);

@@ -251,6 +251,11 @@ impl Table {
         }
     }
 
+    /// Drops what was proven over the sessions.
+    pub(super) fn forget_proofs(&self) {
+        self.live().values().for_each(|live| live.exchange.retain(|_| false));
+    }
+
     /// Whether some node has a live session from this address.
     pub(super) fn is_live_at(&self, address: IpAddr) -> bool {
         let known = self.published.borrow();

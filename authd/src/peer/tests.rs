@@ -31,3 +31,4 @@ mod raw;
 mod replay;
 mod sessions;
 mod spire;
+mod versions;

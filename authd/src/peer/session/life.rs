@@ -284,7 +284,9 @@ impl Established {
                 let session = announced(&self.name, self.session.clone(), &update)?;
                 if session != self.session {
                     // Before the machine hears of it: what it starts afterwards finds no proof.
-                    self.over.exchange.retain(|identity| session.identities.contains(&identity));
+                    let same_epoch = session.epoch == self.session.epoch;
+                    let kept = |identity| same_epoch && session.identities.contains(&identity);
+                    self.over.exchange.retain(kept);
                     self.session = session.clone();
                     let own_key = shared.own.borrow().wireguard_key;
                     shared.table.update(&self.name, self.id, session, own_key).await?;

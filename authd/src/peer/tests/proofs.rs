@@ -1,23 +1,22 @@
 //! What a hostile node may try over its session, and that it leaves no entry.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use spire_adapter::Svid;
 use spire_adapter::authority::CertificateAuthority;
 
 use super::cluster::{Cluster, TTL, key, until, usable};
 use super::hostile::{Hostile, context, hello};
-use crate::auth::Method;
 use crate::auth::stats::{Proving, Side};
 use crate::peer::PairProof;
 use crate::peer::authenticator;
 use crate::peer::binding::Role;
-use crate::peer::wire::{PairAnswer, ProofAnswer, ProofRequest, Revoke, SessionMessage, VERSION};
+use crate::peer::wire::{PairAnswer, ProofAnswer, ProofRequest, Revoke, SessionMessage};
 
 const SHORT: Duration = Duration::from_millis(400);
 
 /// `n1` is hostile, and is said to run 256 and 257; 300 and 301 run on `n2`, 310 on `n3`.
-async fn cluster(way: PairProof) -> Cluster {
+pub(super) async fn cluster(way: PairProof) -> Cluster {
     let change = |options: &mut crate::peer::Options| options.pair_proof = way;
     let mut cluster = Cluster::start_with(&[&[256, 257], &[300, 301], &[310]], TTL, change).await;
     cluster.meshed().await;
@@ -29,7 +28,7 @@ fn svid(cluster: &Cluster, identity: u32) -> Svid {
     cluster.svid(&cluster.naming.numbered(identity).unwrap())
 }
 
-async fn joined(cluster: &Cluster) -> Hostile {
+pub(super) async fn joined(cluster: &Cluster) -> Hostile {
     Hostile::join(cluster, "n2", hello(&[256, 257])).await
 }
 
@@ -41,7 +40,7 @@ async fn request(hostile: &mut Hostile, cluster: &Cluster) -> (Svid, Vec<u8>) {
     (own, leaf)
 }
 
-fn refused(cluster: &Cluster, answer: &PairAnswer, reason: &str) {
+pub(super) fn refused(cluster: &Cluster, answer: &PairAnswer, reason: &str) {
     assert_eq!((answer.recorded, answer.refused.as_str()), (false, reason));
     assert_eq!(cluster.node("n2").entries(), 0);
 }
@@ -268,6 +267,31 @@ async fn what_is_taken_back_has_to_be_proven_anew() {
 }
 
 #[tokio::test]
+async fn a_raised_epoch_and_a_flush_have_identities_prove_themselves_anew() {
+    let cluster = cluster(PairProof::Session).await;
+    let n2 = cluster.node("n2");
+    let mut hostile = joined(&cluster).await;
+    let (own, leaf) = request(&mut hostile, &cluster).await;
+    let asked = hostile.asked().await;
+    hostile.prove(&asked, &own).await;
+    assert!(hostile.pair().await.recorded);
+    for epoch in [1, 2] {
+        if epoch == 1 {
+            n2.peers.forget_proofs();
+        } else {
+            let raised = crate::peer::wire::Announcement { epoch, ..hello(&[256, 257]) };
+            hostile.say(SessionMessage::Update(raised)).await;
+            until("raised", || n2.session("n1").is_some_and(|session| session.epoch == epoch)).await;
+        }
+        hostile.request(256, 300, &own.leaf_hash(), &leaf).await;
+        let asked = hostile.asked().await;
+        hostile.prove(&asked, &own).await;
+        hostile.pair().await;
+    }
+    assert_eq!(n2.stats.proofs(Proving::Verified, "ok"), 3);
+}
+
+#[tokio::test]
 async fn a_proof_that_comes_after_the_identity_was_taken_back_counts_for_nothing() {
     let cluster = cluster(PairProof::Session).await;
     let mut hostile = joined(&cluster).await;
@@ -328,6 +352,7 @@ async fn answers_that_nobody_waits_for_change_nothing() {
 async fn a_flood_of_requests_is_bounded_by_nodes_not_by_sessions() {
     let cluster = cluster(PairProof::Session).await;
     let n2 = cluster.node("n2");
+    let began = Instant::now();
     for _ in 0..2 {
         let mut hostile = joined(&cluster).await;
         for round in 0..1500u32 {
@@ -338,7 +363,9 @@ async fn a_flood_of_requests_is_bounded_by_nodes_not_by_sessions() {
     }
     let (made, busy) = (n2.stats.proofs(Proving::Made, "ok"), n2.stats.proofs(Proving::Made, "busy"));
     assert_eq!(made + busy, 3000);
-    assert!(made >= 1024 && busy > 0, "{made} {busy}");
+    // What it may at once, and one each 5 ms since.
+    let since = u64::try_from(began.elapsed().as_millis()).unwrap() / 5;
+    assert!((1024..=1024 + since + 1).contains(&made), "{made} {busy} {since}");
     assert!(n2.auth.ask(key(300, 310, 3)));
     until("another node's pair", || n2.entry(key(300, 310, 3)).is_some()).await;
 }
@@ -376,51 +403,4 @@ async fn the_client_records_nothing_that_the_server_has_not() {
         hostile.say(SessionMessage::Update(hello(&[256]))).await;
         hostile.say(SessionMessage::Update(hello(&[256, 257]))).await;
     }
-}
-
-/// A chain that no message of the session has room for: it is dialled for a handshake.
-#[tokio::test]
-async fn what_does_not_fit_into_the_session_is_tried_by_a_handshake() {
-    let front = super::cluster::listen().await;
-    let cluster = cluster(PairProof::Session).await;
-    let port = front.local_addr().unwrap().port();
-    let announced = crate::peer::wire::Announcement { handshake_port: port.into(), ..hello(&[256]) };
-    let mut hostile = Hostile::join(&cluster, "n2", announced).await;
-    assert!(cluster.node("n2").auth.ask(key(300, 256, 1)));
-    let asked = hostile.asked().await;
-    let context = authenticator::context_of(Role::Client, &asked.request).unwrap().to_vec();
-    let refusal = ProofAnswer { context, authenticator: Vec::new(), refused: "too_large".to_owned() };
-    hostile.say(SessionMessage::ProofAnswer(refusal)).await;
-    let dialled = tokio::time::timeout(Duration::from_secs(10), front.accept()).await;
-    assert!(dialled.is_ok(), "never dialled");
-}
-
-#[tokio::test]
-async fn a_node_that_wants_handshakes_gets_handshakes() {
-    let change = |options: &mut crate::peer::Options| {
-        let session = options.node == "n1";
-        options.pair_proof = if session { PairProof::Session } else { PairProof::Handshake };
-    };
-    let cluster = Cluster::start_with(&[&[256, 257], &[300, 301]], TTL, change).await;
-    cluster.meshed().await;
-    let (n1, n2) = (cluster.node("n1"), cluster.node("n2"));
-    assert_eq!((n1.session("n2").unwrap().version, n2.session("n1").unwrap().version), (1, VERSION));
-    assert!(n1.auth.ask(key(256, 300, 2)) && n2.auth.ask(key(301, 257, 1)));
-    until("both", || n1.entries() == 2 && n2.entries() == 2).await;
-    let mut records = n1.auth.records();
-    let by_handshake = |records: &std::sync::Arc<Vec<crate::auth::Record>>| {
-        records.len() == 2 && records.iter().all(|record| record.method == Method::Handshake)
-    };
-    records.wait_for(by_handshake).await.unwrap();
-    assert_eq!(n1.stats.proofs(Proving::Made, "ok") + n2.stats.proofs(Proving::Made, "ok"), 0);
-}
-
-#[tokio::test]
-async fn a_node_that_wants_handshakes_takes_nothing_else() {
-    let cluster = cluster(PairProof::Handshake).await;
-    let mut hostile = joined(&cluster).await;
-    hostile.ask(300, &context(300, 1)).await;
-    assert_eq!(hostile.proof().await.refused, "version");
-    hostile.request(256, 300, &[1; 32], &[1; 32]).await;
-    refused(&cluster, &hostile.pair().await, "version");
 }
