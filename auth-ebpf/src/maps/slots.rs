@@ -133,13 +133,16 @@ where
         if let Some(place) = self.find(&key) {
             let differing =
                 (0..M).zip(&value).filter(|(word, new)| self.load(place.slot, 1 + N + word) != **new);
-            if V::BY_WORDS || differing.count() <= 1 {
+            let kept = if V::BY_WORDS || differing.count() <= 1 {
                 self.write_value(place.slot, &value);
-                return Some(());
-            }
-            let free = self.free(place.home)?;
-            self.leave(place.slot);
-            self.publish(free, &key, &value);
+                place
+            } else {
+                // There are two for a moment, either of them true, rather than none.
+                let free = self.free(place.home)?;
+                self.publish(free, &key, &value);
+                free
+            };
+            self.remove(&key, Some(kept.slot));
             return Some(());
         }
         if self.live() >= self.capacity() {
@@ -156,11 +159,23 @@ where
 
     /// Removes `key`; whether it was there.
     fn erase(&mut self, key: &K) -> bool {
-        let place = self.find(&key.to_slot());
-        if let Some(place) = place {
-            self.leave(place.slot);
+        self.remove(&key.to_slot(), None)
+    }
+
+    /// Removes what has this key, but for one slot; whether there was any. A process that has ended between two
+    /// steps may have left two.
+    fn remove(&mut self, key: &SlotKey<N>, kept: Option<usize>) -> bool {
+        let home = self.multipliers.home(key, self.slots()) as usize;
+        let reach = Head::reach(self.load(home, 0));
+        let mut removed = false;
+        for distance in 0..=reach {
+            let slot = (home + distance as usize) & (self.slots() - 1);
+            if kept != Some(slot) && self.holds(slot, key) {
+                self.leave(slot);
+                removed = true;
+            }
         }
-        place.is_some()
+        removed
     }
 
     fn entries(&self) -> impl Iterator<Item = (K, V)> {
@@ -183,10 +198,12 @@ where
     fn find(&self, key: &SlotKey<N>) -> Option<Place> {
         let home = self.multipliers.home(key, self.slots()) as usize;
         let reach = Head::reach(self.load(home, 0));
-        self.places(home, reach).find(|place| {
-            let head = self.load(place.slot, 0);
-            Head::difference(head, key.tail) == 0 && self.key(place.slot, head).words == key.words
-        })
+        self.places(home, reach).find(|place| self.holds(place.slot, key))
+    }
+
+    fn holds(&self, slot: usize, key: &SlotKey<N>) -> bool {
+        let head = self.load(slot, 0);
+        Head::difference(head, key.tail) == 0 && self.key(slot, head).words == key.words
     }
 
     /// The free slot that is nearest to `home`.
