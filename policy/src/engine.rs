@@ -289,8 +289,9 @@ impl Engine {
         let is_local = self.locals.contains(&number);
         if is_local || self.groups.contains_key(&Side { local: number, direction: Direction::Ingress }) {
             self.touch(number);
-            self.askers.look_again(&self.world, number, is_local);
         }
+        // One that has come and gone since the last plan has no group yet.
+        self.askers.look_again(&self.world, number, is_local);
     }
 
     /// Notes the places that a policy names, and gives or takes their identities.

@@ -91,6 +91,19 @@ fn an_identity_may_come_before_or_after_its_named_ports() {
     assert!(!allows(&mut engine, remote, Direction::Egress, 82));
 }
 
+/// Also where nothing was planned in between.
+#[test]
+fn a_pod_that_has_come_and_gone_is_asked_by_nobody() {
+    let rule = json!({"toEndpoints": [{}], "authentication": {"mode": "required"}});
+    let mut engine = engine(&[json!({"endpointSelector": {}, "egress": [rule]})], &Surroundings::default());
+    let alone = engine.authentication();
+    engine.insert_identity(identity(262)).unwrap();
+    engine.add_local(262);
+    engine.remove_local(262);
+    engine.remove_identity(262);
+    assert_eq!(engine.authentication(), alone);
+}
+
 /// New prefixes have the verdicts of the old policies until the new ones come, and those that go keep theirs
 /// until nothing names them.
 #[test]

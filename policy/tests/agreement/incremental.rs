@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use auth_ebpf_abi::PolicyClasses;
 use policy::{
-    Engine, Identity, IdentityNumber, IdentitySet, Input, NamedPort, NamedPorts, ObjectRef, Policy,
-    PolicyMap, PolicySet, Step, Surroundings, compile, protocol,
+    AuthType, AuthenticationPairs, Engine, Identity, IdentityNumber, IdentitySet, Input, NamedPort,
+    NamedPorts, ObjectRef, Peers, Policy, PolicyMap, PolicySet, Rule, Step, Surroundings, compile, protocol,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -171,6 +171,12 @@ impl Model {
         Input { policies: &self.policies, identities, surroundings: &self.surroundings }
     }
 
+    fn authentication(&self) -> AuthenticationPairs {
+        let mut fresh = Engine::new();
+        fresh.follow(self.input(&self.identities()), &self.locals);
+        fresh.authentication()
+    }
+
     fn compiled(&self) -> policy::Compiled {
         compile(self.input(&self.identities()), self.locals.iter().copied())
     }
@@ -222,6 +228,18 @@ fn engine_forgets(engine: &mut Engine, policies: &PolicySet, index: usize) {
     known.iter().for_each(|object| engine.remove_policy(object));
 }
 
+/// Whether a policy for one identity has a rule that requires authentication and may be about the other.
+fn may_ask(input: Input<'_>, subject: IdentityNumber, other: IdentityNumber) -> bool {
+    let remote = |number| input.identities.remotes().find(|remote| remote.number == number).unwrap();
+    let (own, other) = (remote(subject).labels, remote(other));
+    let is_about = |rule: &Rule| {
+        rule.authentication == Some(AuthType::Spire)
+            && (rule.peers == Peers::Any || rule.peers.select(other, other.labels, input.surroundings, false))
+    };
+    let mut specs = input.policies.iter().flat_map(|policy| &policy.specs);
+    specs.any(|spec| spec.subject.matches(own) && spec.rules.iter().any(is_about))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases().div_ceil(2), ..ProptestConfig::default() })]
 
@@ -237,6 +255,7 @@ proptest! {
             model.do_change(&mut engine, change);
             if at % every == 0 {
                 prop_assert_eq!(engine.compiled(), model.compiled(), "after {} of {:?}", at, changes);
+                prop_assert_eq!(engine.authentication(), model.authentication(), "after {} of {:?}", at, changes);
             }
         }
         let compiled = model.compiled();
@@ -245,7 +264,8 @@ proptest! {
         prop_assert_eq!(&model.map, &compiled.map);
     }
 
-    /// Every pair that an entry asks to authenticate is among those which may be asked, from both ends.
+    /// The pairs that may be asked to authenticate are those which an entry here asks for, and those which a
+    /// rule for the other end may be about.
     #[test]
     fn pairs_that_are_asked(policies in random::policy_set(), locals in subsequence(PODS.collect::<Vec<_>>(), 1..4)) {
         let identities = identities();
@@ -257,13 +277,16 @@ proptest! {
         let pairs = engine.authentication();
         for local in &locals {
             for remote in PODS {
-                let is_asked = all.asks_authentication(*local, remote) || all.asks_authentication(remote, *local);
-                prop_assert!(!is_asked || pairs.contains(*local, remote), "{} {}", local, remote);
+                let is_asked = all.asks_authentication(*local, remote) || may_ask(input, remote, *local);
+                prop_assert_eq!(pairs.contains(*local, remote), is_asked, "{} {}", local, remote);
+                prop_assert!(is_asked || !all.asks_authentication(remote, *local));
+                let is_listed = pairs.remotes(*local).any(|one| [0, remote].contains(&one));
+                prop_assert_eq!(is_listed, is_asked, "{} {}", local, remote);
             }
             prop_assert!(!pairs.contains(*local, 1));
         }
         let mut rules = policies.iter().flat_map(|policy| &policy.specs).flat_map(|spec| &spec.rules);
-        if rules.all(|rule| rule.authentication != Some(policy::AuthType::Spire)) {
+        if rules.all(|rule| rule.authentication != Some(AuthType::Spire)) {
             prop_assert!(locals.iter().all(|local| PODS.into_iter().all(|remote| !pairs.contains(*local, remote))));
         }
     }
