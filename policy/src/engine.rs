@@ -15,6 +15,7 @@ mod surroundings;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use auth_ebpf_abi::{Direction, IdentityNumber};
 use ipnet::IpNet;
@@ -94,8 +95,9 @@ impl Engine {
     }
 
     /// Adds a policy, in place of the one of the same name.
-    pub fn insert_policy(&mut self, policy: Policy) {
-        if self.world.policies.get(&policy.object) == Some(&policy) {
+    pub fn insert_policy(&mut self, policy: impl Into<Arc<Policy>>) {
+        let policy = policy.into();
+        if self.world.policies.has(&policy) {
             return;
         }
         self.remove_policy(&policy.object);
@@ -213,7 +215,7 @@ impl Engine {
     pub fn authentication(&mut self) -> AuthenticationPairs {
         self.settle();
         let asks = self.groups.iter().filter(|(_, group)| !group.asks.is_empty());
-        self.askers.pairs(asks.map(|(side, group)| (*side, std::sync::Arc::clone(&group.asks))).collect())
+        self.askers.pairs(asks.map(|(side, group)| (*side, Arc::clone(&group.asks))).collect())
     }
 
     /// Everything, as [`compile`](crate::compile()) gives it.

@@ -4,6 +4,7 @@
 //! again, and namespace and service account are those in its labels, so that no object can claim another's.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use auth_ebpf_abi::{IdentityNumber, NodeNumber, identity as reserved};
 use serde::{Deserialize, Serialize};
@@ -109,7 +110,8 @@ pub struct NodeNumberSpec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     number: IdentityNumber,
-    labels: LabelSet,
+    /// Shared by all copies, which are told to be the same by that.
+    labels: Arc<LabelSet>,
 }
 
 impl Identity {
@@ -130,7 +132,7 @@ impl Identity {
                 return Err(IdentityError::Missing { number, key });
             }
         }
-        Ok(Self { number, labels })
+        Ok(Self { number, labels: Arc::new(labels) })
     }
 
     /// The identity that an object describes.
@@ -161,7 +163,7 @@ impl Identity {
         IdentitySpec {
             namespace: self.namespace().to_owned(),
             service_account: self.service_account().to_owned(),
-            labels: self.labels.clone(),
+            labels: LabelSet::clone(&self.labels),
             hash: self.labels.hash(),
         }
     }
@@ -174,7 +176,7 @@ impl Identity {
 
     /// Its labels.
     #[must_use]
-    pub const fn labels(&self) -> &LabelSet {
+    pub fn labels(&self) -> &LabelSet {
         &self.labels
     }
 
@@ -225,7 +227,7 @@ pub fn reserved_name(number: IdentityNumber) -> Option<&'static str> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentitySet {
     by_number: BTreeMap<IdentityNumber, Identity>,
-    by_labels: BTreeMap<LabelSet, IdentityNumber>,
+    by_labels: BTreeMap<Arc<LabelSet>, IdentityNumber>,
 }
 
 impl Default for IdentitySet {
@@ -241,7 +243,7 @@ impl IdentitySet {
         let mut set = Self { by_number: BTreeMap::new(), by_labels: BTreeMap::new() };
         for (number, names) in RESERVED {
             let labels = names.iter().filter_map(|name| Label::new(Source::Reserved, *name, "").ok());
-            set.put(Identity { number, labels: LabelSet::from_labels(labels).unwrap_or_default() });
+            set.put(Identity { number, labels: Arc::new(LabelSet::from_labels(labels).unwrap_or_default()) });
         }
         set
     }
@@ -267,7 +269,7 @@ impl IdentitySet {
         if let Some(have) = self.by_number.get(&number) {
             return if *have == identity { Ok(()) } else { Err(IdentityError::DuplicateNumber { number }) };
         }
-        if let Some(&other) = self.by_labels.get(&identity.labels) {
+        if let Some(&other) = self.by_labels.get(&*identity.labels) {
             return Err(IdentityError::DuplicateLabels { number, other });
         }
         self.put(identity);
@@ -280,7 +282,7 @@ impl IdentitySet {
             return None;
         }
         let identity = self.by_number.remove(&number)?;
-        self.by_labels.remove(&identity.labels);
+        self.by_labels.remove(&*identity.labels);
         Some(identity)
     }
 
@@ -312,14 +314,14 @@ impl IdentitySet {
         if let Some(mut host) = set.by_number.remove(&reserved::HOST) {
             let of_node = node.iter().filter(|label| label.source() != Source::Reserved);
             let labels = LabelSet::from_labels(host.labels.iter().chain(of_node).cloned());
-            host.labels = labels.unwrap_or(host.labels);
+            host.labels = labels.map(Arc::new).unwrap_or(host.labels);
             set.put(host);
         }
         set
     }
 
     fn put(&mut self, identity: Identity) {
-        self.by_labels.insert(identity.labels.clone(), identity.number);
+        self.by_labels.insert(Arc::clone(&identity.labels), identity.number);
         self.by_number.insert(identity.number, identity);
     }
 }

@@ -3,6 +3,7 @@
 mod conditions;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::condition::Condition;
 use crate::identity::IdentitySet;
@@ -15,7 +16,8 @@ pub(crate) use conditions::View;
 /// A set of policies, one of each name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicySet {
-    policies: BTreeMap<ObjectRef, Policy>,
+    /// Shared by all copies, which are told to be the same by that.
+    policies: BTreeMap<ObjectRef, Arc<Policy>>,
 }
 
 impl PolicySet {
@@ -26,24 +28,35 @@ impl PolicySet {
     }
 
     /// Adds a policy; gives the one of the same name that it replaces.
-    pub fn insert(&mut self, policy: Policy) -> Option<Policy> {
+    pub fn insert(&mut self, policy: impl Into<Arc<Policy>>) -> Option<Arc<Policy>> {
+        let policy = policy.into();
         self.policies.insert(policy.object.clone(), policy)
     }
 
     /// Takes a policy out.
-    pub fn remove(&mut self, object: &ObjectRef) -> Option<Policy> {
+    pub fn remove(&mut self, object: &ObjectRef) -> Option<Arc<Policy>> {
         self.policies.remove(object)
     }
 
     /// The policy of this name.
     #[must_use]
     pub fn get(&self, object: &ObjectRef) -> Option<&Policy> {
-        self.policies.get(object)
+        self.policies.get(object).map(AsRef::as_ref)
+    }
+
+    /// The same, shared.
+    pub(crate) fn shared(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.policies.values()
+    }
+
+    /// Whether it is among these.
+    pub(crate) fn has(&self, policy: &Arc<Policy>) -> bool {
+        self.policies.get(&policy.object) == Some(policy)
     }
 
     /// All of them, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = &Policy> {
-        self.policies.values()
+        self.policies.values().map(AsRef::as_ref)
     }
 
     /// How many there are.
@@ -82,12 +95,12 @@ impl PolicySet {
         let local = self.local_identities(surroundings);
         let view = View { identities, surroundings, local: &local };
         let of_policy = |policy: &Policy| (policy.object.clone(), view.of_policy(policy));
-        self.policies.values().map(of_policy).filter(|(_, conditions)| !conditions.is_empty()).collect()
+        self.iter().map(of_policy).filter(|(_, conditions)| !conditions.is_empty()).collect()
     }
 }
 
-impl FromIterator<Policy> for PolicySet {
-    fn from_iter<I: IntoIterator<Item = Policy>>(policies: I) -> Self {
+impl<P: Into<Arc<Policy>>> FromIterator<P> for PolicySet {
+    fn from_iter<I: IntoIterator<Item = P>>(policies: I) -> Self {
         let mut set = Self::new();
         for policy in policies {
             set.insert(policy);

@@ -95,7 +95,7 @@ pub(super) enum Body {
     Identity(Box<Identity>),
     NodeNumber(u16),
     Revocation(Revoked),
-    Policy(Box<Policy>),
+    Policy(Arc<Policy>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! The set of policies, with those that can't be applied in it as refused: they deny what they are about.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use policy::{Condition, ConditionKind, Input, ObjectRef, Policy, PolicySet};
 
@@ -19,7 +20,7 @@ pub(super) fn collect(
     let mut set = PolicySet::new();
     for object in objects {
         if let Body::Policy(policy) = &object.body {
-            set.insert(Policy::clone(policy));
+            set.insert(Arc::clone(policy));
         }
     }
     let mut of_policies = set.conditions(&cluster.identities, &cluster.surroundings);

@@ -1,6 +1,7 @@
 //! Following a state that is given whole.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use auth_ebpf_abi::IdentityNumber;
 
@@ -25,10 +26,8 @@ impl Engine {
                 self.insert_identity(identity.clone()).unwrap_or_default();
             }
         }
-        for policy in input.policies.iter() {
-            if self.world.policies.get(&policy.object) != Some(policy) {
-                self.insert_policy(policy.clone());
-            }
+        for policy in input.policies.shared() {
+            self.insert_policy(Arc::clone(policy));
         }
         let gone: Vec<IdentityNumber> = self.locals.difference(locals).copied().collect();
         gone.into_iter().for_each(|number| self.remove_local(number));

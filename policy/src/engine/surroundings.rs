@@ -132,6 +132,7 @@ fn changed<V: PartialEq>(
     have: &BTreeMap<IdentityNumber, V>,
     now: &BTreeMap<IdentityNumber, V>,
 ) -> Vec<IdentityNumber> {
-    let keys: BTreeSet<&IdentityNumber> = have.keys().chain(now.keys()).collect();
-    keys.into_iter().filter(|key| have.get(key) != now.get(key)).copied().collect()
+    let gone_or_other = have.iter().filter(|(key, value)| now.get(key) != Some(value)).map(|(key, _)| key);
+    let new = now.keys().filter(|key| !have.contains_key(key));
+    gone_or_other.chain(new).copied().collect()
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use policy::{Identity, NamedPort, Policy};
 use serde_json::Value;
@@ -72,7 +73,7 @@ pub(super) fn read(key: &ObjectKey, header: Header, value: &Value, scope: Scope)
 
 fn policy_body(value: &Value) -> Result<Body, Mistake> {
     match Policy::from_value(value) {
-        Ok(policy) => Ok(Body::Policy(Box::new(policy))),
+        Ok(policy) => Ok(Body::Policy(Arc::new(policy))),
         Err(error) => {
             let fault = error.fault();
             Err(Mistake::new(&fault.path, fault.problem.to_string()))
