@@ -96,18 +96,18 @@ pub mod capacity {
 pub mod map {
     /// [`Setting`](crate::Setting) → `u64`, an array.
     pub const CONFIG: &str = "config";
-    /// [`Address`](crate::Address) → [`AddressEntry`](crate::AddressEntry), in [slots](crate::slots).
+    /// [`Address`](crate::Address) → [`AddressEntry`](crate::AddressEntry), in [slots](crate::Slot).
     pub const ADDRESSES: &str = "addresses";
     /// [`Address`](crate::Address) prefix → [`AddressEntry`](crate::AddressEntry), a trie.
     pub const PREFIXES: &str = "prefixes";
     /// Local [`Address`](crate::Address) → [`EndpointEntry`](crate::EndpointEntry), a hash.
     pub const ENDPOINTS: &str = "endpoints";
     /// [`PolicyKey`](crate::PolicyKey) and length of its prefix → [`PolicyEntry`](crate::PolicyEntry), in
-    /// [slots](crate::slots).
+    /// [slots](crate::Slot).
     pub const POLICY: &str = "policy";
-    /// [`NodeNumber`](crate::NodeNumber) → [`NodeEntry`](crate::NodeEntry), in [slots](crate::slots).
+    /// [`NodeNumber`](crate::NodeNumber) → [`NodeEntry`](crate::NodeEntry), in [slots](crate::Slot).
     pub const NODES: &str = "nodes";
-    /// [`AuthKey`](crate::AuthKey) → [`AuthEntry`](crate::AuthEntry), in [slots](crate::slots).
+    /// [`AuthKey`](crate::AuthKey) → [`AuthEntry`](crate::AuthEntry), in [slots](crate::Slot).
     pub const AUTH: &str = "auth";
     /// [`ConnectionKey`](crate::ConnectionKey) → [`ConnectionEntry`](crate::ConnectionEntry), a hash.
     pub const CONNECTIONS: &str = "connections";
@@ -143,7 +143,7 @@ pub mod map {
     /// recently used make room.
     pub const AFFINITIES: &str = "affinities";
 
-    /// Those that are tables in [slots](crate::slots).
+    /// Those that are tables in [slots](crate::Slot).
     pub const IN_SLOTS: [&str; 4] = [ADDRESSES, POLICY, NODES, AUTH];
     /// Every map.
     pub const ALL: [&str; 20] = [
