@@ -23,7 +23,7 @@ use self::node_ca::NodeCa;
 use crate::{Lab, Process, binaries, wait};
 
 /// How long server and agents may take to serve.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 /// How often a port is chosen anew that somebody else took meanwhile.
 const ATTEMPTS: u32 = 3;
 

@@ -12,7 +12,7 @@ use spire_adapter::{
 use tokio::time::timeout;
 
 /// How long anything may take that is no expectation of its own.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
 /// Which of the two.
