@@ -36,7 +36,7 @@ use wanted::Wanted;
 const EVENTS: usize = 256;
 /// Longest sleep: boot time goes on in suspend, the runtime's clock doesn't.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
-/// Shortest time between two publications of the records.
+/// Shortest time between two publications of the records, as long as they are few.
 const PUBLISH: Duration = Duration::from_millis(50);
 /// Pause before a failed removal is tried again.
 const REMOVE_AGAIN: Duration = Duration::from_millis(100);
@@ -170,7 +170,12 @@ impl Driver {
                 Some(request) = self.requests.recv() => self.request(request, &handshakes),
                 Some(request) = self.accepts.recv() => self.request(request, &handshakes),
                 Some(ended) = self.running.join_next(), if !self.running.is_empty() => self.ended(ended),
-                _ = publish.tick(), if self.dirty => self.publish(),
+                _ = publish.tick(), if self.dirty => {
+                    let began = self.clock.now();
+                    self.publish();
+                    // Tens of thousands of records take their time: a twentieth of ours is enough.
+                    publish.reset_after(PUBLISH.max(self.clock.now().since(began).saturating_mul(20)));
+                }
                 key = self.wanted.next() => self.handle(Event::AuthWanted(key)),
                 () = tokio::time::sleep(pause) => self.handle(Event::Tick),
             }
