@@ -111,7 +111,7 @@ settings! {
     #[arg(env = "AUTHD_KEY_EXCHANGE", value_name = "GROUPS")]
     key_exchange: String,
     /// How a pair is proven to another node: `session`, each identity once over the node session and a word for each
-    /// pair, or `handshake`, by a TLS handshake for each pair, as with nodes that know nothing else [default: handshake]
+    /// pair, or `handshake`, by a TLS handshake for each pair, as with nodes that know nothing else [default: session]
     #[arg(env = "AUTHD_PAIR_PROOF", value_name = "session|handshake")]
     pair_proof: String,
     /// Pairs that are authenticated before a packet asks; 0 for none [default: 0]

@@ -61,9 +61,9 @@ pub struct Options {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PairProof {
     /// Each identity once over the node session, and a word for each pair; a handshake with nodes that can't.
+    #[default]
     Session,
     /// By a TLS handshake for each pair.
-    #[default]
     Handshake,
 }
 
@@ -92,7 +92,7 @@ impl Options {
             rotation: Duration::from_secs(60 * 60),
             redial: (Duration::from_millis(200), Duration::from_secs(5)),
             defer: Duration::from_secs(1),
-            pair_proof: PairProof::Handshake,
+            pair_proof: PairProof::Session,
         }
     }
 }
