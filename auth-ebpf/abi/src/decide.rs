@@ -43,6 +43,22 @@ pub trait State {
     fn endpoint(&self, address: &Address) -> Option<EndpointEntry>;
     /// Exact match in `policy`, of a key and the length of its prefix.
     fn policy(&self, key: &PolicyKey, prefix_len: u32) -> Option<PolicyEntry>;
+    /// The entry of the narrowest range of ports that has that of `key`, among the lengths in `classes`
+    /// ([`PolicyClasses`](crate::PolicyClasses)), by its bits of the port.
+    fn policy_range(&self, key: &PolicyKey, classes: u32) -> Option<PolicyEntry> {
+        let mut bits = 15;
+        while bits > 0 {
+            if classes >> bits & 2 != 0 {
+                let length = PolicyKey::prefix_len(Some(bits));
+                let entry = self.policy(&key.masked(length), length);
+                if entry.is_some() {
+                    return entry;
+                }
+            }
+            bits -= 1;
+        }
+        None
+    }
     /// What is known of a node.
     fn node(&self, node: NodeNumber) -> Option<NodeEntry>;
     /// An authentication, expired ones included.

@@ -226,6 +226,7 @@ impl AsSlotKey<1> for (PolicyKey, u32) {
         let last = u32::from_ne_bytes([direction, protocol, first, second]);
         SlotKey { tail: pair(last, prefix_len & 0xff), words: [pair(local, remote)] }
     }
+    #[inline(always)]
     fn from_slot(key: &SlotKey<1>) -> Self {
         let ([local, remote], [last, prefix_len]) = (halves(key.words[0]), halves(key.tail));
         let [direction, protocol, first, second] = last.to_ne_bytes();

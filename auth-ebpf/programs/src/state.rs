@@ -63,6 +63,17 @@ impl State for Maps {
     }
 
     #[inline(always)]
+    fn policy_range(&self, key: &PolicyKey, classes: u32) -> Option<PolicyEntry> {
+        let whole = (*key, 0).to_slot();
+        let bits = search_ranges(whole.tail, whole.words[0], classes);
+        if bits == 0 {
+            return None;
+        }
+        let length = PolicyKey::prefix_len(Some(bits));
+        self.policy(&key.masked(length), length)
+    }
+
+    #[inline(always)]
     fn node(&self, node: NodeNumber) -> Option<NodeEntry> {
         let key = node.to_slot();
         find(&NODES, &key, |home, reach| search_nodes(key.tail, home, reach)).map(|found| NodeEntry::from_slot(found.value()))
@@ -231,6 +242,22 @@ extern "C" fn search_addresses(first: u64, last: u64, home: u32, reach: u32) -> 
 #[inline(never)]
 extern "C" fn search_policy(tail: u64, word: u64, home: u32, reach: u32) -> u32 {
     search(&POLICY, &SlotKey { tail, words: [word] }, home, reach)
+}
+
+/// How many bits of the port the narrowest range has, or 0 if there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn search_ranges(tail: u64, word: u64, classes: u32) -> u32 {
+    let (key, _) = <(PolicyKey, u32)>::from_slot(&SlotKey { tail, words: [word] });
+    let mut bits = 15;
+    while bits > 0 {
+        let length = PolicyKey::prefix_len(Some(bits));
+        if classes >> bits & 2 != 0 && Maps.policy(&key.masked(length), length).is_some() {
+            return bits;
+        }
+        bits -= 1;
+    }
+    0
 }
 
 #[unsafe(no_mangle)]

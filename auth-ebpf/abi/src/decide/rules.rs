@@ -66,15 +66,9 @@ impl<S: State> Judge<'_, S> {
             }
         }
         if classes & PolicyClasses::RANGES != 0 {
-            let mut bits = 15;
-            while bits > 0 {
-                if classes >> bits & 2 != 0 {
-                    let entry = self.exact(key, PolicyKey::prefix_len(Some(bits)));
-                    if entry.found {
-                        return entry;
-                    }
-                }
-                bits -= 1;
+            let entry = Match::of(self.state.policy_range(key, classes));
+            if entry.found {
+                return entry;
             }
         }
         if classes & PolicyClasses::PROTOCOL != 0 {
@@ -92,10 +86,7 @@ impl<S: State> Judge<'_, S> {
     /// The entry of just this prefix of `key`.
     #[inline(always)]
     fn exact(&self, key: &PolicyKey, prefix_len: u32) -> Match {
-        match self.state.policy(&key.masked(prefix_len), prefix_len) {
-            Some(entry) => Match { found: true, entry },
-            None => Match::default(),
-        }
+        Match::of(self.state.policy(&key.masked(prefix_len), prefix_len))
     }
 }
 
@@ -109,6 +100,14 @@ struct Match {
 }
 
 impl Match {
+    #[inline(always)]
+    fn of(entry: Option<PolicyEntry>) -> Self {
+        match entry {
+            Some(entry) => Self { found: true, entry },
+            None => Self::default(),
+        }
+    }
+
     #[inline(always)]
     const fn entry(self) -> Option<PolicyEntry> {
         if self.found { Some(self.entry) } else { None }
