@@ -4,7 +4,7 @@
 //! A key has a home, a slot by its hash, and lies there or in one of the next; the home's [`Head`] says how
 //! far. Three rules make it safe to read while it is written:
 //! - the head is written last and read first, and whoever finds it live reads the rest through it;
-//! - no entry moves, and a value is changed by whole words only, each of which is true by itself;
+//! - no entry moves, and a value is changed by whole words only, in an order in which each mixture is true;
 //! - what has left keeps its slot until no program can be looking at it any more.
 
 use crate::{Address, AddressEntry, AuthEntry, AuthKey, NodeEntry, NodeNumber, PolicyEntry, PolicyKey};
@@ -121,8 +121,9 @@ pub trait AsSlotKey<const N: usize>: Sized {
 
 /// What can be the value of a table in slots, in `N` words.
 pub trait AsSlotValue<const N: usize>: Sized {
-    /// Whether words may be changed one after the other: each means what it says, whatever the others do.
-    const BY_WORDS: bool;
+    /// Whether `new` may be written over `old`, the first word last, under the eyes of programs, which read the
+    /// first word first: what they can meet is the first word of `old` with others of `new`, and must be true.
+    fn may_mix(old: &[u64; N], new: &[u64; N]) -> bool;
 
     /// The value as it stands in a slot.
     fn to_slot(&self) -> [u64; N];
@@ -152,7 +153,9 @@ impl AsSlotKey<2> for Address {
 }
 
 impl AsSlotValue<1> for AddressEntry {
-    const BY_WORDS: bool = true;
+    fn may_mix(_: &[u64; 1], _: &[u64; 1]) -> bool {
+        true
+    }
 
     #[inline(always)]
     fn to_slot(&self) -> [u64; 1] {
@@ -176,8 +179,10 @@ impl AsSlotKey<1> for NodeNumber {
 }
 
 impl AsSlotValue<2> for NodeEntry {
-    // The end of one session with the epoch of another would be a third.
-    const BY_WORDS: bool = false;
+    // A session that lasts longer is one until the end of the one before, too.
+    fn may_mix([old, _]: &[u64; 2], [new, _]: &[u64; 2]) -> bool {
+        old <= new
+    }
 
     #[inline(always)]
     fn to_slot(&self) -> [u64; 2] {
@@ -204,8 +209,10 @@ impl AsSlotKey<1> for AuthKey {
 }
 
 impl AsSlotValue<2> for AuthEntry {
-    // The end of one authentication with the epoch of another would be a third.
-    const BY_WORDS: bool = false;
+    // What is authenticated for longer is so until the end of what was before, too.
+    fn may_mix([old, _]: &[u64; 2], [new, _]: &[u64; 2]) -> bool {
+        old <= new
+    }
 
     #[inline(always)]
     fn to_slot(&self) -> [u64; 2] {
@@ -236,7 +243,9 @@ impl AsSlotKey<1> for (PolicyKey, u32) {
 
 impl AsSlotValue<2> for PolicyEntry {
     // All that decides is in the first word; the other names the rule.
-    const BY_WORDS: bool = true;
+    fn may_mix(_: &[u64; 2], _: &[u64; 2]) -> bool {
+        true
+    }
 
     #[inline(always)]
     fn to_slot(&self) -> [u64; 2] {

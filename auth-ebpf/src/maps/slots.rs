@@ -131,18 +131,15 @@ where
     fn put(&mut self, key: &K, value: &V) -> Option<()> {
         let (key, value) = (key.to_slot(), value.to_slot());
         if let Some(place) = self.find(&key) {
-            let differing =
-                (0..M).zip(&value).filter(|(word, new)| self.load(place.slot, 1 + N + word) != **new);
-            let kept = if V::BY_WORDS || differing.count() <= 1 {
+            let old: [u64; M] = std::array::from_fn(|word| self.load(place.slot, 1 + N + word));
+            let differing = old.iter().zip(&value).filter(|(old, new)| old != new);
+            if differing.count() <= 1 || V::may_mix(&old, &value) {
                 self.write_value(place.slot, &value);
-                place
-            } else {
-                // There are two for a moment, either of them true, rather than none.
-                let free = self.free(place.home)?;
-                self.publish(free, &key, &value);
-                free
-            };
-            self.remove(&key, Some(kept.slot));
+                return Some(());
+            }
+            let free = self.free(place.home)?;
+            self.leave(place.slot);
+            self.publish(free, &key, &value);
             return Some(());
         }
         if self.live() >= self.capacity() {
@@ -159,23 +156,11 @@ where
 
     /// Removes `key`; whether it was there.
     fn erase(&mut self, key: &K) -> bool {
-        self.remove(&key.to_slot(), None)
-    }
-
-    /// Removes what has this key, but for one slot; whether there was any. A process that has ended between two
-    /// steps may have left two.
-    fn remove(&mut self, key: &SlotKey<N>, kept: Option<usize>) -> bool {
-        let home = self.multipliers.home(key, self.slots()) as usize;
-        let reach = Head::reach(self.load(home, 0));
-        let mut removed = false;
-        for distance in 0..=reach {
-            let slot = (home + distance as usize) & (self.slots() - 1);
-            if kept != Some(slot) && self.holds(slot, key) {
-                self.leave(slot);
-                removed = true;
-            }
+        let place = self.find(&key.to_slot());
+        if let Some(place) = place {
+            self.leave(place.slot);
         }
-        removed
+        place.is_some()
     }
 
     fn entries(&self) -> impl Iterator<Item = (K, V)> {
@@ -198,12 +183,10 @@ where
     fn find(&self, key: &SlotKey<N>) -> Option<Place> {
         let home = self.multipliers.home(key, self.slots()) as usize;
         let reach = Head::reach(self.load(home, 0));
-        self.places(home, reach).find(|place| self.holds(place.slot, key))
-    }
-
-    fn holds(&self, slot: usize, key: &SlotKey<N>) -> bool {
-        let head = self.load(slot, 0);
-        Head::difference(head, key.tail) == 0 && self.key(slot, head).words == key.words
+        self.places(home, reach).find(|place| {
+            let head = self.load(place.slot, 0);
+            Head::difference(head, key.tail) == 0 && self.key(place.slot, head).words == key.words
+        })
     }
 
     /// The free slot that is nearest to `home`.
@@ -277,8 +260,9 @@ where
         V::from_slot(std::array::from_fn(|word| self.load(slot, 1 + N + word)))
     }
 
+    /// The first word last, since it is read first.
     fn write_value(&mut self, slot: usize, value: &[u64; M]) {
-        for (word, part) in (1 + N..).zip(value) {
+        for (word, part) in (1 + N..1 + N + M).zip(value).rev() {
             self.store(slot, word, *part);
         }
     }
