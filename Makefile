@@ -34,11 +34,12 @@ test: setup peers ## Format check, lints, documentation and all tests, with coun
 	@scripts/test
 
 .PHONY: bench-auth
-bench-auth: setup peers ## First connections, and handshakes beside Go's; figures to target/bench/{auth,handshakes}.json (root, minutes)
+bench-auth: setup peers ## First connections, handshakes beside Go's, and all pairs of two nodes; figures to target/bench/{auth,handshakes,pairs}.json (root, minutes)
 	$(CARGO) build --locked --quiet --release --bins
 	@AUTHD_BIN_DIR="$$(realpath "$${CARGO_TARGET_DIR:-target}")/release" \
 		$(CARGO) bench --locked --quiet --package authd-tests --bench auth --profile dev
 	@$(CARGO) bench --locked --quiet --package authd-tests --bench handshakes
+	@$(CARGO) bench --locked --quiet --package authd --bench pairs
 
 .PHONY: bench-datapath
 bench-datapath: setup ## What a packet costs in the kernel; figures to target/bench/datapath.json (root)
