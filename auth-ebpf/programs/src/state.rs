@@ -76,7 +76,8 @@ impl State for Maps {
     #[inline(always)]
     fn node(&self, node: NodeNumber) -> Option<NodeEntry> {
         let key = node.to_slot();
-        find(&NODES, &key, |home, reach| search_nodes(key.tail, home, reach)).map(|found| NodeEntry::from_slot(found.value()))
+        find(&NODES, &key, |home, reach| search_nodes(key.tail, home, reach))
+            .map(|found| NodeEntry::from_slot(found.value()))
     }
 
     #[inline(always)]
