@@ -90,7 +90,7 @@ fn kind_mistaken(kind: &str, near: Option<&str>) -> Mistake {
     Mistake::new("kind", format!("unknown kind {kind}{hint}"))
 }
 
-/// Whether the object of a [`Problem`] is of a kind that decides about identities and numbers.
+/// Whether the object of a `Problem` is of a kind that decides about identities and numbers.
 pub(in crate::cluster) fn decides_about_numbers(object: &str) -> bool {
     let kind = object.split(' ').next().unwrap_or_default();
     CORE.contains(&kind) || OURS.contains(&kind)
