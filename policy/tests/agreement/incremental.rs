@@ -233,7 +233,8 @@ fn may_ask(input: Input<'_>, subject: IdentityNumber, other: IdentityNumber) -> 
     let remote = |number| input.identities.remotes().find(|remote| remote.number == number).unwrap();
     let (own, other) = (remote(subject).labels, remote(other));
     let is_about = |rule: &Rule| {
-        rule.authentication == Some(AuthType::Spire)
+        !rule.list.is_deny()
+            && rule.authentication == Some(AuthType::Spire)
             && (rule.peers == Peers::Any || rule.peers.select(other, other.labels, input.surroundings, false))
     };
     let mut specs = input.policies.iter().flat_map(|policy| &policy.specs);
