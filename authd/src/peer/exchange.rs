@@ -251,16 +251,15 @@ impl Exchange {
     ) -> Result<Held, Error> {
         let _room = self.asked.acquire().await.map_err(|_closed| self.no_session())?;
         let prover = self.own.other();
-        let refused =
-            |reason: authenticator::Invalid| Error::NotProven { identity, reason: reason.to_string() };
-        let request = authenticator::request(prover, context).map_err(refused)?;
+        let request = authenticator::request(prover, context).map_err(not_proven(identity))?;
         let asked = ProofRequest { identity, request: request.clone() };
         self.say(SessionMessage::ProofRequest(asked)).await?;
         let answer = answer.await.map_err(|_ended| self.no_session())?;
         if answer.authenticator.is_empty() {
             return Err(Error::RefusedByPeer { reason: known_reason(&answer.refused) });
         }
-        let chain = self.authenticators.verify(prover, &request, &answer.authenticator).map_err(refused)?;
+        let chain = self.authenticators.verify(prover, &request, &answer.authenticator);
+        let chain = chain.map_err(not_proven(identity))?;
         Held::new(chain, &shared.svids)
     }
 
@@ -289,14 +288,12 @@ impl Exchange {
         request: &[u8],
         own: &Credential,
     ) -> Result<ProofAnswer, Error> {
-        let refused =
-            |reason: authenticator::Invalid| Error::NotProven { identity, reason: reason.to_string() };
         let context = self.context(identity, request)?.to_vec();
         let key = own.svid.signing_key();
         let proven = self.authenticators.prove(self.own, request, own.svid.chain(), &*key);
         let authenticator = match proven {
             Err(authenticator::Invalid::TooLong) => return Err(Error::TooLarge { identity }),
-            proven => proven.map_err(refused)?,
+            proven => proven.map_err(not_proven(identity))?,
         };
         if authenticator.len() > MAX_AUTHENTICATOR {
             return Err(Error::TooLarge { identity });
@@ -306,8 +303,7 @@ impl Exchange {
 
     /// The context of a request of the other end, which must be about this identity.
     pub(super) fn context<'a>(&self, identity: IdentityNumber, request: &'a [u8]) -> Result<&'a [u8], Error> {
-        let context = authenticator::context_of(self.own, request)
-            .map_err(|reason| Error::NotProven { identity, reason: reason.to_string() })?;
+        let context = authenticator::context_of(self.own, request).map_err(not_proven(identity))?;
         if identity_in(context) == Some(identity) {
             return Ok(context);
         }
@@ -333,6 +329,11 @@ impl Drop for Forget<'_> {
     fn drop(&mut self) {
         self.exchange.state().pairs.remove(&self.number);
     }
+}
+
+/// What is wrong with an authenticator, or a request for one, about this identity.
+fn not_proven(identity: IdentityNumber) -> impl Fn(authenticator::Invalid) -> Error {
+    move |reason| Error::NotProven { identity, reason: reason.to_string() }
 }
 
 /// A new context, for one request.

@@ -125,6 +125,12 @@ impl Hostile {
         self.say(SessionMessage::ProofAnswer(answer)).await;
     }
 
+    /// Waits for a request for a proof, and proves that it has the key of `svid`.
+    pub(super) async fn prove_when_asked(&mut self, svid: &Svid) {
+        let asked = self.asked().await;
+        self.prove(&asked, svid).await;
+    }
+
     /// Answers a request as an honest node does.
     pub(super) async fn prove(&mut self, asked: &ProofRequest, svid: &Svid) {
         let authenticator = self.authenticator(&asked.request, svid.chain(), svid);

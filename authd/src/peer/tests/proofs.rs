@@ -40,6 +40,15 @@ async fn request(hostile: &mut Hostile, cluster: &Cluster) -> (Svid, Vec<u8>) {
     (own, leaf)
 }
 
+/// The same, answered and recorded.
+async fn recorded(cluster: &Cluster) -> (Hostile, Svid, Vec<u8>) {
+    let mut hostile = joined(cluster).await;
+    let (own, leaf) = request(&mut hostile, cluster).await;
+    hostile.prove_when_asked(&own).await;
+    assert!(hostile.pair().await.recorded);
+    (hostile, own, leaf)
+}
+
 pub(super) fn refused(cluster: &Cluster, answer: &PairAnswer, reason: &str) {
     assert_eq!((answer.recorded, answer.refused.as_str()), (false, reason));
     assert_eq!(cluster.node("n2").entries(), 0);
@@ -88,8 +97,7 @@ async fn an_svid_that_is_not_the_identitys_proves_nothing() {
         let mut hostile = joined(&cluster).await;
         let leaf = hostile.leaf_of(300).await;
         hostile.request(256, 300, &shown.leaf_hash(), &leaf).await;
-        let asked = hostile.asked().await;
-        hostile.prove(&asked, &shown).await;
+        hostile.prove_when_asked(&shown).await;
         refused(&cluster, &hostile.pair().await, reason);
     }
 }
@@ -227,8 +235,7 @@ async fn a_lie_about_a_certificate_is_recorded_nowhere() {
     {
         hostile.request(256, 300, from_leaf, to_leaf).await;
         if to_leaf == leaf {
-            let asked = hostile.asked().await;
-            hostile.prove(&asked, &own).await;
+            hostile.prove_when_asked(&own).await;
         }
         let answer = hostile.pair().await;
         refused(&cluster, &answer, "svid_changed");
@@ -236,8 +243,7 @@ async fn a_lie_about_a_certificate_is_recorded_nowhere() {
     }
     // Another certificate of the same identity has to be proven by itself.
     hostile.request(256, 300, &next.leaf_hash(), &leaf).await;
-    let asked = hostile.asked().await;
-    hostile.prove(&asked, &next).await;
+    hostile.prove_when_asked(&next).await;
     assert!(hostile.pair().await.recorded);
 }
 
@@ -245,19 +251,14 @@ async fn a_lie_about_a_certificate_is_recorded_nowhere() {
 async fn what_is_taken_back_has_to_be_proven_anew() {
     let cluster = cluster(PairProof::Session).await;
     let n2 = cluster.node("n2");
-    let mut hostile = joined(&cluster).await;
-    let (own, leaf) = request(&mut hostile, &cluster).await;
-    let asked = hostile.asked().await;
-    hostile.prove(&asked, &own).await;
-    assert!(hostile.pair().await.recorded);
+    let (mut hostile, own, leaf) = recorded(&cluster).await;
     let withdrawals =
         [SessionMessage::Revoke(Revoke { identity: 256 }), SessionMessage::Update(hello(&[257]))];
     for withdrawal in withdrawals {
         hostile.say(withdrawal).await;
         until("gone", || n2.entries() == 0).await;
         hostile.request(256, 300, &own.leaf_hash(), &leaf).await;
-        let asked = hostile.asked().await;
-        hostile.prove(&asked, &own).await;
+        hostile.prove_when_asked(&own).await;
         let answer = hostile.pair().await;
         // The machine hears of it after us, but before it hears of the pair.
         assert!(["overtaken", "not_announced"].contains(&answer.refused.as_str()), "{answer:?}");
@@ -270,11 +271,7 @@ async fn what_is_taken_back_has_to_be_proven_anew() {
 async fn a_raised_epoch_and_a_flush_have_identities_prove_themselves_anew() {
     let cluster = cluster(PairProof::Session).await;
     let n2 = cluster.node("n2");
-    let mut hostile = joined(&cluster).await;
-    let (own, leaf) = request(&mut hostile, &cluster).await;
-    let asked = hostile.asked().await;
-    hostile.prove(&asked, &own).await;
-    assert!(hostile.pair().await.recorded);
+    let (mut hostile, own, leaf) = recorded(&cluster).await;
     for epoch in [1, 2] {
         if epoch == 1 {
             n2.peers.forget_proofs();
@@ -284,8 +281,7 @@ async fn a_raised_epoch_and_a_flush_have_identities_prove_themselves_anew() {
             until("raised", || n2.session("n1").is_some_and(|session| session.epoch == epoch)).await;
         }
         hostile.request(256, 300, &own.leaf_hash(), &leaf).await;
-        let asked = hostile.asked().await;
-        hostile.prove(&asked, &own).await;
+        hostile.prove_when_asked(&own).await;
         hostile.pair().await;
     }
     assert_eq!(n2.stats.proofs(Proving::Verified, "ok"), 3);
@@ -378,8 +374,7 @@ async fn the_client_records_nothing_that_the_server_has_not() {
     let mut hostile = joined(&cluster).await;
     let own = svid(&cluster, 256);
     assert!(n2.auth.ask(key(300, 256, 1)));
-    let asked = hostile.asked().await;
-    hostile.prove(&asked, &own).await;
+    hostile.prove_when_asked(&own).await;
     let refusals = [
         (PairAnswer { refused: "not_desired".to_owned(), ..PairAnswer::default() }, "not_desired"),
         (PairAnswer { recorded: true, to_leaf: vec![1; 32], ..PairAnswer::default() }, "not_proven"),
