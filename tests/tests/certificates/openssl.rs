@@ -57,6 +57,26 @@ impl Files {
     }
 }
 
+/// The good row, our end, which presents it as well, and what OpenSSL presents it by.
+pub(crate) struct Good {
+    pub(crate) row: Row,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) files: Files,
+    pub(crate) directory: tempfile::TempDir,
+}
+
+impl Good {
+    pub(crate) fn new() -> Self {
+        let authorities = Authorities::new();
+        let mut rows = authorities.rows();
+        let endpoint = Endpoint::new(&authorities, &rows);
+        let directory = tempfile::tempdir().unwrap();
+        let row = rows.swap_remove(0);
+        let files = Files::write(&row, &endpoint, directory.path());
+        Self { row, endpoint, files, directory }
+    }
+}
+
 /// An `openssl s_client` or `s_server` that says a byte as soon as it may.
 pub(crate) struct Running {
     child: Child,
@@ -184,12 +204,7 @@ fn openssl_verifies_us_and_exports_the_same_keys() {
     if !skip::openssl_available("openssl_verifies_us_and_exports_the_same_keys") {
         return;
     }
-    let authorities = Authorities::new();
-    let rows = authorities.rows();
-    let endpoint = Endpoint::new(&authorities, &rows);
-    let directory = tempfile::tempdir().unwrap();
-    let good = &rows[0];
-    let files = Files::write(good, &endpoint, directory.path());
+    let Good { row: good, endpoint, files, .. } = &Good::new();
     let strictly = |mut command: Command| {
         command.arg("-CAfile").arg(&files.anchors).args(["-verify_return_error", "-verify", "5"]);
         command
@@ -197,7 +212,7 @@ fn openssl_verifies_us_and_exports_the_same_keys() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
 
-    let mut client = Running::start(&mut strictly(s_client(&files, &address)));
+    let mut client = Running::start(&mut strictly(s_client(files, &address)));
     let server = endpoint.server(good, Groups::Any).unwrap();
     let met = endpoint::accept(&listener, server, || client.ended()).unwrap().unwrap();
     let said = client.output();
@@ -206,7 +221,7 @@ fn openssl_verifies_us_and_exports_the_same_keys() {
     assert!(said.to_lowercase().contains(&met.exporter), "{} in {said}", met.exporter);
     assert!(!said.contains("New Session Ticket"), "nothing to resume with: {said}");
 
-    let mut server = Running::start(&mut strictly(s_server(&files)));
+    let mut server = Running::start(&mut strictly(s_server(files)));
     let address = server.address().unwrap();
     let met = endpoint::dial(&address, endpoint.client(good, Groups::Any).unwrap()).unwrap();
     assert_eq!(met.peer, "spiffe://a.test/ns/shop");
@@ -219,22 +234,17 @@ fn openssl_meets_us_by_the_key_exchanges_that_are_allowed() {
     if !skip::openssl_available("openssl_meets_us_by_the_key_exchanges_that_are_allowed") {
         return;
     }
-    let authorities = Authorities::new();
-    let rows = authorities.rows();
-    let endpoint = Endpoint::new(&authorities, &rows);
-    let directory = tempfile::tempdir().unwrap();
-    let good = &rows[0];
-    let files = Files::write(good, &endpoint, directory.path());
+    let Good { row: good, endpoint, files, .. } = &Good::new();
     // It came with OpenSSL 3.5.
     let known = String::from_utf8(openssl("list").arg("-kem-algorithms").output().unwrap().stdout).unwrap();
     let post_quantum = known.contains("X25519MLKEM768");
     for groups in [Groups::PostQuantum, Groups::Any] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let mut client = Running::start(&mut s_client(&files, &address));
+        let mut client = Running::start(&mut s_client(files, &address));
         let server = endpoint.server(good, groups).unwrap();
         let accepted = endpoint::accept(&listener, server, || client.ended()).unwrap();
-        let mut server = Running::start(&mut s_server(&files));
+        let mut server = Running::start(&mut s_server(files));
         let address = server.address().unwrap();
         let dialled = endpoint::dial(&address, endpoint.client(good, groups).unwrap());
         for met in [accepted, dialled] {
@@ -258,20 +268,15 @@ fn older_tls_and_no_certificate_are_refused() {
     if !skip::openssl_available("older_tls_and_no_certificate_are_refused") {
         return;
     }
-    let authorities = Authorities::new();
-    let rows = authorities.rows();
-    let endpoint = Endpoint::new(&authorities, &rows);
-    let directory = tempfile::tempdir().unwrap();
-    let good = &rows[0];
-    let files = Files::write(good, &endpoint, directory.path());
+    let Good { row: good, endpoint, files, .. } = &Good::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let server = || endpoint.server(good, Groups::Any).unwrap();
 
-    let mut client = Running::start(s_client(&files, &address).arg("-tls1_2"));
+    let mut client = Running::start(s_client(files, &address).arg("-tls1_2"));
     let refused = endpoint::accept(&listener, server(), || client.ended()).unwrap().unwrap_err().to_string();
     assert!(refused.contains("SupportedVersionsExtensionRequired") || refused.contains("Tls13"), "{refused}");
-    let mut tls12 = Running::start(s_server(&files).arg("-tls1_2"));
+    let mut tls12 = Running::start(s_server(files).arg("-tls1_2"));
     let address12 = tls12.address().unwrap();
     let refused =
         endpoint::dial(&address12, endpoint.client(good, Groups::Any).unwrap()).unwrap_err().to_string();

@@ -10,9 +10,8 @@ use std::time::Duration;
 use authd_tests::{skip, wait};
 use spire_adapter::Groups;
 
-use crate::endpoint::{self, Endpoint};
-use crate::matrix::Authorities;
-use crate::openssl::{Files, Running, s_client, s_server};
+use crate::endpoint;
+use crate::openssl::{Files, Good, Running, s_client, s_server};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// What is said too early.
@@ -53,18 +52,13 @@ fn who_shows_a_session_starts_anew_and_its_early_data_is_not_heard() {
     if !skip::openssl_available("who_shows_a_session_starts_anew_and_its_early_data_is_not_heard") {
         return;
     }
-    let authorities = Authorities::new();
-    let rows = authorities.rows();
-    let endpoint = Endpoint::new(&authorities, &rows);
-    let directory = tempfile::tempdir().unwrap();
-    let good = &rows[0];
-    let files = Files::write(good, &endpoint, directory.path());
-    let session = session(&files, directory.path());
+    let Good { row: good, endpoint, files, directory } = &Good::new();
+    let session = session(files, directory.path());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let given = directory.path().join("given.pem");
     for early in [false, true] {
-        let mut command = s_client(&files, &address);
+        let mut command = s_client(files, &address);
         command.arg("-sess_out").arg(&given);
         if early {
             resuming(&mut command, &session, directory.path());
@@ -89,13 +83,8 @@ fn tickets_that_we_are_given_are_not_used() {
     if !skip::openssl_available("tickets_that_we_are_given_are_not_used") {
         return;
     }
-    let authorities = Authorities::new();
-    let rows = authorities.rows();
-    let endpoint = Endpoint::new(&authorities, &rows);
-    let directory = tempfile::tempdir().unwrap();
-    let good = &rows[0];
-    let files = Files::write(good, &endpoint, directory.path());
-    let mut server = Running::start(s_server(&files).args(["-naccept", "2", "-early_data"]));
+    let Good { row: good, endpoint, files, .. } = &Good::new();
+    let mut server = Running::start(s_server(files).args(["-naccept", "2", "-early_data"]));
     let address = server.address().unwrap();
     let config = endpoint.client(good, Groups::Any).unwrap();
     for _ in 0..2 {
