@@ -20,7 +20,7 @@ use crate::maps::{
     ADDRESSES, AFFINITIES, AUTH, BACKENDS, CLOCK, CONFIG, CONNECTIONS, CREDITS, ENDPOINTS, EVENTS, FRAGMENTS,
     GENERATIONS, HALF_OPEN, HELD, METRICS, NODES, POLICY, PREFIXES, QUOTAS, SERVICES, SVID_PENDING,
 };
-use crate::slots::{find, search};
+use crate::slots::{Found, find, found, search};
 
 /// The maps of this object.
 pub(crate) struct Maps;
@@ -58,19 +58,19 @@ impl State for Maps {
     #[inline(always)]
     fn policy(&self, key: &PolicyKey, prefix_len: u32) -> Option<PolicyEntry> {
         let key = (*key, prefix_len).to_slot();
-        find(&POLICY, &key, |home, reach| search_policy(key.tail, key.words[0], home, reach))
-            .map(|found| PolicyEntry::from_slot(found.value()))
+        find_policy(&key).map(|found| PolicyEntry::from_slot(found.value()))
     }
 
     #[inline(always)]
     fn policy_range(&self, key: &PolicyKey, classes: u32) -> Option<PolicyEntry> {
         let whole = (*key, 0).to_slot();
-        let bits = search_ranges(whole.tail, whole.words[0], classes);
-        if bits == 0 {
+        let range = search_ranges(whole.tail, whole.words[0], classes);
+        if range == 0 {
             return None;
         }
-        let length = PolicyKey::prefix_len(Some(bits));
-        self.policy(&key.masked(length), length)
+        let length = PolicyKey::prefix_len(Some(range & RANGE_BITS));
+        let key = (key.masked(length), length).to_slot();
+        found(&POLICY, &key, range >> RANGE_SHIFT).map(|found| PolicyEntry::from_slot(found.value()))
     }
 
     #[inline(always)]
@@ -245,7 +245,16 @@ extern "C" fn search_policy(tail: u64, word: u64, home: u32, reach: u32) -> u32 
     search(&POLICY, &SlotKey { tail, words: [word] }, home, reach)
 }
 
-/// How many bits of the port the narrowest range has, or 0 if there is none.
+#[inline(always)]
+fn find_policy(key: &SlotKey<1>) -> Option<Found<1>> {
+    find(&POLICY, key, |home, reach| search_policy(key.tail, key.words[0], home, reach))
+}
+
+/// Where the bits of a range end, and the number of its slot begins.
+const RANGE_SHIFT: u32 = 4;
+const RANGE_BITS: u32 = (1 << RANGE_SHIFT) - 1;
+
+/// How many bits of the port the narrowest range has, and in which slot it is; 0 if there is none.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn search_ranges(tail: u64, word: u64, classes: u32) -> u32 {
@@ -253,8 +262,10 @@ extern "C" fn search_ranges(tail: u64, word: u64, classes: u32) -> u32 {
     let mut bits = 15;
     while bits > 0 {
         let length = PolicyKey::prefix_len(Some(bits));
-        if classes >> bits & 2 != 0 && Maps.policy(&key.masked(length), length).is_some() {
-            return bits;
+        if classes >> bits & 2 != 0
+            && let Some(found) = find_policy(&(key.masked(length), length).to_slot())
+        {
+            return found.number() << RANGE_SHIFT | bits;
         }
         bits -= 1;
     }

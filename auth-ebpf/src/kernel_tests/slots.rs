@@ -82,3 +82,46 @@ fn programs_find_what_stays_while_the_rest_is_written() {
         assert!(maps.nodes().entries().unwrap().len() <= tables.nodes.len() + 1);
     });
 }
+
+/// So often does a range come and go.
+const FLIPS: u32 = 2_000;
+
+#[test]
+fn a_range_that_leaves_uncovers_the_next_wider_one() {
+    in_namespaces("a_range_that_leaves_uncovers_the_next_wider_one", |pin_dir| {
+        let mut datapath = Datapath::open(&Options { pin_dir }).unwrap();
+        let mut tables = locked();
+        authenticate(&mut tables, THERE_ID, NODE, 7, NOW + 1);
+        // Both ranges allow, and the rule for all of TCP, which is behind them, denies.
+        let [narrow, wide, tcp] = [15, 8, 0].map(|bits| {
+            let prefix_len = PolicyKey::prefix_len(Some(bits));
+            let port = 80u16.to_be_bytes();
+            let key = PolicyKey { local: HERE_ID, remote: THERE_ID, direction: 1, protocol: 6, port };
+            (key.masked(prefix_len), prefix_len)
+        });
+        let allowed = PolicyEntry { precedence: 1, ..PolicyEntry::default() };
+        let denied = PolicyEntry { deny: 1, precedence: u32::MAX, ..PolicyEntry::default() };
+        tables.policy.extend([(narrow, allowed), (wide, allowed), (tcp, denied)]);
+        at_boot_time(&mut tables);
+        let maps = datapath.maps().clone();
+        fill(&maps, &tables);
+        let bytes = frames::ack((HERE, 9), (THERE, 80)).ethernet();
+        let packet =
+            TestPacket { ifindex: HERE_IFINDEX, ingress_ifindex: HERE_IFINDEX, bytes: &bytes, repeat: 1_000 };
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..FLIPS {
+                    assert!(maps.policy().remove(&narrow).unwrap());
+                    maps.policy().insert(&narrow, &allowed).unwrap();
+                }
+                done.store(true, Ordering::Relaxed);
+            });
+            while !done.load(Ordering::Relaxed) {
+                datapath.test_run(Hook::FromPod, &packet).unwrap();
+            }
+        });
+        assert!(counted(&maps, Verdict::Forwarded) >= 1_000);
+        assert_eq!(counted(&maps, Verdict::Dropped), 0, "no packet met what lies behind both");
+    });
+}

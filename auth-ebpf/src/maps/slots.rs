@@ -243,10 +243,10 @@ where
         self.add(0, 1);
     }
 
-    /// Removes the entry of a slot.
+    /// Removes the entry of a slot, where those who have found it go on reading it.
     fn leave(&mut self, slot: usize) {
-        let reach = self.load(slot, 0) & !Head::ENTRY;
-        self.store(slot, 0, reach | Head::LEFT);
+        let head = self.load(slot, 0) & !Head::LIVE;
+        self.store(slot, 0, head | Head::LEFT);
         self.add(0, -1);
         self.add(1, 1);
     }
