@@ -17,8 +17,7 @@
 //! So each packet has the old verdict up to some step and the new one from there on. That needs no entry
 //! which isn't in the old or the new state. The two ends of a connection, and different endpoints, change one
 //! after the other: nothing could bind ends on different nodes together. A program that steps overtake while it
-//! looks from the longest to the shortest judges its one packet by a state before and one after them; a
-//! connection which that packet opens is decided anew, since changes raise its generation afterwards.
+//! looks from the longest to the shortest notices, since each raises its pair's generation, and looks again.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

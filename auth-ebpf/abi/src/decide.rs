@@ -10,8 +10,8 @@ use crate::packet::{Bytes, Frame, Packet, ethertype, parse_ethernet, parse_ip};
 use crate::{
     Address, AddressEntry, AddressFlags, AffinityEntry, AffinityKey, AuthEntry, AuthKey, BackendEntry,
     BackendKey, ConnectionEntry, ConnectionKey, DropReason, EndpointEntry, Event, EventKind, FragmentEntry,
-    FragmentKey, Held, Hook, Mode, NodeEntry, NodeNumber, PolicyEntry, PolicyKey, ServiceEntry, ServiceKey,
-    Setting, Translation, TranslationKind, Verdict, identity,
+    FragmentKey, Held, Hook, Mode, NodeEntry, NodeNumber, PolicyEntry, PolicyKey, Ruling, ServiceEntry,
+    ServiceKey, Setting, Translation, TranslationKind, Verdict, identity,
 };
 
 mod border;
@@ -25,6 +25,7 @@ mod service;
 mod standing;
 
 pub use hold::{come_back, hook_of};
+pub use rules::{longest, ruling};
 
 /// The maps and the clock.
 pub trait State {
@@ -41,24 +42,16 @@ pub trait State {
     fn prefix(&self, address: &Address) -> Option<AddressEntry>;
     /// The endpoint with this address.
     fn endpoint(&self, address: &Address) -> Option<EndpointEntry>;
-    /// Exact match in `policy`, of a key and the length of its prefix.
-    fn policy(&self, key: &PolicyKey, prefix_len: u32) -> Option<PolicyEntry>;
-    /// The entry of the narrowest range of ports that has that of `key`, among the lengths in `classes`
-    /// ([`PolicyClasses`](crate::PolicyClasses)), by its bits of the port.
-    fn policy_range(&self, key: &PolicyKey, classes: u32) -> Option<PolicyEntry> {
-        let mut bits = 15;
-        while bits > 0 {
-            if classes >> bits & 2 != 0 {
-                let length = PolicyKey::prefix_len(Some(bits));
-                let entry = self.policy(&key.masked(length), length);
-                if entry.is_some() {
-                    return entry;
-                }
-            }
-            bits -= 1;
-        }
-        None
+    /// What policy says about packets under `key`: by [`ruling`].
+    fn ruling(&self, key: &PolicyKey, classes: [u32; 2]) -> Ruling
+    where
+        Self: Sized,
+    {
+        ruling(self, key, classes)
     }
+    /// The entry in `policy` of the longest prefix of `key`, among the lengths in `classes`
+    /// ([`PolicyClasses`](crate::PolicyClasses)): by [`longest`].
+    fn policy(&self, key: &PolicyKey, classes: u32) -> Option<PolicyEntry>;
     /// What is known of a node.
     fn node(&self, node: NodeNumber) -> Option<NodeEntry>;
     /// An authentication, expired ones included.
@@ -221,7 +214,12 @@ pub fn decide<S: State, B: Bytes + ?Sized>(
     place.translation.kind = TranslationKind::NONE;
     place.translation.news = false;
     notes.held_since = context.held_since;
-    let mut judge = Judge { state, context: *context, event, token, notes, now: state.now() };
+    // Before anything that the decision rests on.
+    let everything = match context.hook {
+        Hook::FromPod | Hook::ToPod => state.setting(Setting::Generation) as u32,
+        _ => 0,
+    };
+    let mut judge = Judge { state, context: *context, event, token, notes, now: state.now(), everything };
     match judge.inspect(bytes, packet, place) {
         Ok(Passage::Settled) => judge.forward(),
         Ok(Passage::Decided) => judge.conclude(Ok(())),
@@ -250,6 +248,8 @@ struct Judge<'a, S> {
     token: &'a mut u16,
     notes: &'a mut Notes,
     now: u64,
+    /// The generation of everything, at a pod.
+    everything: u32,
 }
 
 impl<S: State> Judge<'_, S> {

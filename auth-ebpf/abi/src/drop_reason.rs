@@ -62,6 +62,8 @@ drop_reasons! {
     AddressUnannounced = 16, "ADDRESS_UNANNOUNCED";
     /// The same ports of the same backend are in use already, under another address.
     ServiceConflict = 17, "SERVICE_CONFLICT";
+    /// The rules about it changed each time that they were looked at.
+    PolicyChanging = 18, "POLICY_CHANGING";
     /// The source address is not one of the pod's.
     Spoofed = 132, "SPOOFED";
     /// No rule allows it.

@@ -27,7 +27,7 @@ pub use connection::{
     CONNECTION_QUOTA, CONNECTION_TIMEOUT, ConnectionEntry, ConnectionKey, FRAGMENT_TIMEOUT, FragmentEntry,
     FragmentKey, QuotaEntry, TCP_CLOSED_TIMEOUT, TCP_OPENING_TIMEOUT, TCP_TIMEOUT,
 };
-pub use decide::{Context, Place, State, Workspace, come_back, decide, hook_of};
+pub use decide::{Context, Place, State, Workspace, come_back, decide, hook_of, longest, ruling};
 pub use drop_reason::DropReason;
 pub use event::{Event, EventKind, Hook, Verdict};
 pub use generation::{GENERATIONS, generation_slot};
@@ -40,7 +40,7 @@ pub use keys::{
 };
 pub use layout::Layout;
 pub use metrics::{Counter, metric};
-pub use policy::{AuthType, Choice, Direction, PolicyClasses, PolicyEntry, PolicyKey, choose};
+pub use policy::{AuthType, Choice, Direction, PolicyClasses, PolicyEntry, PolicyKey, Ruling, choose};
 pub use service::{
     AffinityEntry, AffinityKey, BackendEntry, BackendKey, ServiceEntry, ServiceKey, may_serve,
 };

@@ -241,6 +241,95 @@ pub struct Choice {
     pub auth_type: u8,
 }
 
+/// What policy says about one packet, in a word, as a function that the verifier looks at by itself can return it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ruling(u64);
+
+impl Ruling {
+    /// No entry matches.
+    pub const NONE: Self = Self(0);
+
+    const AUTH_TYPE: u32 = 32;
+    const FOUND: u64 = 1 << 40;
+    const DENY: u64 = 1 << 41;
+    const ENCRYPTION: u64 = 1 << 42;
+    const AUDIT: u64 = 1 << 43;
+
+    /// What this entry says, and the authentication that goes with it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(choice: &Choice) -> Self {
+        let Choice { entry, auth_type } = choice;
+        let mut word = Self::FOUND | entry.cookie as u64 | (*auth_type as u64) << Self::AUTH_TYPE;
+        if entry.deny != 0 {
+            word |= Self::DENY;
+        }
+        if entry.encryption != 0 {
+            word |= Self::ENCRYPTION;
+        }
+        if entry.audit != 0 {
+            word |= Self::AUDIT;
+        }
+        Self(word)
+    }
+
+    /// The ruling in this word.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    /// The word that it is.
+    #[must_use]
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// Whether any entry matches.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_found(self) -> bool {
+        self.0 & Self::FOUND != 0
+    }
+
+    /// [`PolicyEntry::cookie`] of the entry that decides.
+    #[must_use]
+    #[inline(always)]
+    pub const fn cookie(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// [`Choice::auth_type`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn auth_type(self) -> u8 {
+        (self.0 >> Self::AUTH_TYPE) as u8
+    }
+
+    /// Whether it denies.
+    #[must_use]
+    #[inline(always)]
+    pub const fn denies(self) -> bool {
+        self.0 & Self::DENY != 0
+    }
+
+    /// Whether what it allows has to be encrypted.
+    #[must_use]
+    #[inline(always)]
+    pub const fn wants_encryption(self) -> bool {
+        self.0 & Self::ENCRYPTION != 0
+    }
+
+    /// Whether it is only tried.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_audited(self) -> bool {
+        self.0 & Self::AUDIT != 0
+    }
+}
+
 /// Chooses between the entry found for the remote identity and the one found for any identity.
 ///
 /// The larger precedence wins, then the more specific port, then the identity. The authentication of the

@@ -5,7 +5,7 @@
 //! far. Three rules make it safe to read while it is written:
 //! - the head is written last and read first, and whoever finds it live reads the rest through it;
 //! - no entry moves, and a value is changed by whole words only, in an order in which each mixture is true;
-//! - what has left keeps its slot, and all that is in it, until no program can be looking at it any more.
+//! - what has left keeps its slot and its value until no program can be looking at it any more.
 
 use crate::{Address, AddressEntry, AuthEntry, AuthKey, NodeEntry, NodeNumber, PolicyEntry, PolicyKey};
 
@@ -53,13 +53,6 @@ impl Head {
     #[must_use]
     pub const fn with_reach(head: u64, reach: u32) -> u64 {
         head & Self::ENTRY | (reach as u64) << Self::REACH_SHIFT
-    }
-
-    /// 0 if what is there, or was until now, has this [tail](SlotKey::tail).
-    #[must_use]
-    #[inline(always)]
-    pub const fn last_difference(head: u64, tail: u64) -> u64 {
-        (head ^ tail) & Self::TAIL
     }
 
     /// 0 if there is an entry whose key has this [tail](SlotKey::tail).
@@ -245,6 +238,17 @@ impl AsSlotKey<1> for (PolicyKey, u32) {
         let ([local, remote], [last, prefix_len]) = (halves(key.words[0]), halves(key.tail));
         let [direction, protocol, first, second] = last.to_ne_bytes();
         (PolicyKey { local, remote, direction, protocol, port: [first, second] }, prefix_len)
+    }
+}
+
+impl SlotKey<1> {
+    /// A policy key in full, with the prefix of this length in its stead: in few steps, as programs need it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn shortened(&self, prefix_len: u32) -> Self {
+        let free = PolicyKey::FULL_BITS.saturating_sub(prefix_len) & 31;
+        let last = (u32::from_be(self.tail as u32) >> free << free).to_be();
+        Self { tail: pair(last, prefix_len), words: self.words }
     }
 }
 

@@ -154,6 +154,20 @@ mod in_slots {
             });
         }
 
+        /// A key that is shortened where it stands is the shorter key. Between any protocol and all ports of one
+        /// there is no length.
+        #[test]
+        fn prefixes_of_keys_are_shortened_in_place(
+            local in any::<u32>(), remote in any::<u32>(), bytes in any::<[u8; 4]>(),
+            port_bits in prop::option::of(0_u32..=16),
+        ) {
+            let [direction, protocol, port @ ..] = bytes;
+            let whole = PolicyKey { local, remote, direction, protocol, port };
+            let length = PolicyKey::prefix_len(port_bits);
+            let shortened = (whole, PolicyKey::FULL_BITS).to_slot().shortened(length);
+            prop_assert_eq!(shortened, (whole.masked(length), length).to_slot());
+        }
+
         /// Keys that count up, which most do, spread as if they were at random.
         #[test]
         fn homes_are_spread(seed in any::<u64>()) {

@@ -28,51 +28,41 @@ pub(crate) fn find<const K: usize, const N: usize>(
     let multipliers = Multipliers(unsafe { core::ptr::read_volatile(&raw const MULTIPLIERS) });
     let home = multipliers.home(key, N - 1);
     let slot = slots.get_ptr(home)?;
-    if let Some(slot) = entry(slot, key, Head::difference) {
-        return Some(Found { number: home, slot });
+    if let Some(slot) = entry(slot, key) {
+        return Some(Found(slot));
     }
     // SAFETY: as in `entry`.
     let reach = Head::reach(unsafe { word(slot, 0) });
     if reach == 0 {
         return None;
     }
-    found(slots, key, search(home, reach).checked_sub(1)?)
+    found(slots, search(home, reach).checked_sub(1)?)
 }
 
-/// The slot of which this program has seen that it holds `key`. That may have left since, and is what was
-/// found all the same: looking on from there, one would meet a state that never was.
+/// The slot with this number, in which this program has found its key. That may have left since, and is what
+/// was found all the same: looking on from there, one would meet a state that never was.
 #[inline(always)]
-pub(crate) fn found<const K: usize, const N: usize>(
-    slots: &Slots<N>,
-    key: &SlotKey<K>,
-    number: u32,
-) -> Option<Found<K>> {
-    // Once more, for the sake of the order in which it is read.
-    let slot = entry(slots.get_ptr(number)?, key, Head::last_difference)?;
-    Some(Found { number, slot })
+fn found<const K: usize, const N: usize>(slots: &Slots<N>, number: u32) -> Option<Found<K>> {
+    let slot = slots.get_ptr(number)?;
+    // SAFETY: as in `entry`.
+    let head = unsafe { word(slot, 0) };
+    // By nothing, as there.
+    let slot = NonNull::new(slot.wrapping_byte_add(nothing(head) as usize).cast_mut())?;
+    Some(Found(slot))
 }
 
 /// A slot whose entry has a key of `K` words.
 #[derive(Clone, Copy)]
-pub(crate) struct Found<const K: usize> {
-    number: u32,
-    slot: NonNull<Slot>,
-}
+pub(crate) struct Found<const K: usize>(NonNull<Slot>);
 
 impl<const K: usize> Found<K> {
-    /// Which one it is.
-    #[inline(always)]
-    pub(crate) const fn number(self) -> u32 {
-        self.number
-    }
-
     /// The entry's value.
     #[inline(always)]
     pub(crate) fn value<const V: usize>(self) -> [u64; V] {
         let mut value = [0; V];
         for (number, part) in value.iter_mut().enumerate() {
             // SAFETY: as in `entry`; K and V words are behind the head.
-            *part = unsafe { word(self.slot.as_ptr(), 1 + K + number) };
+            *part = unsafe { word(self.0.as_ptr(), 1 + K + number) };
         }
         value
     }
@@ -90,7 +80,7 @@ pub(crate) fn search<const K: usize, const N: usize>(
     while distance <= Head::FARTHEST && distance <= reach {
         let number = home.wrapping_add(distance) & (N as u32 - 2);
         if let Some(slot) = slots.get_ptr(number)
-            && entry(slot, key, Head::difference).is_some()
+            && entry(slot, key).is_some()
         {
             return number + 1;
         }
@@ -99,16 +89,12 @@ pub(crate) fn search<const K: usize, const N: usize>(
     0
 }
 
-/// The slot, if it holds `key`, as far as `difference` wants it: to be read by the pointer that this returns.
+/// The slot, if it holds `key`: to be read by the pointer that this returns.
 #[inline(always)]
-fn entry<const K: usize>(
-    slot: *const Slot,
-    key: &SlotKey<K>,
-    difference: impl Fn(u64, u64) -> u64,
-) -> Option<NonNull<Slot>> {
+fn entry<const K: usize>(slot: *const Slot, key: &SlotKey<K>) -> Option<NonNull<Slot>> {
     // SAFETY: the map's memory stays valid while the program runs.
     let head = unsafe { word(slot, 0) };
-    let difference = opaque(difference(head, key.tail));
+    let difference = opaque(Head::difference(head, key.tail));
     if difference != 0 {
         return None;
     }
@@ -141,6 +127,21 @@ fn opaque(number: u64) -> u64 {
     // SAFETY: touches nothing else.
     unsafe { core::arch::asm!("{} += 0", inout(reg) number, options(pure, nomem, nostack)) }
     number
+}
+
+/// Nothing, of which the processor doesn't know that it doesn't depend on `number`.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn nothing(number: u64) -> u64 {
+    let mut number = number;
+    // SAFETY: touches nothing else.
+    unsafe { core::arch::asm!("{} &= 0", inout(reg) number, options(pure, nomem, nostack)) }
+    number
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn nothing(number: u64) -> u64 {
+    opaque(number) & 0
 }
 
 #[cfg(not(target_arch = "bpf"))]

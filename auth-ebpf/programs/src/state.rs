@@ -9,8 +9,8 @@
 use auth_ebpf_abi::{
     Address, AddressEntry, AffinityEntry, AffinityKey, AsSlotKey as _, AsSlotValue as _, AuthEntry, AuthKey,
     BackendEntry, BackendKey, CONNECTION_QUOTA, ConnectionEntry, ConnectionKey, EndpointEntry, Event,
-    FragmentEntry, FragmentKey, Held, NodeEntry, NodeNumber, PolicyEntry, PolicyKey, QuotaEntry,
-    ServiceEntry, ServiceKey, Setting, SlotKey, State, metric,
+    FragmentEntry, FragmentKey, Held, NodeEntry, NodeNumber, PolicyEntry, PolicyKey, QuotaEntry, Ruling,
+    ServiceEntry, ServiceKey, Setting, SlotKey, State, longest, metric, ruling,
 };
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
@@ -20,7 +20,7 @@ use crate::maps::{
     ADDRESSES, AFFINITIES, AUTH, BACKENDS, CLOCK, CONFIG, CONNECTIONS, CREDITS, ENDPOINTS, EVENTS, FRAGMENTS,
     GENERATIONS, HALF_OPEN, HELD, METRICS, NODES, POLICY, PREFIXES, QUOTAS, SERVICES, SVID_PENDING,
 };
-use crate::slots::{Found, find, found, search};
+use crate::slots::{Found, find, search};
 
 /// The maps of this object.
 pub(crate) struct Maps;
@@ -56,21 +56,15 @@ impl State for Maps {
     }
 
     #[inline(always)]
-    fn policy(&self, key: &PolicyKey, prefix_len: u32) -> Option<PolicyEntry> {
-        let key = (*key, prefix_len).to_slot();
-        find_policy(&key).map(|found| PolicyEntry::from_slot(found.value()))
+    fn ruling(&self, key: &PolicyKey, [certain, any]: [u32; 2]) -> Ruling {
+        let key = (*key, PolicyKey::FULL_BITS).to_slot();
+        Ruling::from_word(rule(key.tail, key.words[0], certain, any))
     }
 
     #[inline(always)]
-    fn policy_range(&self, key: &PolicyKey, classes: u32) -> Option<PolicyEntry> {
-        let whole = (*key, 0).to_slot();
-        let range = search_ranges(whole.tail, whole.words[0], classes);
-        if range == 0 {
-            return None;
-        }
-        let length = PolicyKey::prefix_len(Some(range & RANGE_BITS));
-        let key = (key.masked(length), length).to_slot();
-        found(&POLICY, &key, range >> RANGE_SHIFT).map(|found| PolicyEntry::from_slot(found.value()))
+    fn policy(&self, key: &PolicyKey, classes: u32) -> Option<PolicyEntry> {
+        longest(&(*key, PolicyKey::FULL_BITS).to_slot(), classes, find_policy)
+            .map(|found| PolicyEntry::from_slot(found.value()))
     }
 
     #[inline(always)]
@@ -230,6 +224,21 @@ impl State for Maps {
     }
 }
 
+/// What policy says about packets under a key ([`Ruling`]): a function of its own, and global, since packets
+/// come to it in many ways, and may have to ask again.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn rule(tail: u64, word: u64, certain: u32, any: u32) -> u64 {
+    let (key, _) = <(PolicyKey, u32)>::from_slot(&SlotKey { tail, words: [word] });
+    ruling(&Maps, &key, [certain, any]).word()
+}
+
+#[inline(always)]
+fn find_policy(whole: &SlotKey<1>, length: u32) -> Option<Found<1>> {
+    let key = whole.shortened(length);
+    find(&POLICY, &key, |home, reach| search_policy(key.tail, key.words[0], home, reach))
+}
+
 // Searches beyond a key's home, which few lookups need: functions of their own, and global, so that the
 // verifier looks at each once.
 
@@ -243,33 +252,6 @@ extern "C" fn search_addresses(first: u64, last: u64, home: u32, reach: u32) -> 
 #[inline(never)]
 extern "C" fn search_policy(tail: u64, word: u64, home: u32, reach: u32) -> u32 {
     search(&POLICY, &SlotKey { tail, words: [word] }, home, reach)
-}
-
-#[inline(always)]
-fn find_policy(key: &SlotKey<1>) -> Option<Found<1>> {
-    find(&POLICY, key, |home, reach| search_policy(key.tail, key.words[0], home, reach))
-}
-
-/// Where the bits of a range end, and the number of its slot begins.
-const RANGE_SHIFT: u32 = 4;
-const RANGE_BITS: u32 = (1 << RANGE_SHIFT) - 1;
-
-/// How many bits of the port the narrowest range has, and in which slot it is; 0 if there is none.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn search_ranges(tail: u64, word: u64, classes: u32) -> u32 {
-    let (key, _) = <(PolicyKey, u32)>::from_slot(&SlotKey { tail, words: [word] });
-    let mut bits = 15;
-    while bits > 0 {
-        let length = PolicyKey::prefix_len(Some(bits));
-        if classes >> bits & 2 != 0
-            && let Some(found) = find_policy(&(key.masked(length), length).to_slot())
-        {
-            return found.number() << RANGE_SHIFT | bits;
-        }
-        bits -= 1;
-    }
-    0
 }
 
 #[unsafe(no_mangle)]

@@ -83,25 +83,29 @@ fn programs_find_what_stays_while_the_rest_is_written() {
     });
 }
 
-/// So often does a range come and go.
+/// So often do rules come and go.
 const FLIPS: u32 = 2_000;
 
-#[test]
-fn a_range_that_leaves_uncovers_the_next_wider_one() {
-    in_namespaces("a_range_that_leaves_uncovers_the_next_wider_one", |pin_dir| {
+/// Rules of HERE for THERE over TCP: for one port, for ranges, and for all of it.
+fn rules(lengths: &[u32]) -> Vec<(PolicyKey, u32)> {
+    let rule = |bits: &u32| {
+        let prefix_len = PolicyKey::prefix_len(Some(*bits));
+        let port = 80u16.to_be_bytes();
+        let key = PolicyKey { local: HERE_ID, remote: THERE_ID, direction: 1, protocol: 6, port };
+        (key.masked(prefix_len), prefix_len)
+    };
+    lengths.iter().map(rule).collect()
+}
+
+/// Sends to HERE's port 80 while `flip` changes rules that all allow it; behind them one denies TCP.
+fn no_packet_falls_through(name: &str, first: &'static [u32], flip: impl Fn(&Maps) + Send + Sync + 'static) {
+    in_namespaces(name, move |pin_dir| {
         let mut datapath = Datapath::open(&Options { pin_dir }).unwrap();
         let mut tables = locked();
         authenticate(&mut tables, THERE_ID, NODE, 7, NOW + 1);
-        // Both ranges allow, and the rule for all of TCP, which is behind them, denies.
-        let [narrow, wide, tcp] = [15, 8, 0].map(|bits| {
-            let prefix_len = PolicyKey::prefix_len(Some(bits));
-            let port = 80u16.to_be_bytes();
-            let key = PolicyKey { local: HERE_ID, remote: THERE_ID, direction: 1, protocol: 6, port };
-            (key.masked(prefix_len), prefix_len)
-        });
-        let allowed = PolicyEntry { precedence: 1, ..PolicyEntry::default() };
-        let denied = PolicyEntry { deny: 1, precedence: u32::MAX, ..PolicyEntry::default() };
-        tables.policy.extend([(narrow, allowed), (wide, allowed), (tcp, denied)]);
+        tables.policy.extend(rules(first).into_iter().map(|key| (key, ALLOWED)));
+        let denied = PolicyEntry { deny: 1, precedence: 1, ..PolicyEntry::default() };
+        tables.policy.extend(rules(&[0]).into_iter().map(|key| (key, denied)));
         at_boot_time(&mut tables);
         let maps = datapath.maps().clone();
         fill(&maps, &tables);
@@ -112,8 +116,7 @@ fn a_range_that_leaves_uncovers_the_next_wider_one() {
         thread::scope(|scope| {
             scope.spawn(|| {
                 for _ in 0..FLIPS {
-                    assert!(maps.policy().remove(&narrow).unwrap());
-                    maps.policy().insert(&narrow, &allowed).unwrap();
+                    flip(&maps);
                 }
                 done.store(true, Ordering::Relaxed);
             });
@@ -122,6 +125,37 @@ fn a_range_that_leaves_uncovers_the_next_wider_one() {
             }
         });
         assert!(counted(&maps, Verdict::Forwarded) >= 1_000);
-        assert_eq!(counted(&maps, Verdict::Dropped), 0, "no packet met what lies behind both");
+        assert_eq!(counted(&maps, Verdict::Dropped), 0, "no packet met what lies behind");
+    });
+}
+
+const ALLOWED: PolicyEntry = PolicyEntry {
+    precedence: 1,
+    cookie: 0,
+    port_prefix: 0,
+    deny: 0,
+    auth_type: 0,
+    auth_explicit: 0,
+    encryption: 0,
+    audit: 0,
+    pad: [0; 2],
+};
+
+#[test]
+fn a_range_that_leaves_uncovers_the_next_wider_one() {
+    let [narrow] = rules(&[15])[..] else { panic!("one rule") };
+    no_packet_falls_through("a_range_that_leaves_uncovers_the_next_wider_one", &[15, 8], move |maps| {
+        assert!(maps.policy().remove(&narrow).unwrap());
+        maps.policy().insert(&narrow, &ALLOWED).unwrap();
+    });
+}
+
+#[test]
+fn packets_that_a_change_overtakes_look_again() {
+    let [port, range] = rules(&[16, 12])[..] else { panic!("two rules") };
+    no_packet_falls_through("packets_that_a_change_overtakes_look_again", &[16], move |maps| {
+        let put = |key| (key, Some(ALLOWED));
+        maps.change_policy([put(range), (port, None)].into_iter()).unwrap();
+        maps.change_policy([put(port), (range, None)].into_iter()).unwrap();
     });
 }

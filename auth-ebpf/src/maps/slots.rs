@@ -245,8 +245,8 @@ where
 
     /// Removes the entry of a slot, where those who have found it go on reading it.
     fn leave(&mut self, slot: usize) {
-        let head = self.load(slot, 0) & !Head::LIVE;
-        self.store(slot, 0, head | Head::LEFT);
+        let reach = self.load(slot, 0) & !Head::ENTRY;
+        self.store(slot, 0, reach | Head::LEFT);
         self.add(0, -1);
         self.add(1, 1);
     }

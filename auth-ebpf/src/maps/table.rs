@@ -126,7 +126,8 @@ impl<K: TableKey, V: TableValue> Table<K, V> {
         outcome
     }
 
-    /// Makes these changes, one after the other: a value is put, or, without one, the key removed.
+    /// Makes these changes, one after the other: a value is put, or, without one, the key removed. A program
+    /// that looks for several of these keys notices what is written meanwhile.
     pub(crate) fn change(&self, changes: impl Iterator<Item = (K, Option<V>)>) -> Result<(), Error> {
         let mut changed = Vec::new();
         let outcome = self.follow(changes, &mut changed);
@@ -141,6 +142,7 @@ impl<K: TableKey, V: TableValue> Table<K, V> {
         changed: &mut Vec<(K, bool)>,
     ) -> Result<(), Error> {
         for (key, value) in changes {
+            self.raise([(key, false)])?;
             match value {
                 Some(value) => self.write(&key, &value)?,
                 None => drop(self.erase(&key)?),

@@ -73,7 +73,7 @@ words! {
     DropReason "DROP_REASON_" [
         Unspecified, NoEndpoint, UnknownDestination, UnknownSource, Masqueraded, AuthImpossible,
         NoNodeSession, ReservedPort, MapError, HoldFull, HoldTimeout, NotHeld, SvidPending, AddressUnannounced, ServiceConflict,
-        Spoofed, PolicyDenied, InvalidPacket, UnsupportedL3, Fragment, NoServiceBackend, PolicyDeny, AuthRequired, Unencrypted,
+        PolicyChanging, Spoofed, PolicyDenied, InvalidPacket, UnsupportedL3, Fragment, NoServiceBackend, PolicyDeny, AuthRequired, Unencrypted,
     ];
 }
 

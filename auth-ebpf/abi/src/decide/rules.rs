@@ -4,9 +4,12 @@ use super::pod::Remote;
 use super::{Judge, State};
 use crate::packet::{Packet, icmp, protocol};
 use crate::{
-    AuthType, Direction, DropReason, EndpointEntry, PolicyClasses, PolicyEntry, PolicyKey, Setting, choose,
-    identity,
+    AuthType, Direction, DropReason, EndpointEntry, PolicyClasses, PolicyEntry, PolicyKey, Ruling, Setting,
+    choose, identity,
 };
+
+/// How often a packet asks again what is being written. An entry takes longer to write than to look up.
+const TRIES: u32 = 8;
 
 impl<S: State> Judge<'_, S> {
     /// Asks policy about the connection that was opened in the direction `opened` by this packet, or by one
@@ -19,33 +22,52 @@ impl<S: State> Judge<'_, S> {
         endpoint: &EndpointEntry,
         remote: &Remote,
     ) -> Result<u8, DropReason> {
-        let mut key = PolicyKey {
+        let key = PolicyKey {
             local: endpoint.identity,
             remote: remote.entry.identity,
             direction: opened as u8,
             protocol: packet.protocol,
             port: asked_port(packet, opened != self.direction()),
         };
-        let [certain, any] = endpoint.classes.of(opened);
-        let with_identity = self.longest(&key, certain);
-        key.remote = identity::UNKNOWN;
-        let any_identity = self.longest(&key, any);
-        let Some(choice) = choose(with_identity.entry(), any_identity.entry()) else {
-            self.refuse(DropReason::PolicyDenied)?;
+        let Some(ruling) = self.ruling(&key, endpoint.classes.of(opened)) else {
+            self.refuse(DropReason::PolicyChanging)?;
             return Ok(AuthType::Disabled as u8);
         };
-        self.event.cookie = choice.entry.cookie;
-        self.notes().entry_audited = choice.entry.audit != 0;
-        if choice.entry.deny != 0 {
+        if !ruling.is_found() {
+            self.refuse(DropReason::PolicyDenied)?;
+            return Ok(AuthType::Disabled as u8);
+        }
+        self.event.cookie = ruling.cookie();
+        self.notes().entry_audited = ruling.is_audited();
+        if ruling.denies() {
             self.refuse(DropReason::PolicyDeny)?;
             return Ok(AuthType::Disabled as u8);
         }
         let off_the_mesh =
             remote.entry.node == 0 && !remote.entry.is_of_pod() && remote.entry.identity != identity::HOST;
-        if choice.entry.encryption != 0 && (off_the_mesh || self.wants_encryption_here(remote)) {
+        if ruling.wants_encryption() && (off_the_mesh || self.wants_encryption_here(remote)) {
             self.refuse(DropReason::Unencrypted)?;
         }
-        Ok(choice.auth_type)
+        Ok(ruling.auth_type())
+    }
+
+    /// What one state of the map says. A decision takes several lookups, and what is written between two of
+    /// them could make it one by no state at all: whoever writes raises the generation of the pair before
+    /// each entry, and what is found under two of them is looked up again.
+    #[inline(always)]
+    fn ruling(&self, key: &PolicyKey, classes: [u32; 2]) -> Option<Ruling> {
+        let mut generation = self.generation(key.local, key.remote);
+        let mut tries = 0;
+        while tries < TRIES {
+            let ruling = self.state.ruling(key, classes);
+            let now = self.generation(key.local, key.remote);
+            if now == generation {
+                return Some(ruling);
+            }
+            generation = now;
+            tries += 1;
+        }
+        None
     }
 
     /// Whether packets of this pod, which never leave the node and so are never encrypted, are not exempt.
@@ -55,39 +77,49 @@ impl<S: State> Judge<'_, S> {
             && remote.entry.is_of_pod()
             && self.state.setting(Setting::SameNodeEncryption) != 0
     }
+}
 
-    /// The entry of the longest prefix of `key`, among the lengths in `classes`.
-    #[inline(always)]
-    fn longest(&self, key: &PolicyKey, classes: u32) -> Match {
-        if classes & PolicyClasses::PORT != 0 {
-            let entry = self.exact(key, PolicyKey::FULL_BITS);
-            if entry.found {
-                return entry;
-            }
-        }
-        if classes & PolicyClasses::RANGES != 0 {
-            let entry = Match::of(self.state.policy_range(key, classes));
-            if entry.found {
-                return entry;
-            }
-        }
-        if classes & PolicyClasses::PROTOCOL != 0 {
-            let entry = self.exact(key, PolicyKey::prefix_len(Some(0)));
-            if entry.found {
-                return entry;
-            }
-        }
-        if classes & PolicyClasses::ANY != 0 {
-            return self.exact(key, PolicyKey::prefix_len(None));
-        }
-        Match::default()
+/// What the entries for the identity at the other end and for any say about packets under `key`, among the lengths in
+/// `classes` of the one and the other.
+#[inline(always)]
+pub fn ruling<S: State>(state: &S, key: &PolicyKey, [certain, any]: [u32; 2]) -> Ruling {
+    let with_identity = Match::of(state.policy(key, certain));
+    let any_identity = Match::of(state.policy(&PolicyKey { remote: identity::UNKNOWN, ..*key }, any));
+    match choose(with_identity.entry(), any_identity.entry()) {
+        Some(choice) => Ruling::of(&choice),
+        None => Ruling::NONE,
     }
+}
 
-    /// The entry of just this prefix of `key`.
-    #[inline(always)]
-    fn exact(&self, key: &PolicyKey, prefix_len: u32) -> Match {
-        Match::of(self.state.policy(&key.masked(prefix_len), prefix_len))
+/// The entry of the longest prefix of `key`, among the lengths in `classes`: what `find` says, who is asked about the
+/// key and a length.
+#[inline(always)]
+pub fn longest<K, T>(key: &K, classes: u32, find: impl Fn(&K, u32) -> Option<T>) -> Option<T> {
+    if classes & PolicyClasses::PORT != 0
+        && let Some(found) = find(key, PolicyKey::FULL_BITS)
+    {
+        return Some(found);
     }
+    if classes & PolicyClasses::RANGES != 0 {
+        let mut bits = 15;
+        while bits > 0 {
+            if classes >> bits & 2 != 0
+                && let Some(found) = find(key, PolicyKey::prefix_len(Some(bits)))
+            {
+                return Some(found);
+            }
+            bits -= 1;
+        }
+    }
+    if classes & PolicyClasses::PROTOCOL != 0
+        && let Some(found) = find(key, PolicyKey::prefix_len(Some(0)))
+    {
+        return Some(found);
+    }
+    if classes & PolicyClasses::ANY != 0 {
+        return find(key, PolicyKey::prefix_len(None));
+    }
+    None
 }
 
 /// An entry that matches, if one has been found.

@@ -4,7 +4,7 @@ use super::{Judge, Place, State};
 use crate::connection::opened;
 use crate::packet::{Fragment, Packet, Ports};
 use crate::{
-    Address, ConnectionEntry, ConnectionKey, Direction, IdentityNumber, NodeNumber, Setting, Translation,
+    Address, ConnectionEntry, ConnectionKey, Direction, IdentityNumber, NodeNumber, Translation,
     generation_slot,
 };
 
@@ -139,12 +139,12 @@ impl<S: State> Judge<'_, S> {
         Standing::Open
     }
 
-    /// The generation under which these two are decided now. Read before anything that the decision rests
-    /// on: a change that comes between makes the connection one to be decided again.
+    /// The generation under which these two are decided now. Read before policy and authentication, as that
+    /// of everything is before all else: a change that comes between makes the connection one to be decided
+    /// again.
     #[inline(always)]
     pub(super) fn generation(&self, local: IdentityNumber, remote: IdentityNumber) -> u32 {
-        let everything = self.state.setting(Setting::Generation) as u32;
-        everything
+        self.everything
             .wrapping_add(self.state.generation(generation_slot(local, remote)))
             .wrapping_add(self.state.generation(generation_slot(local, 0)))
     }

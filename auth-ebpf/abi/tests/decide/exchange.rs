@@ -8,7 +8,7 @@ use auth_ebpf_abi::{
 
 use super::frames::{Parts, ack, icmp, syn, syn_ack, udp};
 use super::scene::*;
-use super::tables::Tables;
+use super::tables::{Policy, Tables};
 
 fn sends(tables: &Tables, parts: &Parts) -> (Verdict, Option<DropReason>) {
     run(tables, context(Hook::FromPod, HERE_IFINDEX), &parts.ethernet())
@@ -43,6 +43,58 @@ fn rules_match_protocol_and_port() {
     assert_eq!(receives(&tables, &syn((THERE, 1), (HERE, 81))), drops(DropReason::PolicyDenied));
     assert_eq!(receives(&tables, &udp((THERE, 1), (HERE, 80))), drops(DropReason::PolicyDenied));
     assert_eq!(receives(&tables, &syn((OTHER_NODE, 1), (HERE, 80))), drops(DropReason::PolicyDenied));
+}
+
+/// Rules of HERE for THERE over TCP, for so many bits of port 80.
+fn rules<const N: usize>(rules: [(u32, PolicyEntry); N]) -> Policy {
+    rules
+        .map(|(bits, entry)| {
+            let prefix_len = PolicyKey::prefix_len(Some(bits));
+            let port = 80u16.to_be_bytes();
+            let key = PolicyKey { local: HERE_ID, remote: THERE_ID, direction: 1, protocol: 6, port };
+            (
+                (key.masked(prefix_len), prefix_len),
+                PolicyEntry { port_prefix: 8 + bits as u8, precedence: 1, ..entry },
+            )
+        })
+        .into()
+}
+
+#[test]
+fn a_packet_that_a_change_overtakes_looks_again() {
+    let (allow, deny) = (PolicyEntry::default(), PolicyEntry { deny: 1, ..PolicyEntry::default() });
+    let before = rules([(12, allow), (0, deny)]);
+    let after = rules([(16, allow), (0, deny)]);
+    let packet = syn((HERE, 1), (THERE, 80));
+    for policy in [&before, &after] {
+        let tables = Tables { policy: policy.clone(), ..locked() };
+        assert_eq!(sends(&tables, &packet), PASSES);
+    }
+    // Between its lookups of the port and of the range, the one has come and the other gone.
+    let tables = Tables { policy: before.clone(), meanwhile: vec![after.clone()], ..locked() };
+    assert_eq!(sends(&tables, &packet), PASSES);
+    let [(_, entry)] = connections(&tables)[..] else { panic!("one connection") };
+    assert_eq!(entry.generation, 0, "the generation from before all of it: it is decided anew");
+    // The same with a rule for any identity, which is looked up last.
+    let any = |policy: &Policy| -> Policy {
+        policy.iter().map(|((key, bits), entry)| ((PolicyKey { remote: 0, ..*key }, *bits), *entry)).collect()
+    };
+    let mut after = any(&rules([(0, allow)]));
+    after.extend(rules([(16, deny)]));
+    let tables = Tables { policy: any(&rules([(16, deny), (0, allow)])), meanwhile: vec![after], ..locked() };
+    assert_eq!(sends(&tables, &packet), drops(DropReason::PolicyDeny));
+}
+
+#[test]
+fn what_changes_without_end_passes_nothing() {
+    let allow = PolicyEntry::default();
+    let tables = Tables {
+        policy: rules([(16, allow)]),
+        meanwhile: std::iter::repeat_n(rules([(16, allow)]), 100).collect(),
+        ..locked()
+    };
+    assert_eq!(sends(&tables, &syn((HERE, 1), (THERE, 80))), drops(DropReason::PolicyChanging));
+    assert!(connections(&tables).is_empty());
 }
 
 #[test]

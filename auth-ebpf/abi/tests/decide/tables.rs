@@ -10,13 +10,18 @@ use auth_ebpf_abi::{
     ServiceEntry, ServiceKey, Setting, State, capacity,
 };
 
+pub(crate) type Policy = BTreeMap<(PolicyKey, u32), PolicyEntry>;
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tables {
     pub(crate) settings: BTreeMap<Setting, u64>,
     pub(crate) addresses: BTreeMap<Address, AddressEntry>,
     pub(crate) prefixes: BTreeMap<(Address, u32), AddressEntry>,
     pub(crate) endpoints: BTreeMap<Address, EndpointEntry>,
-    pub(crate) policy: BTreeMap<(PolicyKey, u32), PolicyEntry>,
+    pub(crate) policy: Policy,
+    /// What `policy` is written to be, one after the other, with each lookup of a key.
+    pub(crate) meanwhile: Vec<Policy>,
+    pub(crate) written: Cell<usize>,
     pub(crate) nodes: BTreeMap<NodeNumber, NodeEntry>,
     pub(crate) auth: BTreeMap<AuthKey, AuthEntry>,
     pub(crate) connections: RefCell<BTreeMap<ConnectionKey, ConnectionEntry>>,
@@ -60,14 +65,20 @@ impl State for Tables {
     fn endpoint(&self, address: &Address) -> Option<EndpointEntry> {
         let endpoint = self.endpoints.get(address).copied()?;
         let mut classes = PolicyClasses::default();
-        for (key, bits) in self.policy.keys().filter(|(key, _)| key.local == endpoint.identity) {
+        let keys = self.meanwhile.iter().flat_map(BTreeMap::keys).chain(self.policy.keys());
+        for (key, bits) in keys.filter(|(key, _)| key.local == endpoint.identity) {
             classes.add(key, *bits);
         }
         Some(EndpointEntry { classes, ..endpoint })
     }
 
-    fn policy(&self, key: &PolicyKey, prefix_len: u32) -> Option<PolicyEntry> {
-        self.policy.get(&(*key, prefix_len)).copied()
+    fn policy(&self, key: &PolicyKey, classes: u32) -> Option<PolicyEntry> {
+        auth_ebpf_abi::longest(key, classes, |key, length| {
+            let written = self.written.get();
+            let policy = written.checked_sub(1).map_or(&self.policy, |last| &self.meanwhile[last]);
+            self.written.set((written + 1).min(self.meanwhile.len()));
+            policy.get(&(key.masked(length), length)).copied()
+        })
     }
 
     fn node(&self, node: NodeNumber) -> Option<NodeEntry> {
@@ -79,7 +90,7 @@ impl State for Tables {
     }
 
     fn generation(&self, slot: u32) -> u32 {
-        self.generations.get(&slot).copied().unwrap_or(0)
+        self.generations.get(&slot).copied().unwrap_or(0) + self.written.get() as u32
     }
 
     fn established(&self, key: &ConnectionKey) -> Option<RefMut<'_, ConnectionEntry>> {
