@@ -159,7 +159,10 @@ fn scope_of_spec(spec: &Value, object: &ObjectRef) -> Option<Vec<Subject>> {
     let name = if object.kind == Kind::NetworkPolicy { "podSelector" } else { "endpointSelector" };
     let endpoints = match field(name) {
         None if nodes.is_some() => None,
-        endpoints => Some(Subject::Endpoints(selector::of_subject(parsed(endpoints?).ok()?, object).0)),
+        endpoints => {
+            let endpoints = Node::root(endpoints?);
+            Some(Subject::Endpoints(selector::parse_subject(&endpoints, object).ok()?.0))
+        }
     };
     Some(endpoints.into_iter().chain(nodes).collect())
 }

@@ -23,7 +23,7 @@ const FIELDS: [&str; 4] = ["podSelector", "policyTypes", "ingress", "egress"];
 pub(super) fn parse(node: &Node<'_>, object: &ObjectRef) -> Result<Spec, Fault> {
     let fields = node.fields(&FIELDS)?;
     let selected = fields.get("podSelector").map(|node| pods(&node)).transpose()?;
-    let (subject, _) = selector::of_subject(selected.unwrap_or_default(), object);
+    let subject = selector::within(selected.unwrap_or_default(), object);
     let ingress = fields.items("ingress")?.unwrap_or_default();
     let egress = fields.items("egress")?.unwrap_or_default();
     let types = parse_types(&fields)?;

@@ -100,27 +100,51 @@ pub(super) fn namespace(name: &str) -> Selector {
     Selector { requirements: requirements.into_iter().collect() }
 }
 
-/// The subject that a policy's selector means: in its own namespace only. Also gives whether the selector
-/// named another one.
-pub(super) fn of_subject(mut selector: Selector, object: &ObjectRef) -> (Selector, bool) {
-    if object.namespace.is_empty() {
-        return (selector, false);
+/// The subject that a policy's selector means: in its own namespace only. Also gives what is wrong if the
+/// selector names another one.
+///
+/// As in Cilium, `k8s:io.kubernetes.pod.namespace` in `matchLabels` is replaced; whatever else excludes the
+/// policy's own namespace leaves no one.
+pub(super) fn parse_subject(
+    node: &Node<'_>,
+    object: &ObjectRef,
+) -> Result<(Selector, Option<String>), Fault> {
+    let mut selector = parse(node)?;
+    if object.kind != Kind::CiliumNetworkPolicy {
+        return Ok((within(selector, object), None));
     }
-    let before = selector.requirements.len();
-    let own = namespace(&object.namespace);
-    let foreign = |requirement: &Requirement| {
-        let is_equality = matches!(&requirement.operator, Operator::In(values) if values.len() == 1);
-        requirement.key.key() == NAMESPACE_KEY
-            && requirement.key.source() != Source::Reserved
-            && is_equality
-            && !own.requirements.iter().any(|own| own.operator == requirement.operator)
+    let own = &object.namespace;
+    let excludes = |requirement: &Requirement| {
+        let has_own = match &requirement.operator {
+            Operator::In(values) => values.contains(own),
+            Operator::NotIn(values) => !values.contains(own),
+            Operator::Exists => true,
+            Operator::DoesNotExist => false,
+        };
+        requirement.key.key() == NAMESPACE_KEY && requirement.key.source() != Source::Reserved && !has_own
     };
-    if object.kind == Kind::CiliumNetworkPolicy {
-        selector.requirements.retain(|requirement| !foreign(requirement));
+    let labels = node.child("matchLabels").map(|labels| labels.entries()).transpose()?.unwrap_or_default();
+    let mut place = 0;
+    let before = selector.requirements.len();
+    selector.requirements.retain(|requirement| {
+        place += 1;
+        place > labels.len() || requirement.key.source() != Source::K8s || !excludes(requirement)
+    });
+    let wrong = if selector.requirements.iter().any(excludes) {
+        Some(format!("a policy is for its own namespace, `{own}`, which this excludes: it selects nothing"))
+    } else {
+        let is_replaced = selector.requirements.len() != before;
+        is_replaced.then(|| format!("a policy is for its own namespace; `{own}` counts"))
+    };
+    Ok((within(selector, object), wrong))
+}
+
+/// The same selector, within the namespace of an object that has one.
+pub(super) fn within(mut selector: Selector, object: &ObjectRef) -> Selector {
+    if !object.namespace.is_empty() {
+        selector.requirements.extend(namespace(&object.namespace).requirements);
     }
-    let was_foreign = selector.requirements.len() != before;
-    selector.requirements.extend(own.requirements);
-    (selector, was_foreign)
+    selector
 }
 
 /// The peers that a selector in a rule means: in the policy's namespace unless it says otherwise; for the

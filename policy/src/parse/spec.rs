@@ -110,9 +110,8 @@ fn parse_subject(
 ) -> Result<Subject, Fault> {
     match (fields.get("endpointSelector"), fields.get("nodeSelector")) {
         (Some(endpoints), None) => {
-            let (selector, was_foreign) = selector::of_subject(selector::parse(&endpoints)?, object);
-            if was_foreign {
-                let message = format!("a policy is for its own namespace; `{}` counts", object.namespace);
+            let (selector, wrong) = selector::parse_subject(&endpoints, object)?;
+            if let Some(message) = wrong {
                 let path = endpoints.path().to_owned();
                 conditions.push(Condition { kind: ConditionKind::ForeignNamespace, path, message });
             }

@@ -404,13 +404,47 @@ fn a_policy_is_for_its_own_namespace() {
              spec: {{endpointSelector: {selector}, ingress: [{{}}]}}"
         )])
     };
-    for selector in ["{}", "{matchLabels: {io.kubernetes.pod.namespace: outpost}}"] {
+    let condition = |selector: &str| {
+        let object =
+            ObjectRef { kind: Kind::CiliumNetworkPolicy, namespace: "galaxy".into(), name: "p".into() };
+        let conditions = yaml(selector).get(&object).unwrap().conditions.clone();
+        conditions
+            .into_iter()
+            .map(|condition| (condition.kind.as_str(), condition.message))
+            .collect::<Vec<_>>()
+    };
+    for (selector, warned) in [
+        ("{}", None),
+        ("{matchLabels: {io.kubernetes.pod.namespace: galaxy}}", None),
+        (
+            "{matchExpressions: [{key: io.kubernetes.pod.namespace, operator: NotIn, values: [outpost]}]}",
+            None,
+        ),
+        ("{matchLabels: {'k8s:io.kubernetes.pod.namespace': outpost}}", Some("`galaxy` counts")),
+    ] {
         let policies = yaml(selector);
         assert_eq!(tcp(&policies, WORLD, SHUTTLE, 80), "allowed", "{selector}");
         assert_eq!(tcp(&policies, WORLD, XWING, 80), "denied", "{selector}");
+        let found = condition(selector);
+        assert_eq!(found.len(), usize::from(warned.is_some()), "{selector}");
+        assert!(
+            found
+                .iter()
+                .all(|(kind, message)| *kind == "ForeignNamespace" && message.contains(warned.unwrap()))
+        );
     }
-    let object = ObjectRef { kind: Kind::CiliumNetworkPolicy, namespace: "galaxy".into(), name: "p".into() };
-    assert!(yaml("{}").get(&object).unwrap().conditions.is_empty());
-    let foreign = yaml("{matchLabels: {io.kubernetes.pod.namespace: outpost}}");
-    assert_eq!(foreign.get(&object).unwrap().conditions[0].kind.as_str(), "ForeignNamespace");
+    // Cilium replaces `k8s:` in `matchLabels` alone: with anything else the own namespace is asked for as well.
+    for selector in [
+        "{matchLabels: {io.kubernetes.pod.namespace: outpost}}",
+        "{matchLabels: {'any:io.kubernetes.pod.namespace': outpost}}",
+        "{matchExpressions: [{key: 'k8s:io.kubernetes.pod.namespace', operator: In, values: [outpost]}]}",
+        "{matchExpressions: [{key: 'k8s:io.kubernetes.pod.namespace', operator: NotIn, values: [galaxy]}]}",
+        "{matchExpressions: [{key: 'k8s:io.kubernetes.pod.namespace', operator: DoesNotExist}]}",
+    ] {
+        let policies = yaml(selector);
+        assert_eq!(tcp(&policies, WORLD, SHUTTLE, 80), "allowed", "{selector}");
+        assert_eq!(tcp(&policies, WORLD, XWING, 80), "allowed", "{selector}");
+        let found = condition(selector);
+        assert!(found[0].1.contains("selects nothing"), "{found:?}");
+    }
 }
