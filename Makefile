@@ -55,7 +55,7 @@ bench-policy: setup ## What compiling policies costs, whole and change by change
 
 .PHONY: nightly-policy
 nightly-policy: setup ## The property tests of policies with millions of packets (minutes)
-	PROPTEST_CASES=$${PROPTEST_CASES:-10000} $(CARGO) test --locked --quiet --release --package policy --test agreement
+	PROPTEST_CASES=$${PROPTEST_CASES:-10000} $(CARGO) test --locked --quiet --release --package policy --test agreement --test reading
 
 .PHONY: nightly-auth
 nightly-auth: setup ## The authentication machine with millions of random steps, every interleaving to depth 5, and a fed port (minutes)
