@@ -1,6 +1,7 @@
 //! Policies as the documentation of Cilium and of Kubernetes has them, with the verdicts that the words there
 //! give. Nothing here was written by looking at what the code says.
 
+mod cilium_connectivity;
 mod cilium_deny;
 mod cilium_guides;
 mod cilium_hosts;
