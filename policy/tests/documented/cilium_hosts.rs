@@ -160,3 +160,31 @@ fn lock_down_a_cloud() {
          app -> node:n2 10255/TCP allowed",
     );
 }
+
+/// The same lock-down for nodes by their addresses: a prefix never means nodes, so that it says nothing of them.
+#[test]
+fn lock_down_by_prefix() {
+    let rules = |prefix: &str| {
+        format!(
+            "{{{prefix}Entities: [health]}}, {{{prefix}CIDR: [192.168.60.0/24]}}, {{{prefix}CIDR: [192.168.60.0/24], {}}}",
+            ports(&["8472/UDP", "2379/TCP", "6443/TCP"])
+        )
+    };
+    nodes(&format!(
+        "nodeSelector: {{}}, ingress: [{}, {{fromEntities: [world], {}}}], egress: [{}, {{toCIDR: [8.8.8.8/32], {}}}]",
+        rules("from"),
+        ports(&["22/TCP"]),
+        rules("to"),
+        ports(&["53/UDP"])
+    ))
+    .check(
+        "ip:192.168.60.7,entity:health -> node:n1 6443/TCP,80/TCP,8/ICMP allowed
+         node:n2 -> node:n1 6443/TCP denied
+         entity:world,ip:192.168.61.7 -> node:n1 22/TCP allowed
+         entity:world,ip:192.168.61.7 -> node:n1 6443/TCP denied
+         node:n1 -> ip:192.168.60.7 80/TCP allowed
+         node:n1 -> ip:8.8.8.8 53/UDP allowed
+         node:n1 -> ip:8.8.8.8 53/TCP denied
+         node:n1 -> entity:world,dns 53/UDP denied",
+    );
+}

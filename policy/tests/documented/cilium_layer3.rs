@@ -341,3 +341,50 @@ fn names() {
     to("{matchName: cilium.io}, {matchName: sub.cilium.io}")
         .check("app -> ip:192.0.2.2,ip:192.0.2.4 443/TCP allowed\n app -> ip:192.0.2.3 443/TCP denied");
 }
+
+/// Every level of a domain by a pattern of its own, and all at once; names among patterns, and with a port.
+#[test]
+fn names_of_every_level() {
+    let cluster = "
+        default/app app=test-app org=alliance
+        kube-system/dns k8s-app=kube-dns
+        name cilium.io ip:192.0.2.1
+        name a.cilium.io ip:192.0.2.2
+        name a.b.cilium.io ip:192.0.2.3
+        name a.b.c.d.e.f.g.h.cilium.io ip:192.0.2.4
+        name a.b.c.d.e.f.g.h.i.cilium.io ip:192.0.2.5
+        name service1.api.cilium.io ip:192.0.2.6
+        name special-service.api.cilium.io ip:192.0.2.7
+        name cilium.io.example ip:192.0.2.8";
+    let to = |subject: &str, names: &str, more: &str| {
+        let dns = "toEndpoints: [{matchLabels: {'k8s:io.kubernetes.pod.namespace': kube-system, 'k8s:k8s-app': kube-dns}}], \
+                   toPorts: [{ports: [{port: '53', protocol: ANY}], rules: {dns: [{matchPattern: '**.cluster.local'}]}}]";
+        let spec = format!(
+            "endpointSelector: {{matchLabels: {{{subject}}}}}, egress: [{{{dns}}}, {{toFQDNs: [{names}]{more}}}]"
+        );
+        let scene = Scene::new(cluster, &cnp(&spec));
+        assert!(scene.conditions().contains(&"Unsupported spec.egress[0].toPorts[0].rules".to_owned()));
+        scene
+    };
+    let cascade: Vec<String> =
+        (1..=8).map(|levels| format!("{{matchPattern: '{}cilium.io'}}", "*.".repeat(levels))).collect();
+    to("app: test-app", &cascade.join(", "), "").check(
+        "app -> ip:192.0.2.2,ip:192.0.2.3,ip:192.0.2.4,ip:192.0.2.6,ip:192.0.2.7 443/TCP,53/UDP allowed
+         app -> ip:192.0.2.1,ip:192.0.2.5,ip:192.0.2.8 443/TCP denied
+         app -> dns 53/UDP denied",
+    );
+    to("app: test-app", "{matchPattern: '**.cilium.io'}", "").check(
+        "app -> ip:192.0.2.2,ip:192.0.2.3,ip:192.0.2.4,ip:192.0.2.5,ip:192.0.2.6 443/TCP allowed
+         app -> ip:192.0.2.1,ip:192.0.2.8,entity:world 443/TCP denied",
+    );
+    to(
+        "'any:org': alliance",
+        "{matchName: cilium.io}, {matchName: service1.api.cilium.io}, {matchPattern: 'special*service.api.cilium.io'}",
+        ", toPorts: [{ports: [{port: '80', protocol: TCP}]}]",
+    )
+    .check(
+        "app -> ip:192.0.2.1,ip:192.0.2.6,ip:192.0.2.7 80/TCP allowed
+         app -> ip:192.0.2.1,ip:192.0.2.7 443/TCP,80/UDP denied
+         app -> ip:192.0.2.2,ip:192.0.2.8 80/TCP denied",
+    );
+}

@@ -115,3 +115,24 @@ fn host_policies() {
     );
     assert_eq!(scene.conditions(), ["Unsupported spec.nodeSelector"]);
 }
+
+/// Forms of old versions of the examples: prefixes of two kinds in one rule, which was never to be combined, and
+/// the authentication that was tried before `authentication`.
+#[test]
+fn forms_of_old() {
+    let scene = app(
+        "egress: [{toCIDR: [20.1.1.1/32], toCIDRSet: [{cidr: 10.0.0.0/8, except: [10.96.0.0/12]}]}, {toEndpoints: [{}]}]",
+    );
+    scene.check(
+        "app -> ip:20.1.1.1,ip:10.1.1.1 80/TCP denied
+         app -> other 80/TCP allowed",
+    );
+    assert_eq!(scene.conditions(), ["Unsupported spec.egress[0].toCIDRSet"]);
+    let auth = "{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: l3-egress-rule}, spec: {endpointSelector: \
+                {matchLabels: {run: ssh-client}}, egress: [{toEndpoints: [{matchLabels: {run: sshd}}], auth: {type: 'null'}}]}}";
+    let error = policy::Policy::from_value(&serde_saphyr::from_str(auth).unwrap()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "CiliumNetworkPolicy default/l3-egress-rule: spec.egress[0].auth: unknown field; did you mean `authentication`?"
+    );
+}
