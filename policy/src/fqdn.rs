@@ -14,6 +14,9 @@ pub enum NameSelector {
     Pattern(String),
 }
 
+/// The longest name.
+const MAX_NAME: usize = 255;
+
 /// The form in which names are compared.
 #[must_use]
 pub fn canonical_name(name: &str) -> String {
@@ -23,18 +26,12 @@ pub fn canonical_name(name: &str) -> String {
 impl NameSelector {
     /// The selector of this name, if it can be one.
     pub(crate) fn name(text: &str) -> Option<Self> {
-        let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let name = canonical_name(text);
-        let usable = !name.is_empty() && name.len() <= 255 && name.chars().all(is_valid);
-        usable.then_some(Self::Name(name))
+        is_name(text, false).then(|| Self::Name(canonical_name(text)))
     }
 
     /// The selector of this pattern, if it can be one.
     pub(crate) fn pattern(text: &str) -> Option<Self> {
-        let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '*');
-        let pattern = canonical_name(text);
-        let usable = !pattern.is_empty() && pattern.len() <= 255 && pattern.chars().all(is_valid);
-        usable.then_some(Self::Pattern(pattern))
+        is_name(text, true).then(|| Self::Pattern(canonical_name(text)))
     }
 
     /// Whether a name is selected.
@@ -53,6 +50,13 @@ impl NameSelector {
             },
         }
     }
+}
+
+/// Whether it can be a name, or a pattern of names: labels with dots between, and perhaps one at the end.
+fn is_name(text: &str, has_stars: bool) -> bool {
+    let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_') || (has_stars && c == '*');
+    let is_label = |label: &str| !label.is_empty() && label.chars().all(is_valid);
+    text.len() <= MAX_NAME && text.strip_suffix('.').unwrap_or(text).split('.').all(is_label)
 }
 
 impl fmt::Display for NameSelector {
@@ -122,10 +126,11 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_refused() {
-        for text in ["", ".", "a b", "*.x", "é.x"] {
+        let long = "x".repeat(MAX_NAME + 1);
+        for text in ["", ".", "a b", "*.x", "é.x", ".x", "a..x", "x..", &long] {
             assert_eq!(NameSelector::name(text), None, "{text}");
         }
-        for text in ["", "a b", "[a].x", "é.x"] {
+        for text in ["", "a b", "[a].x", "é.x", ".*", "*..x", &long] {
             assert_eq!(NameSelector::pattern(text), None, "{text}");
         }
     }

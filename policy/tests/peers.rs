@@ -466,10 +466,22 @@ fn mistakes_about_addresses_are_named() {
             "toCIDRSet: [{cidr: 10.0.0.0/8, exept: []}]",
             "toCIDRSet[0].exept: unknown field; did you mean `except`?",
         ),
+        (
+            "toCIDRSet: [{cidrGroupRef: VPN}]",
+            "toCIDRSet[0].cidrGroupRef: no object can have the name `VPN`: at most 253 lower-case letters, digits, `-` and `.`, with a letter or digit around each `.` and at both ends",
+        ),
         ("toServices: [{}]", "toServices[0]: needs one of `k8sService` and `k8sServiceSelector`"),
         (
             "toFQDNs: [{matchName: '*.x'}]",
             "toFQDNs[0].matchName: must be a name of DNS; `matchPattern` may have `*` in it, for any characters of a label",
+        ),
+        (
+            "toFQDNs: [{matchPattern: '*..example'}]",
+            "toFQDNs[0].matchPattern: must be a name of DNS; `matchPattern` may have `*` in it, for any characters of a label",
+        ),
+        (
+            "toPorts: [{ports: [{port: 'a--b'}]}]",
+            "toPorts[0].ports[0].port: must be a port number up to 65535, in decimal, or the name of a port",
         ),
         ("toFQDNs: [{matchNames: x}]", "toFQDNs[0].matchNames: unknown field; did you mean `matchName`?"),
         (

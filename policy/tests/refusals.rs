@@ -467,4 +467,10 @@ fn limits() {
     let ports: Vec<Value> = (1..=41).map(|port| json!({"port": port})).collect();
     let error = Policy::from_value(&server("ingress", json!({"toPorts": [{"ports": ports}]}))).unwrap_err();
     assert_eq!(error.fault().to_string(), "spec.ingress[0].toPorts[0]: has 41 entries, 40 are the most");
+    let log = |text: &str| cnp(json!({"endpointSelector": {}, "ingress": [{}], "log": {"value": text}}));
+    assert_eq!(Policy::from_value(&log(&"é".repeat(32))).unwrap().specs[0].log, Some("é".repeat(32)));
+    for text in ["x".repeat(33), "a\nb".to_owned()] {
+        let error = Policy::from_value(&log(&text)).unwrap_err();
+        assert_eq!(error.fault().to_string(), "spec.log.value: must be at most 32 printable characters");
+    }
 }

@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 
+use super::label_syntax::check_object_name;
 use super::node::Node;
 use super::policy_error::Fault;
 use super::selector;
@@ -29,7 +30,10 @@ pub(super) fn cidr_set(node: &Node<'_>) -> Result<Peer, Fault> {
                 None => Ok(Peer::Cidr(CidrBlock { net, except })),
             };
         }
-        (None, Some(name), None) => GroupSelector::Name(name.to_owned()),
+        (None, Some(name), None) => {
+            check_object_name(name, &fields.require("cidrGroupRef")?)?;
+            GroupSelector::Name(name.to_owned())
+        }
         (None, None, Some(node)) => GroupSelector::Labels(selector::parse(&node)?),
         _ => return Err(node.invalid("needs one of `cidr`, `cidrGroupRef` and `cidrGroupSelector`")),
     };

@@ -38,6 +38,17 @@ pub(super) fn check_key(key: &LabelKey, node: &Node<'_>) -> Result<(), Fault> {
     )))
 }
 
+/// The name of an object of Kubernetes: nothing can have any other, and a rule that denies would deny nothing.
+pub(super) fn check_object_name(name: &str, node: &Node<'_>) -> Result<(), Fault> {
+    if name.split('.').all(|part| is_prefix(part)) && name.len() <= MAX_PREFIX {
+        return Ok(());
+    }
+    Err(node.invalid(format!(
+        "no object can have the name `{}`: at most {MAX_PREFIX} lower-case letters, digits, `-` and `.`, with a letter or digit around each `.` and at both ends",
+        name.escape_debug()
+    )))
+}
+
 fn is_name(text: &str) -> bool {
     is_made_of(text, MAX_NAME, |c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
 }

@@ -190,8 +190,7 @@ pub(super) fn parse_number(node: &Node<'_>) -> Result<PortNumber, Fault> {
     let is_name = text.len() <= 15
         && text.contains(|c: char| c.is_ascii_alphabetic())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
-        && !text.starts_with('-')
-        && !text.ends_with('-');
+        && !text.split('-').any(str::is_empty);
     // A leading zero would be octal to some.
     let is_decimal =
         text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));

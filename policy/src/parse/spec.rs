@@ -33,6 +33,9 @@ const AUTHENTICATION_MODES: [(&str, AuthType); 3] = [
     ("test-always-fail", AuthType::AlwaysFail),
 ];
 
+/// Most characters in `log.value`.
+const MAX_LOG: usize = 32;
+
 /// Whether a rule's traffic must travel encrypted: a field of our own, which others ignore.
 const ENCRYPTION_MODES: [(&str, bool); 2] = [("required", true), ("default", false)];
 
@@ -59,7 +62,6 @@ pub(super) fn parse(
     let has = |direction| rules.iter().any(|rule: &Rule| rule.list.direction() == direction);
     let default_deny = [(RuleList::Ingress, ingress), (RuleList::Egress, egress)];
     name_what_says_nothing(node, &fields, &rules, default_deny, conditions);
-    let log = fields.get("log").map(|log| log.fields(&["value"])).transpose()?;
     Ok(Spec {
         place,
         subject,
@@ -67,7 +69,7 @@ pub(super) fn parse(
         default_deny_egress: egress.unwrap_or_else(|| has(Direction::Egress)),
         description: fields.text("description")?.map(str::to_owned),
         labels: parse_labels(&fields)?,
-        log: log.map(|log| log.text("value")).transpose()?.flatten().map(str::to_owned),
+        log: parse_log(&fields)?,
         rules,
     })
 }
@@ -140,6 +142,17 @@ fn parse_default_deny(fields: &Fields<'_>) -> Result<(Option<bool>, Option<bool>
     let Some(node) = fields.get("enableDefaultDeny") else { return Ok((None, None)) };
     let fields = node.fields(&["ingress", "egress"])?;
     Ok((fields.boolean("ingress")?, fields.boolean("egress")?))
+}
+
+/// A text for flows, which others read: Cilium's bounds.
+fn parse_log(fields: &Fields<'_>) -> Result<Option<String>, Fault> {
+    let Some(log) = fields.get("log") else { return Ok(None) };
+    let Some(value) = log.fields(&["value"])?.get("value") else { return Ok(None) };
+    let text = value.text()?;
+    if text.chars().count() > MAX_LOG || text.contains(char::is_control) {
+        return Err(value.invalid(format!("must be at most {MAX_LOG} printable characters")));
+    }
+    Ok(Some(text.to_owned()))
 }
 
 fn parse_labels(fields: &Fields<'_>) -> Result<Vec<String>, Fault> {
