@@ -131,7 +131,12 @@ fn read(response: &SvidsResponse, expected: &SpiffeId) -> Result<Message, Error>
     }
     let federates_with: BTreeSet<TrustDomain> =
         response.federates_with.iter().filter_map(|name| TrustDomain::new(name).ok()).collect();
-    Ok(Message { svid: chosen, federates_with, bundles: None })
+    let other = response.x509_svids.first().filter(|_| chosen.is_none()).map(|other| {
+        let id = other.x509_svid.as_ref().and_then(|svid| svid.id.as_ref());
+        let id = id.and_then(super::proto::SpiffeIdParts::to_id);
+        id.map_or_else(|| "an unreadable SPIFFE ID".to_owned(), |id| id.to_string())
+    });
+    Ok(Message { svid: chosen, federates_with, bundles: None, other })
 }
 
 fn names(offered: &SvidWithKey, expected: &SpiffeId) -> bool {

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -31,6 +32,13 @@ impl Process {
         )]
         let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
         Ok(Self { pid, pidfd })
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_alive(&self) -> bool {
+        let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        // An error says nothing of the process, which is then not known to live.
+        poll(&mut ended, Some(&Timespec::default())) == Ok(0)
     }
 
     pub(crate) fn pid(&self) -> i32 {

@@ -83,6 +83,8 @@ pub(crate) struct Message {
     pub(crate) federates_with: BTreeSet<TrustDomain>,
     /// Bundles that came in the same message; without them those of the agent's bundle stream count.
     pub(crate) bundles: Option<Bundles>,
+    /// Whose SVID it has, if it has some and none is that of the expected SPIFFE ID.
+    pub(crate) other: Option<String>,
 }
 
 impl Message {
@@ -108,7 +110,7 @@ pub(crate) struct Trust {
 /// The memory behind the snapshots of one identity.
 #[derive(Debug)]
 pub(crate) struct Tracker {
-    trust_domain: TrustDomain,
+    expected: SpiffeId,
     held: Held,
     stale: bool,
     problem: Option<ApiError>,
@@ -125,12 +127,7 @@ enum Held {
 
 impl Tracker {
     pub(crate) fn new(expected: &SpiffeId) -> Self {
-        Self {
-            trust_domain: expected.trust_domain().clone(),
-            held: Held::Nothing,
-            stale: false,
-            problem: None,
-        }
+        Self { expected: expected.clone(), held: Held::Nothing, stale: false, problem: None }
     }
 
     /// Takes in what the stream brought.
@@ -138,7 +135,10 @@ impl Tracker {
         match heard {
             Heard::Message(mut message) => {
                 self.stale = false;
-                self.problem = None;
+                self.problem = message
+                    .other
+                    .take()
+                    .map(|given| ApiError::OtherIdentity { expected: self.expected.to_string(), given });
                 self.held = match message.svid.take() {
                     Some(svid) => Held::Message(svid, message),
                     None => Held::Withdrawn,
@@ -177,7 +177,7 @@ impl Tracker {
             Held::Expired => (State::Expired, Bundles::new()),
             Held::Message(svid, message) => {
                 let bundles = self.permitted(message, trust);
-                match bundles.get(&self.trust_domain) {
+                match bundles.get(self.expected.trust_domain()) {
                     Some(_) => (State::Usable(svid.clone()), bundles),
                     None => (State::Pending, Bundles::new()),
                 }
@@ -197,7 +197,7 @@ impl Tracker {
             .iter()
             .filter(|bundle| {
                 let trust_domain = bundle.trust_domain();
-                *trust_domain == self.trust_domain || message.federates_with.contains(trust_domain)
+                trust_domain == self.expected.trust_domain() || message.federates_with.contains(trust_domain)
             })
             .cloned()
             .collect()

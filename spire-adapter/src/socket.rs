@@ -104,6 +104,14 @@ pub enum ApiError {
         /// The number it had.
         pid: i32,
     },
+    /// SVIDs of others, and none of whom it was asked for.
+    #[error("there is an SVID of {given}, and none of {expected}: is it registered under that name?")]
+    OtherIdentity {
+        /// Whose SVID is wanted.
+        expected: String,
+        /// Whose there is.
+        given: String,
+    },
     /// Any other status.
     #[error("{} answered {code:?}: {reason}", path.display())]
     Status {

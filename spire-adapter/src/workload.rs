@@ -51,7 +51,8 @@ pub(crate) fn read(response: &X509SvidResponse, expected: &SpiffeId) -> Result<M
         federated.iter().map(|bundle| bundle.trust_domain().clone()).collect();
     bundles.extend(federated);
     let bundles = Some(bundles.into_iter().collect::<Bundles>());
-    Ok(Message { svid: chosen, federates_with, bundles })
+    let other = response.svids.first().filter(|_| chosen.is_none()).map(|other| named(&other.spiffe_id));
+    Ok(Message { svid: chosen, federates_with, bundles, other })
 }
 
 /// Whether `svid` is the expected one, and valid for longer than the one chosen so far.
@@ -76,6 +77,13 @@ fn foreign_bundles(named: &BTreeMap<String, Vec<u8>>, own: &TrustDomain) -> Vec<
     let mut bundles = readable_bundles(named);
     bundles.retain(|bundle| bundle.trust_domain() != own);
     bundles
+}
+
+/// What a message calls somebody, short enough to be told.
+pub(crate) fn named(text: &str) -> String {
+    /// The longest SPIFFE ID.
+    const LONGEST: usize = 2048;
+    text.chars().take(LONGEST).collect()
 }
 
 /// Every bundle that can be read, with a warning for the others.

@@ -194,7 +194,7 @@ fn apply(step: &Step, world: &World, tracker: &mut Tracker, trust: &mut Trust, n
             let federates_with =
                 federated.then(|| world.foreign.trust_domain().clone()).into_iter().collect();
             let bundles = bundles.map(|which| world.bundles(which));
-            tracker.hear(Heard::Message(Message { svid, federates_with, bundles }));
+            tracker.hear(Heard::Message(Message { svid, federates_with, bundles, other: None }));
         }
         Step::Denied => tracker.hear(Heard::Denied(problem("SVIDs denied"))),
         Step::Lost => tracker.hear(Heard::Lost(problem("SVIDs lost"))),
