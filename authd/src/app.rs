@@ -20,7 +20,7 @@ use futures::FutureExt;
 use spire_adapter::{BrokerAgent, DelegatedAgent};
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,7 @@ use crate::{
     metrics::Metrics,
     peer::{self, Directory, Naming, OwnTunnel, Peers},
     readiness::Readiness,
-    svids::{self, SpireAgent, Svids},
+    svids::{self, Choice, Lookout, Seen, SpireAgent, Svids},
 };
 use directory::DirectoryTask;
 use hold::Holding;
@@ -314,17 +314,32 @@ impl Daemon {
             let cluster = Arc::clone(&cluster.borrow());
             cluster.identities.get(number).map(|identity| names.selectors(identity)).unwrap_or_default()
         };
+        let (seen_sender, seen) = watch::channel(Seen::default());
+        let look = Arc::new(Notify::new());
         let agent = SpireAgent {
             choice: spire.source,
             broker: BrokerAgent::new(spire.broker_socket.clone(), own.watch()),
-            // A directory of manifests knows pods, but no processes.
-            process: Box::new(|_| None),
+            seen,
+            look: Arc::clone(&look),
             delegated: DelegatedAgent::new(spire.admin_socket.clone()),
-            selectors: Box::new(selectors),
+            selectors: Arc::new(selectors),
         };
-        match agent.process_of(0) {
-            Ok(_) => tracing::info!("SVIDs of identities come by the Broker API"),
-            Err(reason) => tracing::info!(%reason, "SVIDs of identities come by the Delegated Identity API"),
+        let lookout = Lookout {
+            node: self.config.node_name.clone(),
+            cluster: self.cluster.clone(),
+            view: self.view.subscribe(),
+            broker: spire.broker_socket.clone(),
+            seen: seen_sender,
+            wanted: look,
+        };
+        tracing::info!(
+            svid_source = spire.source.as_str(),
+            broker_socket = %spire.broker_socket.display(),
+            broker_serves = lookout.sees_broker(),
+            "where SVIDs of identities come from"
+        );
+        if spire.source != Choice::Delegated {
+            self.spawn("processes", lookout.run(self.stop.clone()).map(Ok));
         }
         let following = svids::Following {
             svids: svids.clone(),

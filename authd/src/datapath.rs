@@ -14,7 +14,7 @@ mod moves;
 pub mod plan;
 mod policy_writer;
 
-mod sandboxes;
+pub(crate) mod sandboxes;
 mod services;
 pub mod sweep;
 

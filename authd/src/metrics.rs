@@ -114,6 +114,8 @@ pub struct Metrics {
     pub handshakes_waiting: Gauge,
     /// Entries that the map had lost.
     pub auth_rewritten: Counter,
+    /// SVIDs of another SPIFFE ID than their identity's.
+    pub svids_refused: Counter,
     /// 1 while the SPIRE agent takes calls and answers none.
     pub agent_stuck: Gauge,
     /// Seconds until the first SVID of a local identity expires; 0 without any.
@@ -171,6 +173,7 @@ impl Metrics {
             handshakes_running: Gauge::default(),
             handshakes_waiting: Gauge::default(),
             auth_rewritten: Counter::default(),
+            svids_refused: Counter::default(),
             agent_stuck: Gauge::default(),
             svid_expiry: Gauge::default(),
             held_packets: Gauge::default(),
@@ -240,6 +243,11 @@ impl Metrics {
             "auth_rewritten",
             "Authentications that were missing from the map and written again",
             self.auth_rewritten.clone(),
+        );
+        registry.register(
+            "svids_refused",
+            "Times that the SPIRE agent had SVIDs of other SPIFFE IDs for an identity, and none of its own",
+            self.svids_refused.clone(),
         );
         registry.register(
             "spire_agent_stuck",

@@ -4,11 +4,14 @@
 //! when it stays away for a moment, which the agent's short gaps never do, is it a withdrawal that ends what
 //! stands (SPIRE re-signs in such gaps). An agent that is away withdraws nothing: NotAfter does.
 
+mod chooser;
 mod deadlines;
 mod follow;
+mod processes;
 mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -19,9 +22,11 @@ use tokio::sync::watch;
 
 use crate::clock::{BootTime, Clock};
 
+pub use chooser::{Api, Candidate, Choice, SocketId, Unused};
 use deadlines::Deadlines;
 pub use follow::{Following, follow};
-pub use source::{Api, Choice, Feed, SpireAgent, SvidSource, Unused};
+pub use processes::{Lookout, Seen};
+pub use source::{Feed, Offer, SpireAgent, SvidSource};
 
 /// An SVID with the bundles by which its peers are verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +54,8 @@ pub struct IdentitySvid {
     pub arrived: bool,
     /// Where it comes from, once that is known.
     pub api: Option<Api>,
+    /// Why that is not the API that is preferred, if it is not.
+    pub unused: Option<Unused>,
     /// It is missing for longer than a gap.
     pub withdrawn: bool,
     /// What is wrong with the agent, if anything is.
@@ -63,6 +70,7 @@ impl IdentitySvid {
             credential: None,
             arrived: false,
             api: None,
+            unused: None,
             withdrawn: false,
             problem: None,
         }
@@ -80,6 +88,8 @@ struct Inner {
     pending: watch::Sender<BTreeSet<IdentityNumber>>,
     clock: Arc<dyn Clock>,
     deadlines: Deadlines,
+    /// Messages that had SVIDs of others only.
+    refused: AtomicU64,
 }
 
 impl Svids {
@@ -89,7 +99,8 @@ impl Svids {
         let (announced, _) = watch::channel(None);
         let (identities, pending) = (Mutex::default(), watch::Sender::default());
         let deadlines = Deadlines::default();
-        Self(Arc::new(Inner { node, identities, announced, pending, clock, deadlines }))
+        let refused = AtomicU64::new(0);
+        Self(Arc::new(Inner { node, identities, announced, pending, clock, deadlines, refused }))
     }
 
     /// The node's SVID, while it is valid.
@@ -123,6 +134,12 @@ impl Svids {
         let node = self.0.node.borrow().problem.as_ref().is_some_and(ApiError::is_stuck);
         let is_stuck = |known: &IdentitySvid| known.problem.as_ref().is_some_and(ApiError::is_stuck);
         node || self.identities().values().any(is_stuck)
+    }
+
+    /// How often there was an SVID of another SPIFFE ID than the identity's, and none of its own.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.0.refused.load(Ordering::Relaxed)
     }
 
     /// The identities that this node vouches for: those that run here, but for the withdrawn. One whose SVID

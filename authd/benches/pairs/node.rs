@@ -11,7 +11,7 @@ use authd::auth::stats::{Observer, Proving, Side, Stats};
 use authd::auth::{Config, Desired, Event, Handle};
 use authd::clock::{BootClock, Clock};
 use authd::peer::{Directory, Naming, Options, OwnTunnel, PairProof, Parts, Peers};
-use authd::svids::{Api, Feed, Following, SvidSource, Svids, follow};
+use authd::svids::{Feed, Following, Offer, SvidSource, Svids, follow};
 use spiffe::{SpiffeId, TrustDomain};
 use spire_adapter::authority::CertificateAuthority;
 use spire_adapter::{Snapshot, State};
@@ -53,14 +53,15 @@ impl AuthTable for Memory {
 /// An SVID for each identity, from the beginning.
 struct Agent {
     authority: Arc<CertificateAuthority>,
-    issued: Mutex<Vec<watch::Sender<Snapshot>>>,
+    issued: Mutex<Vec<watch::Sender<Offer>>>,
 }
 
 impl SvidSource for Agent {
     fn subscribe(&self, _: u32, spiffe_id: &SpiffeId) -> Feed {
-        let (sender, snapshots) = watch::channel(usable(&self.authority, spiffe_id));
+        let snapshot = usable(&self.authority, spiffe_id);
+        let (sender, offers) = watch::channel(Offer { snapshot, ..Offer::default() });
         self.issued.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
-        Feed { snapshots, api: Api::Delegated, keep: Box::new(()) }
+        Feed { offers, keep: Box::new(()) }
     }
 }
 

@@ -64,6 +64,7 @@ impl VitalsTask {
         let all = self.svids.all();
         let valid = all.keys().filter(|identity| self.svids.identity(**identity).is_some()).count();
         metrics.set_svids(valid, all.len().saturating_sub(valid));
+        metrics.svids_refused.inner().store(self.svids.refused(), Ordering::Relaxed);
         metrics.agent_stuck.set(self.svids.agent_is_stuck().into());
         let wall = self.clock.wall();
         let left = |credential: &Credential| {

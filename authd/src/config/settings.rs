@@ -59,8 +59,9 @@ settings! {
     /// The SPIRE agent's Broker API socket [default: /run/spire/sockets/broker.sock]
     #[arg(env = "AUTHD_BROKER_SOCKET", value_name = "PATH")]
     broker_socket: PathBuf,
-    /// Where SVIDs of identities come from: `broker` (SPIFFE Broker API), `delegated` (Delegated Identity API),
-    /// or `auto` for the first that can be used [default: auto]
+    /// Where SVIDs of identities come from: `broker` (SPIFFE Broker API), `delegated-pid` (Delegated Identity API by
+    /// pods' processes), `delegated` (the same by selectors), or `auto` for the first by which there is one
+    /// [default: auto]
     #[arg(env = "AUTHD_SVID_SOURCE", value_name = "API")]
     svid_source: String,
     /// Unix socket for authctl [default: /run/authd/authd.sock]

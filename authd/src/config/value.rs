@@ -69,8 +69,9 @@ pub(crate) fn svid_source(key: &'static str, value: Option<&str>) -> Result<Choi
     match value {
         None | Some("auto") => Ok(Choice::Auto),
         Some("broker") => Ok(Choice::Broker),
+        Some("delegated-pid") => Ok(Choice::DelegatedPid),
         Some("delegated") => Ok(Choice::Delegated),
-        Some(other) => Err(invalid(key, other, "is none of auto, broker and delegated")),
+        Some(other) => Err(invalid(key, other, "is none of auto, broker, delegated-pid and delegated")),
     }
 }
 

@@ -55,6 +55,8 @@ pub(super) fn status() -> Status {
             node_svid_expires: at(2_530),
             identities_with_svid: vec![256, 258],
             identities_missing_svid: Vec::new(),
+            svid_source: "auto".to_owned(),
+            svid_apis: vec!["Broker API".to_owned()],
         }),
         tunnel: Some(Tunnel {
             interface: "authd0".to_owned(),

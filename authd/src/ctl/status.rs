@@ -212,6 +212,9 @@ fn spire(state: &v1::Spire, now: Timestamp) -> String {
     };
     let present = count(state.identities_with_svid.len(), "identity", "identities");
     let mut text = format!("{connection}, {node}, {present} with SVID");
+    if !state.svid_apis.is_empty() {
+        text.push_str(&format!(" by {}", state.svid_apis.join(", ")));
+    }
     if !state.identities_missing_svid.is_empty() {
         text.push_str(&format!(", MISSING for {}", numbers(&state.identities_missing_svid)));
     }

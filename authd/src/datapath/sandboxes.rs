@@ -16,7 +16,8 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-use super::interfaces::{Interfaces, Link, PodLink};
+pub(crate) use super::interfaces::PodLink;
+use super::interfaces::{Interfaces, Link};
 
 /// Waits between looks for a pod that is not found: first, and at most.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -61,8 +62,9 @@ impl Sandboxes {
     }
 }
 
-/// Looks into every network namespace but this one. One that has just gone is no error.
-fn look(wanted: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Vec<PodLink>> {
+/// Looks into every network namespace but this one, by a thread that must end then. One that has just gone is no
+/// error.
+pub(crate) fn look(wanted: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Vec<PodLink>> {
     let mut found: BTreeMap<IpAddr, Vec<PodLink>> = BTreeMap::new();
     for (inode, file) in namespaces() {
         match look_into(&file) {

@@ -3,17 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use auth_ebpf_abi::IdentityNumber;
 use spiffe::SpiffeId;
-use spire_adapter::{Bundles, Snapshot, State};
+use spire_adapter::{ApiError, Bundles, State};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Credential, Feed, IdentitySvid, SvidSource, Svids};
+use super::{Credential, Feed, IdentitySvid, Offer, SvidSource, Svids};
 use crate::auth::{Event, Handle};
 use crate::peer::Directory;
 
@@ -93,16 +94,11 @@ struct One {
 
 impl One {
     async fn run(mut self, feed: Feed) {
-        let Feed { mut snapshots, api, keep: _keep } = feed;
-        self.svids.change(|known| {
-            if let Some(known) = known.get_mut(&self.identity) {
-                known.api = Some(api);
-            }
-        });
+        let Feed { offers: mut told, keep: _keep } = feed;
         let mut ends: Option<Instant> = None;
         loop {
-            let snapshot = snapshots.borrow_and_update().clone();
-            let missing = self.take_in(&snapshot).await;
+            let now = told.borrow_and_update().clone();
+            let missing = self.take_in(&now).await;
             // Further messages without the SVID don't prolong the gap.
             ends = missing.then(|| ends.unwrap_or_else(|| Instant::now() + GRACE));
             let end = async {
@@ -112,14 +108,15 @@ impl One {
                 }
             };
             tokio::select! {
-                changed = snapshots.changed() => if changed.is_err() { return },
+                changed = told.changed() => if changed.is_err() { return },
                 () = end => self.withdraw().await,
             }
         }
     }
 
     /// Whether the SVID is missing now and may be withdrawn.
-    async fn take_in(&mut self, snapshot: &Snapshot) -> bool {
+    async fn take_in(&mut self, told: &Offer) -> bool {
+        let Offer { snapshot, api, unused } = told;
         let credential = Credential::of(snapshot);
         let mut anchor_lost = false;
         if let Some(credential) = &credential {
@@ -134,6 +131,12 @@ impl One {
                 known.withdrawn &= credential.is_none();
                 known.arrived |= credential.is_some();
                 known.credential = credential;
+                (known.api, known.unused) = (*api, *unused);
+                if matches!(snapshot.problem, Some(ApiError::OtherIdentity { .. }))
+                    && known.problem != snapshot.problem
+                {
+                    self.svids.0.refused.fetch_add(1, Ordering::Relaxed);
+                }
                 known.problem.clone_from(&snapshot.problem);
                 withdrawn = known.withdrawn;
             }

@@ -1,5 +1,7 @@
 //! What is wrong or worth knowing, the worst first.
 
+use std::collections::BTreeMap;
+
 use auth_ebpf_abi::{NodeNumber, Setting};
 
 use super::{DaemonSource, v1};
@@ -7,7 +9,7 @@ use crate::{
     cluster::{Cluster, Severity},
     datapath::View,
     handover::Contested,
-    svids::{Api, Choice, IdentitySvid},
+    svids::{IdentitySvid, Unused},
 };
 
 impl DaemonSource {
@@ -72,13 +74,28 @@ impl DaemonSource {
         get(Setting::HoldIfindex) != 0 && get(Setting::HoldUntil) > self.clock.now().0
     }
 
-    fn svid_conditions(&self, conditions: &mut Vec<v1::Condition>) {
-        let delegated = |known: &IdentitySvid| known.api == Some(Api::Delegated);
-        if self.config.spire.source == Choice::Broker && self.svids.all().values().any(delegated) {
-            let message = "SVIDs come by the Delegated Identity API although svid-source says broker: that asks by \
-                           a pod's process, which a directory of manifests does not tell, and needs broker-socket";
-            conditions.push(condition(v1::Severity::Info, "SVID_SOURCE", String::new(), message.to_owned()));
+    /// Which identities have their SVIDs otherwise than an agent with a Broker API would give them.
+    fn fallbacks(&self) -> Vec<v1::Condition> {
+        let mut by_reason: BTreeMap<Unused, Vec<String>> = BTreeMap::new();
+        for (identity, known) in self.svids.all() {
+            let unused = known.unused.filter(|_| known.credential.is_some());
+            // Where `auto` finds no Broker API that is nothing to tell.
+            if let Some(unused) = unused.filter(|unused| *unused != Unused::NoSocket) {
+                by_reason.entry(unused).or_default().push(identity.to_string());
+            }
         }
+        let told = |(unused, identities): (Unused, Vec<String>)| {
+            let message = format!(
+                "SVIDs of {} come by the Delegated Identity API, as svid-source auto falls back to: {unused}",
+                identities.join(", ")
+            );
+            condition(v1::Severity::Info, "SVID_SOURCE", String::new(), message)
+        };
+        by_reason.into_iter().map(told).collect()
+    }
+
+    fn svid_conditions(&self, conditions: &mut Vec<v1::Condition>) {
+        conditions.extend(self.fallbacks());
         if self.svids.agent_is_stuck() {
             let message = "the SPIRE agent takes calls and answers none: restart it; SVIDs that are there count until \
                            they expire";
@@ -99,8 +116,7 @@ impl DaemonSource {
         }
         for (identity, known) in self.svids.all() {
             if self.svids.identity(identity).is_none() {
-                let why = known.problem.map(|problem| problem.to_string());
-                let why = why.unwrap_or_else(|| "is there an entry for it?".to_owned());
+                let why = why_missing(&known).unwrap_or_else(|| "is there an entry for it?".to_owned());
                 let message = format!("the SPIRE agent gives no SVID for {}: {why}", known.spiffe_id);
                 conditions.push(condition(
                     v1::Severity::Warning,
@@ -111,6 +127,14 @@ impl DaemonSource {
             }
         }
     }
+}
+
+/// Why an identity has no SVID, if that is known.
+pub(super) fn why_missing(known: &IdentitySvid) -> Option<String> {
+    let problem = known.problem.as_ref().map(ToString::to_string);
+    let all = [known.unused.map(|unused| unused.to_string()), problem];
+    let all: Vec<String> = all.into_iter().flatten().collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 fn condition(severity: v1::Severity, kind: &str, object: String, message: String) -> v1::Condition {

@@ -1,5 +1,7 @@
 //! The node at a glance.
 
+use std::collections::BTreeSet;
+
 use super::{DaemonSource, SourceError, to_timestamp, v1};
 use crate::{cluster::Node, datapath::plan::Endpoint, peer::Session};
 
@@ -55,6 +57,8 @@ impl DaemonSource {
         let all = self.svids.all();
         let (with, missing): (Vec<_>, Vec<_>) =
             all.keys().copied().partition(|identity| self.svids.identity(*identity).is_some());
+        let with_svid = all.values().filter(|known| known.credential.is_some());
+        let apis: BTreeSet<_> = with_svid.filter_map(|known| known.api).collect();
         v1::Spire {
             connected: node.is_some() && !snapshot.stale,
             node_spiffe_id: self
@@ -65,6 +69,8 @@ impl DaemonSource {
             node_svid_expires: node.map(|credential| to_timestamp(credential.svid.not_after())),
             identities_with_svid: with,
             identities_missing_svid: missing,
+            svid_source: self.config.spire.source.as_str().to_owned(),
+            svid_apis: apis.into_iter().map(|api| api.as_str().to_owned()).collect(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use auth_ebpf_abi::IdentityNumber;
 use spire_adapter::{Bundle, Bundles, State, Svid};
 
-use super::DaemonSource;
+use super::{DaemonSource, conditions::why_missing};
 use crate::{
     api::v1,
     flows::to_timestamp,
@@ -51,12 +51,16 @@ impl DaemonSource {
         };
         let none = Bundles::new();
         let credential = known.credential.as_ref();
+        let problem = match credential {
+            Some(_) => known.problem.as_ref().map(ToString::to_string),
+            None => why_missing(known),
+        };
         v1::Svid {
             identity,
             spiffe_id: known.spiffe_id.to_string(),
             state: state.into(),
             source: known.api.map(Api::as_str).unwrap_or_default().to_owned(),
-            problem: known.problem.as_ref().map(ToString::to_string).unwrap_or_default(),
+            problem: problem.unwrap_or_default(),
             ..described(credential.map(|it| &it.svid), credential.map_or(&none, |it| &it.bundles))
         }
     }

@@ -21,7 +21,7 @@ use crate::auth::{Config, Desired, Event, Handle};
 use crate::clock::{BootClock, BootTime, Clock};
 use crate::handover::{Assigned, Owners, Told};
 use crate::peer::{Directory, Naming, Node, Options, OwnTunnel, Parts, Peers, Session};
-use crate::svids::{Api, Feed, Following, SvidSource, Svids, follow};
+use crate::svids::{Feed, Following, Offer, SvidSource, Svids, follow};
 
 pub(super) const TTL: Duration = Duration::from_secs(60);
 
@@ -70,20 +70,15 @@ impl Clock for WallClock {
 
 /// An agent whose snapshots the test writes.
 #[derive(Default)]
-pub(super) struct Agent(Mutex<BTreeMap<u32, watch::Sender<Snapshot>>>);
+pub(super) struct Agent(Mutex<BTreeMap<u32, watch::Sender<Offer>>>);
 
 impl Agent {
-    fn of(&self, identity: u32) -> watch::Sender<Snapshot> {
-        self.0
-            .lock()
-            .unwrap()
-            .entry(identity)
-            .or_insert_with(|| watch::channel(Snapshot::default()).0)
-            .clone()
+    fn of(&self, identity: u32) -> watch::Sender<Offer> {
+        self.0.lock().unwrap().entry(identity).or_insert_with(|| watch::channel(Offer::default()).0).clone()
     }
 
     pub(super) fn give(&self, identity: u32, snapshot: Snapshot) {
-        self.of(identity).send_replace(snapshot);
+        self.of(identity).send_replace(Offer { snapshot, ..Offer::default() });
     }
 
     /// How many streams are open for it.
@@ -94,7 +89,7 @@ impl Agent {
 
 impl SvidSource for Agent {
     fn subscribe(&self, identity: u32, _: &SpiffeId) -> Feed {
-        Feed { snapshots: self.of(identity).subscribe(), api: Api::Delegated, keep: Box::new(()) }
+        Feed { offers: self.of(identity).subscribe(), keep: Box::new(()) }
     }
 }
 

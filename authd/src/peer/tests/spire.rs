@@ -8,10 +8,11 @@ use spire_adapter::authority::{Authority, Config, Running};
 use spire_adapter::{
     BrokerAgent, DelegatedAgent, Entry, EntryClient, Outcome, Selector, Subscription, workload,
 };
+use tokio::sync::watch;
 
 use super::cluster::{TestNode, assemble, key, listen, naming, until};
 use crate::peer::{Directory, Node, Options};
-use crate::svids::{Choice, SpireAgent};
+use crate::svids::{Choice, Seen, SpireAgent};
 
 struct Rig {
     authority: Running,
@@ -58,9 +59,10 @@ async fn rig(ttl: Duration) -> Rig {
         let agent = Arc::new(SpireAgent {
             choice: Choice::Delegated,
             broker: BrokerAgent::new(authority.broker_socket(name), stream.watch()),
-            process: Box::new(|_| None),
+            seen: watch::channel(Seen::default()).1,
+            look: Arc::default(),
             delegated: DelegatedAgent::new(authority.admin_socket(name)),
-            selectors: Box::new(|identity| vec![Selector::new("authd", format!("identity:{identity}"))]),
+            selectors: Arc::new(|identity| vec![Selector::new("authd", format!("identity:{identity}"))]),
         });
         let options = Options::new(name.to_owned(), naming.clone());
         nodes.insert(
