@@ -50,6 +50,15 @@ impl Registry {
         self.create(node, &format!("/identity/{identity}"), [selector])
     }
 
+    /// Registers an identity for a node's processes of this user, as SPIRE's agent attests them.
+    ///
+    /// # Errors
+    /// When the authority refuses or does not answer.
+    pub fn add_user(&self, identity: u32, node: &str, uid: u32) -> Result<()> {
+        let selector = Selector::new("unix", format!("uid:{uid}"));
+        self.create(node, &format!("/identity/{identity}"), [selector])
+    }
+
     /// Registers a service account at a node, as whoever registers workloads by these does.
     ///
     /// # Errors

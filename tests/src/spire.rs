@@ -6,7 +6,7 @@
 mod config;
 mod node_ca;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
@@ -40,6 +40,8 @@ pub struct Options {
     pub sync: Duration,
     /// Whether the server keeps its keys in memory alone.
     pub forgetful: bool,
+    /// Nodes whose daemon is not among its agent's brokers.
+    pub no_brokers: BTreeSet<String>,
     /// Whether the server goes by `deploy/spire/authorization.rego`, for the operator of this trust domain.
     pub confined: bool,
 }
@@ -54,6 +56,7 @@ impl Options {
             svid_ttl: Duration::from_secs(3600),
             sync: Duration::from_millis(250),
             forgetful: false,
+            no_brokers: BTreeSet::new(),
             confined: false,
         }
     }
@@ -207,6 +210,21 @@ impl Spire {
         self.wait_agent(node)
     }
 
+    /// Starts a node's agent anew, with its daemon among its brokers or not.
+    ///
+    /// # Errors
+    /// When it does not run, or does not serve again.
+    pub fn allow_broker(&mut self, node: &str, allowed: bool) -> Result<()> {
+        if allowed {
+            self.options.no_brokers.remove(node);
+        } else {
+            self.options.no_brokers.insert(node.to_owned());
+        }
+        self.write_agent(node)?;
+        self.kill_agent(node)?;
+        self.start_agent(node)
+    }
+
     /// Takes from a node's agent, which must not run, what it remembers of its server.
     ///
     /// # Errors
@@ -261,10 +279,14 @@ impl Spire {
             let (certificate, key) = ca.issue(node, &self.options.trust_domain)?;
             fs::write(self.place.outside(&format!("{node}/node.pem")), certificate)?;
             fs::write(self.place.outside(&format!("{node}/node.key")), key)?;
-            let text = config::agent(&self.options, node, &root, &self.address);
-            fs::write(self.place.outside(&format!("{node}/agent.conf")), text)?;
+            self.write_agent(node)?;
         }
         Ok(())
+    }
+
+    fn write_agent(&self, node: &str) -> Result<()> {
+        let text = config::agent(&self.options, node, &self.place.inside(""), &self.address);
+        Ok(fs::write(self.place.outside(&format!("{node}/agent.conf")), text)?)
     }
 
     fn launch_agent(&mut self, node: &str) -> Result<()> {

@@ -1,6 +1,9 @@
 //! Whole nodes that have their SVIDs from SPIRE, with real packets: whose registration is authd's or somebody
 //! else's, pods that move, agents that are stopped, peers that would resume.
 
+#[path = "spire_nodes/sources.rs"]
+mod sources;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};

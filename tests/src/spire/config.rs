@@ -108,9 +108,10 @@ pub(super) fn authorization(trust_domain: &TrustDomain) -> [(&'static str, Strin
 
 /// The configuration of a node's agent, whose delegate and broker is the daemon of that node.
 pub(super) fn agent(options: &Options, node: &str, root: &Path, address: &Address) -> String {
-    let Options { trust_domain, sync, .. } = options;
+    let Options { trust_domain, sync, no_brokers, .. } = options;
     let Address { host, port, .. } = address;
     let (root, sync) = (root.display(), sync.as_millis());
+    let broker = if no_brokers.contains(node) { "nobody".to_owned() } else { format!("node/{node}") };
     format!(
         r#"agent {{
   trust_domain = "{trust_domain}"
@@ -128,7 +129,7 @@ pub(super) fn agent(options: &Options, node: &str, root: &Path, address: &Addres
       socket_path = "{root}/{node}/admin/broker.sock"
       brokers = [
         {{
-          id = "spiffe://{trust_domain}/authd/node/{node}"
+          id = "spiffe://{trust_domain}/authd/{broker}"
           allowed_reference_types = [
             {{
               type_url = "type.googleapis.com/spiffe.broker.WorkloadPIDReference"
