@@ -7,6 +7,7 @@
 mod addresses;
 mod announcement;
 mod life;
+mod output;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use crate::svids::Credential;
 
 use announcement::announcement;
 pub(super) use life::Established;
+use output::Output;
 
 /// Pause after a session that was refused after TLS or was lost, and between renewals at least.
 const SHORTEST_LIFE: Duration = Duration::from_secs(1);
@@ -243,7 +245,7 @@ where
     let Some(SessionMessage::Hello(hello)) = first.message else {
         return Err(WireError::Unexpected { expected: "Hello" }.into());
     };
-    Established::new(shared, Box::new(write), reader.boxed(), other, &hello, side).await
+    Established::new(shared, Output::new(Box::new(write)), reader.boxed(), other, &hello, side).await
 }
 
 fn own_end(own: &Credential) -> End {

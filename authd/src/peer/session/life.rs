@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spire_adapter::Bundles;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncRead;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::Other;
 use super::addresses::AddressExchange;
 use super::announcement::{announced, announcement};
+use super::output::Output;
 use crate::auth::stats::Side;
 use crate::clock::BootTime;
 use crate::handover::Told;
@@ -25,8 +26,8 @@ use crate::peer::preshared::{Agreement, End, Mismatch};
 use crate::peer::service::Shared;
 use crate::peer::table::{Live, Outgoing, Session};
 use crate::peer::wire::{
-    self, Addresses, AddressesKnown, Announcement, MAX_FRAME, Ping, Preshared, Reader, Revoke, SessionFrame,
-    SessionMessage, WireError,
+    Addresses, AddressesKnown, Announcement, Ping, Preshared, Reader, Revoke, SessionFrame, SessionMessage,
+    WireError,
 };
 
 /// Revocations that may wait to be sent.
@@ -42,7 +43,6 @@ const WORDS: usize = 64;
 const LOOK: Duration = Duration::from_millis(500);
 
 pub(crate) type Input = Reader<Box<dyn AsyncRead + Send + Unpin>>;
-type Output = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// A session that both ends have agreed on and the table holds.
 pub(in crate::peer) struct Established {
@@ -210,6 +210,8 @@ impl Established {
         loop {
             let now = shared.clock.now();
             let held = pace.wait(now).max(proofs_pace.wait(now));
+            // Reading never waits for writing; what can be said later waits where it is.
+            let (room, done) = (self.output.has_room(), self.output.is_empty());
             tokio::select! {
                 () = tokio::time::sleep(held.unwrap_or_default()), if held.is_some() => {}
                 frame = self.input.next::<SessionFrame>(), if held.is_none() => {
@@ -218,23 +220,31 @@ impl Established {
                     if frame.is_of_proofs() { &mut proofs_pace } else { &mut pace }.take(heard);
                     self.hear(shared, frame).await?;
                 }
-                Some(Outgoing::Revoke(identity)) = self.outbox.recv() => {
-                    self.say(shared, SessionMessage::Revoke(Revoke { identity })).await?;
+                written = self.output.write(), if !done => {
+                    written?;
+                    self.output.has_moved(shared.clock.now());
+                }
+                Some(Outgoing::Revoke(identity)) = self.outbox.recv(), if room => {
+                    self.say(shared, SessionMessage::Revoke(Revoke { identity }))?;
                     // It may have come back before this was said: what is so now is said last.
                     announced.mark_changed();
                 }
-                1.. = self.words.recv_many(&mut said, WORDS) => self.say_all(shared, said.drain(..)).await?,
-                () = self.addresses.outdated() => self.tell_addresses(shared).await?,
-                () = self.announce.notified() => if self.addresses.is_due(shared.clock.now()) {
-                    self.tell_addresses(shared).await?;
+                1.. = self.words.recv_many(&mut said, WORDS), if room => {
+                    said.drain(..).try_for_each(|word| self.say(shared, word))?;
+                }
+                () = self.addresses.outdated(), if room => self.tell_addresses(shared)?,
+                () = self.announce.notified(), if room => if self.addresses.is_due(shared.clock.now()) {
+                    self.tell_addresses(shared)?;
                 },
-                Ok(()) = own.changed() => {
+                Ok(()) = own.changed(), if room => {
                     self.check_key(shared)?;
-                    self.say(shared, SessionMessage::Update(announcement(shared))).await?;
-                    self.agree(shared).await?;
+                    self.say(shared, SessionMessage::Update(announcement(shared)))?;
+                    self.agree(shared)?;
                     self.confirm_late(shared).await?;
                 }
-                Ok(()) = announced.changed() => self.say(shared, SessionMessage::Update(announcement(shared))).await?,
+                Ok(()) = announced.changed(), if room => {
+                    self.say(shared, SessionMessage::Update(announcement(shared)))?;
+                }
                 _ = look.tick() => {
                     let now = shared.clock.now();
                     if now >= self.session.ends {
@@ -243,39 +253,24 @@ impl Established {
                     if now.since(heard) > shared.options.silence {
                         return Err(Error::Timeout { stage: "ping" });
                     }
+                    if self.output.is_stuck(now, shared.options.silence) {
+                        return Err(Error::Timeout { stage: "writing" });
+                    }
                     self.check_node(shared)?;
                     let directory = shared.directory();
                     self.over.exchange.prune(|identity| directory.runs_on(identity, &self.name), now);
                     self.check_trust(shared)?;
                     if now.since(pinged) >= shared.options.ping {
                         pinged = now;
-                        self.say(shared, SessionMessage::Ping(Ping { number: now.0 })).await?;
+                        self.say(shared, SessionMessage::Ping(Ping { number: now.0 }))?;
                     }
                 }
             }
         }
     }
 
-    async fn say(&mut self, shared: &Shared, message: SessionMessage) -> Result<(), Error> {
-        self.say_all(shared, std::iter::once(message)).await
-    }
-
-    async fn say_all(
-        &mut self,
-        shared: &Shared,
-        messages: impl Iterator<Item = SessionMessage>,
-    ) -> Result<(), Error> {
-        let mut bytes = Vec::new();
-        for message in messages {
-            bytes.extend(wire::encode(&SessionFrame { message: Some(message) }, MAX_FRAME)?);
-        }
-        let output = &mut self.output;
-        let write = async {
-            output.write_all(&bytes).await?;
-            Ok::<(), WireError>(output.flush().await?)
-        };
-        let written = tokio::time::timeout(shared.options.silence, write).await;
-        written.map_err(|_elapsed| Error::Timeout { stage: "writing" })?.map_err(Error::from)
+    fn say(&mut self, shared: &Shared, message: SessionMessage) -> Result<(), Error> {
+        Ok(self.output.say(message, shared.clock.now())?)
     }
 
     async fn hear(&mut self, shared: &Arc<Shared>, frame: SessionFrame) -> Result<(), Error> {
@@ -290,7 +285,7 @@ impl Established {
                     self.session = session.clone();
                     let own_key = shared.own.borrow().wireguard_key;
                     shared.table.update(&self.name, self.id, session, own_key).await?;
-                    self.agree(shared).await?;
+                    self.agree(shared)?;
                     self.confirm_late(shared).await?;
                 }
             }
@@ -300,7 +295,7 @@ impl Established {
                 Arc::make_mut(&mut self.session.identities).remove(&identity);
                 shared.table.revoked(&self.name, self.id, identity).await;
             }
-            Some(SessionMessage::Ping(ping)) => self.say(shared, SessionMessage::Pong(ping)).await?,
+            Some(SessionMessage::Ping(ping)) => self.say(shared, SessionMessage::Pong(ping))?,
             Some(SessionMessage::Preshared(said)) => self.confirmed(shared, &said).await?,
             Some(SessionMessage::Addresses(part)) => self.hear_addresses(shared, &part).await?,
             Some(SessionMessage::AddressesKnown(AddressesKnown { epoch })) => {
@@ -322,9 +317,9 @@ impl Established {
         Ok(())
     }
 
-    async fn tell_addresses(&mut self, shared: &Shared) -> Result<(), Error> {
+    fn tell_addresses(&mut self, shared: &Shared) -> Result<(), Error> {
         for part in self.addresses.tell(shared.clock.now()) {
-            self.say(shared, SessionMessage::Addresses(part)).await?;
+            self.say(shared, SessionMessage::Addresses(part))?;
         }
         Ok(())
     }
@@ -342,7 +337,7 @@ impl Established {
         let known = tokio::time::timeout(shared.options.silence, asked).await;
         if known.map_err(|_elapsed| Error::Timeout { stage: "writing addresses" })? {
             let known = AddressesKnown { epoch: part.epoch };
-            self.say(shared, SessionMessage::AddressesKnown(known)).await?;
+            self.say(shared, SessionMessage::AddressesKnown(known))?;
         }
         Ok(())
     }
@@ -356,10 +351,10 @@ impl Established {
     }
 
     /// Confirms the pre-shared key to the other end, once both WireGuard keys are known.
-    async fn agree(&mut self, shared: &Shared) -> Result<(), Error> {
+    fn agree(&mut self, shared: &Shared) -> Result<(), Error> {
         let own = shared.own.borrow().wireguard_key;
         match self.agreement.propose(own, self.session.wireguard_key) {
-            Some(said) => self.say(shared, SessionMessage::Preshared(said)).await,
+            Some(said) => self.say(shared, SessionMessage::Preshared(said)),
             None => Ok(()),
         }
     }
@@ -374,7 +369,7 @@ impl Established {
 
     /// The other end has confirmed the pre-shared key: now it counts.
     async fn confirmed(&mut self, shared: &Shared, said: &Preshared) -> Result<(), Error> {
-        self.agree(shared).await?;
+        self.agree(shared)?;
         let differs = |_: Mismatch| Error::Preshared { node: self.name.clone() };
         let Some(key) = self.agreement.confirm(said).map_err(differs)? else {
             self.early = Some(said.clone());

@@ -1,5 +1,7 @@
 //! What a hostile node may try over its session, and that it leaves no entry.
 
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use spire_adapter::Svid;
@@ -8,6 +10,7 @@ use spire_adapter::authority::CertificateAuthority;
 use super::cluster::{Cluster, TTL, key, until, usable};
 use super::hostile::{Hostile, context, hello};
 use crate::auth::stats::{Proving, Side};
+use crate::handover::Assigned;
 use crate::peer::PairProof;
 use crate::peer::authenticator;
 use crate::peer::binding::Role;
@@ -398,4 +401,25 @@ async fn the_client_records_nothing_that_the_server_has_not() {
         hostile.say(SessionMessage::Update(hello(&[256]))).await;
         hostile.say(SessionMessage::Update(hello(&[256, 257]))).await;
     }
+}
+
+/// It is told of 20 MB of addresses, and reads none of it.
+#[tokio::test]
+async fn a_node_that_does_not_read_is_heard_all_the_same() {
+    let cluster = cluster(PairProof::Session).await;
+    let n2 = cluster.node("n2");
+    let mut hostile = joined(&cluster).await;
+    let address = |last: u16| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, last]);
+    for epoch in 1..=200 {
+        let owners = (0..4096).map(|last| (address(last), 300 + epoch % 2)).collect();
+        n2.assigned.send_replace(Arc::new(Assigned { epoch, owners }));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    hostile.say(SessionMessage::Update(hello(&[257]))).await;
+    let identities =
+        || n2.session("n1").map(|session| session.identities.iter().copied().collect::<Vec<_>>());
+    until("heard", || identities() == Some(vec![257])).await;
+    assert!(n2.session("n1").unwrap().live, "it has lost nothing by that");
+    // What it reads in the end begins where it has stopped reading, and is whole.
+    assert_eq!(hostile.leaf_of(300).await.len(), 32);
 }
