@@ -11,16 +11,19 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::der::{self, Bounds};
 use crate::verify::issuer;
+use crate::verify::met::Met;
 use crate::{Error, TrustDomain, Violation, svid};
 
 /// Largest bundle that is taken from an agent; fast rotation makes them grow.
 const BOUNDS: Bounds = Bounds { certificates: 512, bytes: 1 << 20 };
 
 /// The trust anchors of one trust domain. Cheap to clone.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Bundle {
     trust_domain: TrustDomain,
     authorities: Arc<[Authority]>,
+    /// Shared by its clones alone.
+    met: Arc<Met>,
 }
 
 /// One trust anchor, with what webpki would not look at.
@@ -51,7 +54,7 @@ impl Bundle {
                 })
             })
             .collect::<Result<Arc<[_]>, _>>()?;
-        Ok(Self { trust_domain, authorities })
+        Ok(Self { trust_domain, authorities, met: Arc::default() })
     }
 
     /// The trust domain that these anchors vouch for.
@@ -77,7 +80,21 @@ impl Bundle {
     pub(crate) fn authorities(&self) -> &[Authority] {
         &self.authorities
     }
+
+    /// What it has vouched for.
+    pub(crate) fn met(&self) -> &Met {
+        &self.met
+    }
 }
+
+/// The same anchors of the same trust domain.
+impl PartialEq for Bundle {
+    fn eq(&self, other: &Self) -> bool {
+        self.trust_domain == other.trust_domain && self.authorities == other.authorities
+    }
+}
+
+impl Eq for Bundle {}
 
 impl Authority {
     fn new(trust_domain: &TrustDomain, der: CertificateDer<'static>) -> Result<Self, String> {
@@ -124,6 +141,14 @@ impl Bundles {
     /// Whether nobody can be verified.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The same bundles; each that `before` has too, with what it has vouched for.
+    #[must_use]
+    pub(crate) fn continuing(self, before: &Self) -> Self {
+        let known =
+            |bundle: &Bundle| before.get(&bundle.trust_domain).filter(|known| *known == bundle).cloned();
+        self.iter().map(|bundle| known(bundle).unwrap_or_else(|| bundle.clone())).collect()
     }
 
     /// Whether an anchor of `before` is missing here although it is valid at `now`: somebody has taken its trust

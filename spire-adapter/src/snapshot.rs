@@ -139,6 +139,9 @@ impl Tracker {
                     .other
                     .take()
                     .map(|given| ApiError::OtherIdentity { expected: self.expected.to_string(), given });
+                if let Held::Message(_, Message { bundles: Some(before), .. }) = &self.held {
+                    message.bundles = message.bundles.map(|bundles| bundles.continuing(before));
+                }
                 self.held = match message.svid.take() {
                     Some(svid) => Held::Message(svid, message),
                     None => Held::Withdrawn,
@@ -208,7 +211,7 @@ impl Trust {
     /// Takes in what the agent-wide bundle stream brought.
     pub(crate) fn hear(&mut self, heard: Heard<Bundles>) {
         *self = match heard {
-            Heard::Message(bundles) => Self { bundles, ..Self::default() },
+            Heard::Message(bundles) => Self { bundles: bundles.continuing(&self.bundles), ..Self::default() },
             Heard::Denied(problem) => Self { problem: Some(problem), ..Self::default() },
             Heard::Lost(problem) => Self {
                 stale: !self.bundles.is_empty(),

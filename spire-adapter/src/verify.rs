@@ -7,6 +7,7 @@ mod chain;
 mod explain;
 pub(crate) mod issuer;
 pub(crate) mod leaf;
+pub(crate) mod met;
 mod violation;
 
 use std::time::{Duration, SystemTime};

@@ -36,7 +36,8 @@ fn matrix_directly() {
     let rows = authorities.rows();
     assert!(rows.len() >= 110, "{}", rows.len());
     let mut wrong = Vec::new();
-    for row in &rows {
+    // Each twice: who has been met before is judged as anybody else.
+    for row in rows.iter().chain(&rows) {
         let result = verify_chain(&row.chain, &bundles, &expected(row), SystemTime::now());
         let reason = result.as_ref().err().map(Violation::as_str);
         if reason != row.expected {
@@ -157,6 +158,64 @@ fn time_is_judged_at_the_given_moment() {
     assert_eq!(at(svid.not_after() + Duration::from_secs(1)), Err(Violation::Expired));
     assert_eq!(at(svid.not_before() - Duration::from_secs(60)), Ok(()));
     assert_eq!(at(svid.not_before() - Duration::from_secs(61)), Err(Violation::NotYetValid));
+}
+
+/// What may change from one meeting to the next: each of it is judged anew.
+#[test]
+fn a_chain_that_has_been_met_is_refused_for_all_that_has_changed() {
+    let authorities = Authorities::new();
+    let bundles = authorities.bundles();
+    let rows = authorities.rows();
+    let hours = |hours: u32| SystemTime::now() + hours * DAY / 24;
+    let check = |row: &Row, bundles: &Bundles, expected: &ExpectedPeer, now, rules: &Rules| {
+        let peer = verify_chain_with(&row.chain, bundles, expected, now, rules);
+        peer.map(|_| ()).map_err(|violation| violation.as_str())
+    };
+    let (now, rules) = (SystemTime::now(), Rules::default());
+    let without_anchor: Bundles = bundles.iter().skip(1).cloned().collect();
+    let of_others = Authorities::new().bundles();
+    let short = Rules { max_lifetime: Duration::from_secs(1), ..rules.clone() };
+    let keyless = Rules { key_types: Vec::new(), ..rules.clone() };
+    let somebody = ExpectedPeer::Exact(id("spiffe://a.test/ns/somebody"));
+    for row in rows.iter().filter(|row| row.expected.is_none()) {
+        let expected = expected(row);
+        assert_eq!(check(row, &bundles, &expected, now, &rules), Ok(()), "{}", row.name);
+        let again = |bundles, expected, now, rules| check(row, bundles, expected, now, rules).is_ok();
+        assert!(again(&bundles, &expected, now, &rules), "{}", row.name);
+        assert!(!again(&of_others, &expected, now, &rules), "{}: another bundle", row.name);
+        let of_a = expected.trust_domain().as_str() == "a.test";
+        assert!(!(of_a && again(&without_anchor, &expected, now, &rules)), "{}: no bundle", row.name);
+        assert!(!again(&bundles, &somebody, now, &rules), "{}: another peer", row.name);
+        assert!(!again(&bundles, &expected, hours(24 * 400), &rules), "{}: later", row.name);
+        assert!(!again(&bundles, &expected, now - DAY, &rules), "{}: before its time", row.name);
+        assert!(!again(&bundles, &expected, now, &short), "{}: stricter rules", row.name);
+        assert!(!again(&bundles, &expected, now, &keyless), "{}: another kind of key", row.name);
+        assert!(again(&bundles, &expected, now, &rules), "{}: as before", row.name);
+    }
+    let in_three_quarters = |name: &str| {
+        let row = rows.iter().find(|row| row.name == name).unwrap();
+        check(row, &bundles, &expected(row), now + DAY / 32, &rules)
+    };
+    assert_eq!(in_three_quarters("70 intermediate"), Ok(()));
+    assert_eq!(in_three_quarters("81 ends before the leaf"), Err("issuer_expired"));
+    assert_eq!(in_three_quarters("84 anchor ends before the leaf"), Err("anchor_expired"));
+}
+
+/// Every byte of a certificate that has been met counts, its signature's too.
+#[test]
+fn a_chain_that_differs_in_a_byte_from_one_that_has_been_met_is_verified_for_itself() {
+    let (ca, bundles) = ca();
+    let svid = issue(&ca, "/one");
+    let verify =
+        |leaf: &[u8]| verify_chain(&[CertificateDer::from(leaf)], &bundles, &exact(&svid), SystemTime::now());
+    let leaf = svid.chain()[0].to_vec();
+    verify(&leaf).unwrap();
+    for at in 0..leaf.len() {
+        let mut other = leaf.clone();
+        other[at] ^= 1;
+        assert!(verify(&other).is_err(), "byte {at}");
+    }
+    verify(&leaf).unwrap();
 }
 
 #[test]

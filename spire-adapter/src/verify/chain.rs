@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
-use super::{Rules, Violation, issuer, leaf};
+use super::{Rules, Violation, issuer, leaf, met};
 use crate::bundle::Authority;
 use crate::{Bundle, der, tls};
 
@@ -25,7 +25,8 @@ pub(crate) fn check_size(chain: &[CertificateDer<'_>]) -> Result<(), Violation> 
     Ok(())
 }
 
-/// Verifies the way from `first` to an anchor of `bundle`.
+/// Verifies the way from `first` to an anchor of `bundle`. If it has been found before, all that could make a
+/// difference now is time.
 pub(crate) fn verify(
     first: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
@@ -36,44 +37,56 @@ pub(crate) fn verify(
     let leaf = leaf::parse(first)?;
     let mut top_issuer = leaf.issuer().as_raw().to_vec();
     let mut latest_start = der::system_time(leaf.validity().not_before);
+    let mut earliest_end = der::system_time(leaf.validity().not_after);
     for (position, certificate) in intermediates.iter().enumerate() {
         let parsed = leaf::parse(certificate)?;
         issuer::check(&parsed, position.saturating_add(1), bundle.trust_domain())?;
         latest_start = latest_start.max(der::system_time(parsed.validity().not_before));
+        earliest_end = earliest_end.min(der::system_time(parsed.validity().not_after));
         if parsed.subject().as_raw() == top_issuer {
             top_issuer = parsed.issuer().as_raw().to_vec();
         }
+    }
+    let time = tolerant_time(now, latest_start, rules.not_before_tolerance);
+    let chain = met::chain(first, intermediates);
+    if latest_start <= time && bundle.met().until(&chain).is_some_and(|until| time <= until) {
+        return Ok(());
     }
     let (usable, unusable): (Vec<_>, Vec<_>) = bundle
         .authorities()
         .iter()
         .partition(|authority| authority.violation.is_none() && now <= authority.not_after);
-    let anchors: Vec<TrustAnchor<'static>> =
-        usable.into_iter().map(|authority| authority.anchor.clone()).collect();
-    let time = tolerant_time(now, latest_start, rules.not_before_tolerance);
-    build_path(first, intermediates, &anchors, time)
-        .map_err(|violation| explain(violation, &unusable, &top_issuer))
+    let anchor_end = build_path(first, intermediates, &usable, time)
+        .map_err(|violation| explain(violation, &unusable, &top_issuer))?;
+    bundle.met().keep(chain, earliest_end.min(anchor_end));
+    Ok(())
 }
 
 /// The time to verify at: now, or the start of a certificate that begins within the tolerance.
-fn tolerant_time(now: SystemTime, latest_start: SystemTime, tolerance: Duration) -> UnixTime {
+fn tolerant_time(now: SystemTime, latest_start: SystemTime, tolerance: Duration) -> SystemTime {
     let ahead = latest_start.duration_since(now).unwrap_or_default();
-    let time = if ahead <= tolerance { now.max(latest_start) } else { now };
-    UnixTime::since_unix_epoch(Duration::from_secs(der::unix_seconds(time)))
+    if ahead <= tolerance { now.max(latest_start) } else { now }
 }
 
+/// When the anchor ends to which the chain leads.
 fn build_path(
     first: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
-    anchors: &[TrustAnchor<'static>],
-    time: UnixTime,
-) -> Result<(), Violation> {
+    usable: &[&Authority],
+    time: SystemTime,
+) -> Result<SystemTime, Violation> {
     let leaf = EndEntityCert::try_from(first).map_err(violation)?;
     let algorithms = tls::signature_algorithms().all;
+    let anchors: Vec<TrustAnchor<'static>> =
+        usable.iter().map(|authority| authority.anchor.clone()).collect();
+    let time = UnixTime::since_unix_epoch(Duration::from_secs(der::unix_seconds(time)));
     // The leaf has both purposes or none, so that one of them serves for both roles.
-    leaf.verify_for_usage(algorithms, anchors, intermediates, time, KeyUsage::server_auth(), None, None)
-        .map(|_path| ())
-        .map_err(violation)
+    let path = leaf
+        .verify_for_usage(algorithms, &anchors, intermediates, time, KeyUsage::server_auth(), None, None)
+        .map_err(violation)?;
+    // The same key under the same name may stand in the bundle twice.
+    let same = usable.iter().filter(|authority| authority.anchor == *path.anchor());
+    Ok(same.map(|authority| authority.not_after).min().unwrap_or(SystemTime::UNIX_EPOCH))
 }
 
 /// Says so if the chain would have ended at an anchor that may not be used.

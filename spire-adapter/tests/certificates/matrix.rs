@@ -47,6 +47,7 @@ pub(crate) struct Authorities {
     b: Ca,
     evil: Ca,
     expired: Ca,
+    ending: Ca,
 }
 
 impl Authorities {
@@ -59,12 +60,16 @@ impl Authorities {
                 params.not_before = (SystemTime::now() - 3 * DAY).into();
                 params.not_after = (SystemTime::now() - DAY).into();
             }),
+            ending: Ca::root("ending", "spiffe://a.test", |params| {
+                params.not_after = (SystemTime::now() + DAY / 48).into();
+            }),
         }
     }
 
     pub(crate) fn bundles(&self) -> Bundles {
         let bundle = |name: &str, der: &[u8]| Bundle::from_der(TrustDomain::new(name).unwrap(), der).unwrap();
-        let a = [self.a.certificate.to_vec(), self.expired.certificate.to_vec()].concat();
+        let a: Vec<u8> =
+            [&self.a, &self.expired, &self.ending].iter().flat_map(|ca| ca.certificate.to_vec()).collect();
         [bundle("a.test", &a), bundle("b.test", &self.b.certificate)].into_iter().collect()
     }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use rustls::pki_types::{CertificateDer, ServerName};
 use spire_adapter::tls::{Options, client_config, server_config};
-use spire_adapter::{Bundles, ExpectedPeer, SpiffeId, Svid};
+use spire_adapter::{Bundle, Bundles, ExpectedPeer, SpiffeId, Svid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
@@ -26,17 +26,38 @@ impl Ours {
         Ok(Self { svid: Svid::from_chain(chain, key)?, bundles, runtime })
     }
 
-    /// Processor time of one handshake, over so many.
-    pub(crate) fn microseconds(&self, times: u32) -> Result<f64> {
+    /// Processor time of one handshake, over so many, between ends that have met before.
+    pub(crate) fn meeting_again(&self, times: usize) -> Result<f64> {
+        self.microseconds(&vec![[self.bundles.clone(), self.bundles.clone()]; times])
+    }
+
+    /// The same between ends of which neither has met the other, nor anybody else.
+    pub(crate) fn meeting_first(&self, times: usize) -> Result<f64> {
+        let bundles = (0..times).map(|_| Ok([self.unused_bundles()?, self.unused_bundles()?]));
+        self.microseconds(&bundles.collect::<Result<Vec<_>>>()?)
+    }
+
+    /// The same bundles, which have vouched for nobody yet.
+    fn unused_bundles(&self) -> Result<Bundles> {
+        let read = |bundle: &Bundle| {
+            let der: Vec<u8> = bundle.certificates().flat_map(|anchor| anchor.to_vec()).collect();
+            Ok(Bundle::from_der(bundle.trust_domain().clone(), &der)?)
+        };
+        self.bundles.iter().map(read).collect()
+    }
+
+    /// A handshake for each pair of bundles, those of its two ends.
+    fn microseconds(&self, handshakes: &[[Bundles; 2]]) -> Result<f64> {
         let before = processor_time()?;
         self.runtime.block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await?;
-            for _ in 0..times {
-                tokio::try_join!(self.accept(&listener), self.dial(&listener))?;
+            for [server, client] in handshakes {
+                tokio::try_join!(self.accept(&listener, server), self.dial(&listener, client))?;
             }
             anyhow::Ok(())
         })?;
-        Ok((processor_time()? - before).as_secs_f64() * 1e6 / f64::from(times))
+        let spent = processor_time()? - before;
+        Ok(spent.as_secs_f64() * 1e6 / f64::from(u32::try_from(handshakes.len())?))
     }
 
     fn expected(&self) -> ExpectedPeer {
@@ -44,11 +65,10 @@ impl Ours {
         ExpectedPeer::Exact(whose.clone())
     }
 
-    async fn accept(&self, listener: &TcpListener) -> Result<()> {
+    async fn accept(&self, listener: &TcpListener, bundles: &Bundles) -> Result<()> {
         let (stream, _) = listener.accept().await?;
         let options = Options::default();
-        let config =
-            server_config(&self.svid, &self.bundles, self.expected(), PROTOCOL.as_bytes(), &options)?;
+        let config = server_config(&self.svid, bundles, self.expected(), PROTOCOL.as_bytes(), &options)?;
         let mut tls = TlsAcceptor::from(config).accept(stream).await?;
         tls.read_exact(&mut [0]).await?;
         tls.write_all(b"x").await?;
@@ -57,10 +77,9 @@ impl Ours {
     }
 
     /// With TLS 1.3 a client learns only by reading that it was accepted.
-    async fn dial(&self, listener: &TcpListener) -> Result<()> {
+    async fn dial(&self, listener: &TcpListener, bundles: &Bundles) -> Result<()> {
         let options = Options::default();
-        let config =
-            client_config(&self.svid, &self.bundles, self.expected(), PROTOCOL.as_bytes(), &options)?;
+        let config = client_config(&self.svid, bundles, self.expected(), PROTOCOL.as_bytes(), &options)?;
         let stream = TcpStream::connect(listener.local_addr()?).await?;
         let name = ServerName::try_from("256.a.test")?;
         let mut tls = TlsConnector::from(config).connect(name, stream).await?;

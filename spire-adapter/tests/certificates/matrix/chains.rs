@@ -12,7 +12,7 @@ const NAME_CONSTRAINTS: &[u64] = &[2, 5, 29, 30];
 const UNKNOWN: &[u64] = &[1, 3, 6, 1, 4, 1, 99999, 1];
 
 pub(super) fn chains(authorities: &Authorities) -> Vec<Row> {
-    let Authorities { a, evil, expired, .. } = authorities;
+    let Authorities { a, evil, expired, ending, .. } = authorities;
     let purposes = |name, reason, purposes: &[E]| {
         a.int(name, reason, "spiffe://a.test", |ca| ca.extended_key_usages = purposes.to_vec())
     };
@@ -54,11 +54,15 @@ pub(super) fn chains(authorities: &Authorities) -> Vec<Row> {
         a.int("81 not yet valid", Some("issuer_expired"), "spiffe://a.test", |ca| {
             ca.not_before = at(3600).into();
         }),
+        a.int("81 ends before the leaf", None, "spiffe://a.test", |ca| {
+            ca.not_after = at(1800).into();
+        }),
         a.int("81 ahead by less than the tolerance", None, "spiffe://a.test", |ca| {
             ca.not_before = at(50).into();
         }),
         claims_foreign_leaf(a),
         expired.row("84 anchor expired", Some("anchor_expired"), |_| {}),
+        ending.row("84 anchor ends before the leaf", None, |_| {}),
         purposes("85 issuer for servers and clients", None, &[E::ServerAuth, E::ClientAuth]),
         purposes("85 issuer for servers", Some("issuer_extended_key_usage"), &[E::ServerAuth]),
         purposes("85 issuer for clients", Some("issuer_extended_key_usage"), &[E::ClientAuth]),
