@@ -117,9 +117,14 @@ impl<S: State> Judge<'_, S> {
         let mut key =
             AuthKey { local, remote: remote.entry.identity, node: remote.entry.node, auth_type, pad: 0 };
         self.event.auth_type = auth_type;
-        if self.is_unannounced(endpoint, remote, node) {
+        let unannounced = is_unannounced(endpoint, remote, node);
+        if unannounced && matches!(self.context.hook, Hook::FromPod) {
             key.auth_type = AuthType::Disabled as u8;
         } else {
+            if unannounced {
+                // What comes in settles nothing: the answer waits for the announcement.
+                self.notes().valid_until = 0;
+            }
             if auth_type == AuthType::Disabled as u8 {
                 return Ok(());
             }
@@ -137,16 +142,6 @@ impl<S: State> Judge<'_, S> {
             }
         }
         self.lack(key)
-    }
-
-    /// Whether the other node may still take this pod for the one that had its address before: it has not
-    /// acknowledged this assignment.
-    #[inline(always)]
-    fn is_unannounced(&self, endpoint: &EndpointEntry, remote: &Remote, node: NodeEntry) -> bool {
-        matches!(self.context.hook, Hook::FromPod)
-            && node.expires != 0
-            && endpoint.epoch > node.acknowledged
-            && remote.entry.is_of_pod()
     }
 
     /// Traffic with a pod on another node needs that node's session, without which no tunnel leads there.
@@ -231,6 +226,13 @@ impl Known {
     const fn is_between(&self, local: IdentityNumber, remote: &Remote) -> bool {
         self.local == local && self.remote == remote.entry.identity && self.node == remote.entry.node
     }
+}
+
+/// Whether the other node may still take this pod for the one that had its address before: it has not
+/// acknowledged this assignment.
+#[inline(always)]
+const fn is_unannounced(endpoint: &EndpointEntry, remote: &Remote, node: NodeEntry) -> bool {
+    node.expires != 0 && endpoint.epoch > node.acknowledged && remote.entry.is_of_pod()
 }
 
 /// What has become of an entry that was there.

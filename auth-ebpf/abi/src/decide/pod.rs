@@ -205,6 +205,8 @@ impl<S: State> Judge<'_, S> {
             remote.ifindex = ingress;
             if ingress != 0 {
                 remote.entry.identity = identity::WORLD;
+                // What answers it goes to the host, and is no answer of the host's making.
+                self.notes().valid_until = 0;
             }
         } else if remote.entry.is_of_pod() {
             self.refuse(DropReason::NoEndpoint)?;

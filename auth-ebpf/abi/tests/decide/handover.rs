@@ -5,7 +5,7 @@ use auth_ebpf_abi::{
     Workspace, come_back, decide,
 };
 
-use super::frames::{syn, tcp, udp};
+use super::frames::{syn, syn_ack, tcp, udp};
 use super::scene::*;
 use super::tables::Tables;
 
@@ -70,6 +70,23 @@ fn it_passes_to_whoever_has_acknowledged_as_much_and_to_this_node_and_the_world(
         acknowledge(&mut tables, epoch);
         let frame = udp((HERE, 1), (THERE, 80)).ethernet();
         assert_eq!(run(&tables, out().0, &frame), expected, "{epoch}");
+    }
+}
+
+#[test]
+fn an_answer_waits_as_well_whatever_it_answers() {
+    let mut tables = reassigned();
+    let comes = |frame: Vec<u8>| run(&tables, context(Hook::ToPod, WIREGUARD_IFINDEX), &frame);
+    let answer = syn_ack((HERE, 80), (THERE, 1)).ethernet();
+    let datagram = udp((HERE, 53), (THERE, 1)).ethernet();
+    assert_eq!(comes(syn((THERE, 1), (HERE, 80)).ethernet()), PASSES);
+    assert_eq!(comes(udp((THERE, 1), (HERE, 53)).ethernet()), PASSES);
+    for frame in [&answer, &datagram] {
+        assert_eq!(run(&tables, out().0, frame), drops(DropReason::AddressUnannounced));
+    }
+    acknowledge(&mut tables, 2);
+    for frame in [answer, datagram] {
+        assert_eq!(run(&tables, out().0, &frame), PASSES);
     }
 }
 
