@@ -21,6 +21,8 @@ use crate::{Datapath, Maps, Mechanism, Options};
 
 #[path = "../abi/tests/decide/checksum.rs"]
 mod checksum;
+#[path = "../abi/tests/decide/flow_model.rs"]
+mod flow_model;
 #[path = "../abi/tests/decide/frames.rs"]
 #[expect(dead_code, reason = "the decision's own tests use the rest")]
 mod frames;
@@ -33,6 +35,7 @@ mod tables;
 mod attaching;
 mod connections;
 mod fill;
+mod flows;
 mod forwarding;
 mod opening;
 mod services;

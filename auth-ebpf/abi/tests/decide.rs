@@ -23,6 +23,10 @@ mod connections;
 mod corpus;
 #[path = "decide/exchange.rs"]
 mod exchange;
+#[path = "decide/flow_model.rs"]
+mod flow_model;
+#[path = "decide/flows.rs"]
+mod flows;
 #[path = "decide/fragments.rs"]
 mod fragments;
 #[path = "decide/handover.rs"]

@@ -177,7 +177,7 @@ impl<K: TableKey, V: TableValue> Table<K, V> {
     }
 
     /// Puts `value` under `key`, and re-opens nothing.
-    pub(super) fn write(&self, key: &K, value: &V) -> Result<(), Error> {
+    pub(crate) fn write(&self, key: &K, value: &V) -> Result<(), Error> {
         self.lock().put(key, value)
     }
 
