@@ -316,6 +316,10 @@ impl Task {
             .set(crate::metrics::saturate(endpoints.iter().filter(|(_, attached)| *attached).count()));
         metrics.policy_entries.set(crate::metrics::saturate(self.policy.len()));
         metrics.policy_overflow.set(self.policy.overflow().is_some().into());
+        let ports = plan.backends.iter().map(|group| group.ports.len()).sum();
+        metrics.service_ports.set(crate::metrics::saturate(ports));
+        let backends = plan.backends.iter().map(|group| group.backends.len()).sum();
+        metrics.service_backends.set(crate::metrics::saturate(backends));
         let names = Names {
             interfaces: interfaces.names.clone(),
             rules: self.policy.rule_names().clone(),

@@ -128,6 +128,10 @@ pub struct Metrics {
     pub policy_entries: Gauge,
     /// 1 while the policy map has no room for what policies ask.
     pub policy_overflow: Gauge,
+    /// Ports of services' addresses that pods are led from.
+    pub service_ports: Gauge,
+    /// Backends behind them.
+    pub service_backends: Gauge,
     /// Addresses that several nodes claim.
     pub contested_addresses: Gauge,
     /// How often one has come to be claimed by several.
@@ -183,6 +187,8 @@ impl Metrics {
             program_repairs: Family::default(),
             policy_entries: Gauge::default(),
             policy_overflow: Gauge::default(),
+            service_ports: Gauge::default(),
+            service_backends: Gauge::default(),
             contested_addresses: Gauge::default(),
             contested_claims: Counter::default(),
             cluster_problems: Gauge::default(),
@@ -283,6 +289,16 @@ impl Metrics {
             "policy_overflow",
             "Whether the policy map has no room for what policies ask",
             self.policy_overflow.clone(),
+        );
+        registry.register(
+            "service_ports",
+            "Ports of services' addresses in the map of services",
+            self.service_ports.clone(),
+        );
+        registry.register(
+            "service_backends",
+            "Entries of the map of services' backends",
+            self.service_backends.clone(),
         );
         registry.register(
             "contested_addresses",
