@@ -55,6 +55,10 @@ impl<S: State> Judge<'_, S> {
         let source = self.resolve(&packet.source);
         self.event.remote = source.identity;
         self.event.node = source.node;
+        if source.identity == identity::HOST {
+            // Nobody else has it, and a pod could not tell him from what the host translates.
+            return self.refuse(DropReason::Spoofed);
+        }
         let is_endpoint = self.state.endpoint(&packet.source).is_some();
         if !is_endpoint && !source.is_mesh() {
             return match parse_inner(bytes, packet) {

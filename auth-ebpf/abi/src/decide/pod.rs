@@ -117,6 +117,15 @@ impl<S: State> Judge<'_, S> {
         if heard_here && self.is_reserved_port(packet) {
             self.refuse(DropReason::ReservedPort)?;
         }
+        let mut remote = remote;
+        // The host translates what comes from outside, and has its own address stand for the world's.
+        let of_world = matches!(standing, Standing::Open) && place.known.remote == identity::WORLD;
+        if of_world && remote.entry.identity == identity::HOST {
+            remote.entry.identity = identity::WORLD;
+            self.event.remote = identity::WORLD;
+            // What comes next says by which way.
+            remote.ifindex = self.context.ifindex;
+        }
         self.exchange(packet, place, standing, &endpoint, &remote)?;
         self.remember_backend(place)
     }
@@ -205,8 +214,6 @@ impl<S: State> Judge<'_, S> {
             remote.ifindex = ingress;
             if ingress != 0 {
                 remote.entry.identity = identity::WORLD;
-                // What answers it goes to the host, and is no answer of the host's making.
-                self.notes().valid_until = 0;
             }
         } else if remote.entry.is_of_pod() {
             self.refuse(DropReason::NoEndpoint)?;

@@ -1,7 +1,7 @@
 //! At the WireGuard device and the uplinks.
 
 use auth_ebpf_abi::packet::{ethertype, icmp as types};
-use auth_ebpf_abi::{Context, DropReason, Hook, Verdict};
+use auth_ebpf_abi::{Address, Context, DropReason, Hook, Verdict};
 
 use super::frames::{Parts, ack, arp, encapsulations, ethernet, icmp, packet, syn, tagged, udp};
 use super::scene::*;
@@ -186,6 +186,62 @@ fn uplinks_pass_what_carries_no_packets() {
         }
         let solicit = Parts { hop_limit: 255, ..icmp(THERE_V6, HOST_V6, types::V6_NEIGHBOUR_FIRST + 2, 0) };
         assert_eq!(run(&tables, uplink, &solicit.ethernet()), PASSES);
+    }
+}
+
+/// What has no single receiver: how machines find addresses, names and each other.
+fn to_everybody(source: Address, source_v6: Address) -> Vec<Parts> {
+    let group = |last: [u8; 3]| {
+        let [a, b, c] = last;
+        Address([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c])
+    };
+    let listener = vec![(0, vec![0, 5, 2, 0, 0, 1, 0])];
+    vec![
+        udp((source, 67), (v4([255, 255, 255, 255]), 68)),
+        udp((source, 137), (v4([192, 168, 0, 255]), 137)),
+        udp((source, 5353), (v4([224, 0, 0, 251]), 5353)),
+        packet(source, v4([224, 0, 0, 22]), 2, vec![0x22; 16]),
+        packet(source, v4([224, 0, 0, 18]), 112, vec![0x31; 20]),
+        packet(source, v4([224, 0, 0, 5]), 89, vec![2; 24]),
+        udp((source_v6, 546), (group([1, 0, 2]), 547)),
+        udp((source_v6, 5353), (group([0, 0, 0xfb]), 5353)),
+        Parts {
+            hop_limit: 1,
+            extensions: listener,
+            ..icmp(source_v6, group([0, 0, 22]), types::V6_MLD2_REPORT, 0)
+        },
+    ]
+}
+
+#[test]
+fn an_uplink_lets_the_underlay_find_its_way() {
+    let request = udp((v4([0; 4]), 68), (v4([255, 255, 255, 255]), 67));
+    for parts in to_everybody(WORLD, LINK_LOCAL).into_iter().chain([request]) {
+        assert_eq!(at(Hook::FromUplink, UPLINK_IFINDEX, &parts), PASSES, "{parts:?}");
+    }
+    for parts in to_everybody(HOST, HOST_V6) {
+        assert_eq!(at(Hook::ToUplink, 0, &parts), PASSES, "{parts:?}");
+    }
+    // Routers and neighbours, from whom and about whom it may be, since nobody forwards it.
+    for kind in types::V6_NEIGHBOUR_FIRST..=types::V6_NEIGHBOUR_LAST {
+        for hop_limit in [254, 255] {
+            let parts = Parts { hop_limit, ..icmp(THERE_V6, ALL_NODES, kind, 0) };
+            let expected = if hop_limit == 255 { PASSES } else { drops(DropReason::Unencrypted) };
+            assert_eq!(at(Hook::FromUplink, UPLINK_IFINDEX, &parts), expected, "{kind}");
+        }
+        let forwarded = Parts { hop_limit: 254, ..icmp(HERE_V6, THERE_V6, kind, 0) };
+        assert_eq!(at(Hook::ToUplink, HERE_IFINDEX, &forwarded), drops(DropReason::Unencrypted), "{kind}");
+    }
+}
+
+#[test]
+fn to_everybody_is_in_the_clear_as_well() {
+    for (source, source_v6) in [(OTHER_NODE, THERE_V6), (THERE, THERE_V6), (HERE, HERE_V6), (NOBODY, HERE_V6)]
+    {
+        for parts in to_everybody(source, source_v6) {
+            let fate = at(Hook::FromUplink, UPLINK_IFINDEX, &parts);
+            assert_eq!(fate, drops(DropReason::Unencrypted), "{parts:?}");
+        }
     }
 }
 

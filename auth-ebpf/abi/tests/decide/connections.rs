@@ -364,6 +364,30 @@ fn what_this_host_opens_stays_its_own() {
     assert_eq!(run(&tables, context(Hook::ToPod, NEIGHBOUR_IFINDEX), &next), drops(DropReason::PolicyDenied));
 }
 
+/// kube-proxy does it to what comes to a NodePort.
+#[test]
+fn what_the_host_translates_under_its_own_address_is_the_worlds_and_is_answered_as_that() {
+    let mut tables = locked();
+    allow(&mut tables, HERE_ID, Direction::Ingress, identity::WORLD, AuthType::Disabled);
+    let comes =
+        |tables: &Tables, parts: &Parts| run(tables, context(Hook::ToPod, UPLINK_IFINDEX), &parts.ethernet());
+    let answer = syn_ack((HERE, 80), (HOST, 40000));
+    let push = ack((HERE, 80), (HOST, 40000));
+    assert_eq!(sends(&tables, &answer), drops(DropReason::PolicyDenied));
+    assert_eq!(comes(&tables, &syn((HOST, 40000), (HERE, 80))), PASSES);
+    assert_eq!(sends(&tables, &answer), PASSES);
+    // It goes on when something has changed, whoever speaks next, as long as policy has it so.
+    for _ in 0..2 {
+        reopen_all(&mut tables);
+        assert_eq!(sends(&tables, &push), PASSES);
+        assert_eq!(comes(&tables, &ack((HOST, 40000), (HERE, 80))), PASSES);
+    }
+    assert_eq!(sends(&tables, &syn((HERE, 80), (HOST, 40000))), drops(DropReason::PolicyDenied));
+    tables.policy.clear();
+    reopen_all(&mut tables);
+    assert_eq!(sends(&tables, &push), drops(DropReason::PolicyDenied));
+}
+
 #[test]
 fn a_device_that_is_not_there_settles_nothing() {
     let mut tables = outwards(AuthType::Disabled);

@@ -330,7 +330,6 @@ impl Model {
         if end == End::Neighbour && !self.neighbour {
             return Err(DropReason::NoEndpoint);
         }
-        let mut lasts = true;
         if !sent.out {
             let ingress = if sent.astray { UPLINK_IFINDEX } else { end.way() };
             let tunnelled = self.tunnel && ingress == WIREGUARD_IFINDEX;
@@ -343,7 +342,6 @@ impl Model {
             // The host's address on the way in is anybody's.
             if end == End::Host && ingress != 0 {
                 owner.identity = identity::WORLD;
-                lasts = false;
             }
         }
         if matches!(sent.kind, Kind::Error { .. }) {
@@ -355,12 +353,15 @@ impl Model {
         }
         let key = key(sent.end, seen.ports, seen.protocol, seen.asked);
         let known = self.connections.get(&key).copied().filter(|it| it.is_alive(seen.protocol, self.now));
+        // What bears the host's address and is the world's, is answered as that.
+        let first = seen.protocol == protocol::TCP && seen.opens;
+        if sent.out && end == End::Host && !first && known.is_some_and(|it| it.identity == identity::WORLD) {
+            owner.identity = identity::WORLD;
+        }
         let theirs = known.filter(|known| (known.identity, known.node) == (owner.identity, owner.node));
         // What opens a TCP connection is judged as that, whoever has opened one there before.
-        let first = seen.protocol == protocol::TCP && seen.opens;
         let by_us = if first { sent.out } else { theirs.map_or(sent.out, |known| known.opened_by_us) };
-        let until = self.may(by_us, sent, seen, owner)?;
-        let rests_until = if lasts { until } else { 0 };
+        let rests_until = self.may(by_us, sent, seen, owner)?;
         self.remember(key, sent, seen, owner, by_us, rests_until);
         Ok(())
     }

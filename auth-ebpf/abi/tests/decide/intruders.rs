@@ -55,18 +55,13 @@ fn a_pod_probes_for_no_address_but_its_own() {
 }
 
 #[test]
-fn the_hosts_address_by_another_way_opens_no_way_back_to_the_host() {
-    let mut tables = locked();
-    let (world, ingress) = (auth_ebpf_abi::identity::WORLD, auth_ebpf_abi::Direction::Ingress);
-    allow(&mut tables, HERE_ID, ingress, world, auth_ebpf_abi::AuthType::Disabled);
-    for host in [HOST, HOST_V6] {
-        let here = if host == HOST { HERE } else { HERE_V6 };
-        // Whoever is on the underlay may say that he is the host, and is the world.
-        assert_eq!(receives(&tables, UPLINK_IFINDEX, &udp((host, 53), (here, 1))), PASSES);
-        assert_eq!(sends(&tables, &udp((here, 1), (host, 53))), drops(DropReason::PolicyDenied));
-        assert_eq!(receives(&tables, UPLINK_IFINDEX, &syn((host, 80), (here, 1))), PASSES);
-        let answer = super::frames::syn_ack((here, 1), (host, 80));
-        assert_eq!(sends(&tables, &answer), drops(DropReason::PolicyDenied));
+fn nobody_on_the_underlay_speaks_for_this_host() {
+    let tables = cluster();
+    let from_uplink = context(Hook::FromUplink, UPLINK_IFINDEX);
+    for (host, here) in [(HOST, HERE), (HOST_V6, HERE_V6)] {
+        for parts in [udp((host, 53), (here, 1)), syn((host, HANDSHAKE_PORT), (here, 80))] {
+            assert_eq!(run(&tables, from_uplink, &parts.ethernet()), SPOOFED);
+        }
     }
 }
 

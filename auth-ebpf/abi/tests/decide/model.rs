@@ -110,7 +110,9 @@ fn objections(tables: &Tables, hook: Hook, ingress: u32, parts: &Parts) -> Vec<D
         Hook::FromUplink => {
             let bootstrap = matches!(source, Owner::OtherNode(_)) && destination == Owner::ThisNode;
             let bootstrap = bootstrap && is_port(parts, WIREGUARD_PORT, HANDSHAKE_PORT, true);
-            if !bootstrap && !matches!(source, Owner::World | Owner::ThisNode) {
+            if source == Owner::ThisNode {
+                against.push(DropReason::Spoofed);
+            } else if !bootstrap && source != Owner::World {
                 against.push(DropReason::Unencrypted);
             }
         }

@@ -1,7 +1,7 @@
 //! At a pod's interface: addresses, provenance, what is not IP.
 
 use auth_ebpf_abi::packet::{ethertype, icmp as types};
-use auth_ebpf_abi::{Context, DropReason, Hook};
+use auth_ebpf_abi::{Address, Context, DropReason, Hook};
 
 use super::frames::{Parts, arp, ethernet, icmp, neighbour, packet, syn, tagged, udp};
 use super::scene::*;
@@ -207,6 +207,28 @@ fn multicast_listener_reports_pass() {
     assert_eq!(sends(&tables, &report(LINK_LOCAL, ALL_NODES)), PASSES);
     assert_eq!(sends(&tables, &report(auth_ebpf_abi::Address::default(), ALL_NODES)), PASSES);
     assert_eq!(sends(&tables, &report(LINK_LOCAL, HERE_V6)), drops(DropReason::Spoofed));
+}
+
+#[test]
+fn what_goes_to_everybody_reaches_no_pod_and_leaves_one_as_policy_says() {
+    let (everybody, group) = (v4([255, 255, 255, 255]), v4([224, 0, 0, 251]));
+    let group_v6 = Address([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xfb]);
+    // A pod has its address, and asks nobody for one.
+    let request = udp((v4([0; 4]), 68), (everybody, 67)).ethernet();
+    assert_eq!(sends(&cluster(), &request), drops(DropReason::Spoofed));
+    for (source, destination) in [(HERE, everybody), (HERE, group), (HERE_V6, group_v6)] {
+        let frame = udp((source, 5353), (destination, 5353)).ethernet();
+        assert_eq!(sends(&cluster(), &frame), PASSES, "the world's");
+        assert_eq!(sends(&locked(), &frame), drops(DropReason::PolicyDenied));
+    }
+    for (source, ingress) in [(NEIGHBOUR, NEIGHBOUR_IFINDEX), (WORLD, UPLINK_IFINDEX), (HOST, 0)] {
+        for destination in [everybody, group] {
+            let frame = udp((source, 5353), (destination, 5353)).ethernet();
+            assert_eq!(receives(&cluster(), ingress, &frame), drops(DropReason::NoEndpoint));
+        }
+    }
+    let frame = udp((LINK_LOCAL, 5353), (group_v6, 5353)).ethernet();
+    assert_eq!(receives(&cluster(), NEIGHBOUR_IFINDEX, &frame), drops(DropReason::NoEndpoint));
 }
 
 #[test]
