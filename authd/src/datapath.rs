@@ -197,6 +197,7 @@ impl Task {
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = rescan.tick() => {}
+                () = self.sandboxes.due() => {}
                 Ok(()) = self.parts.cluster.changed() => {}
                 Ok(()) = self.parts.sessions.changed() => {}
                 Some(told) = self.parts.handover.recv() => {

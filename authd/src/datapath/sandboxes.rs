@@ -34,6 +34,15 @@ pub(super) struct Sandboxes {
 }
 
 impl Sandboxes {
+    /// Returns when it is time to look again; never while nothing is missing. Nobody tells of an address that
+    /// comes into another namespace.
+    pub(super) async fn due(&self) {
+        match self.again {
+            Some(again) => tokio::time::sleep_until(again.into()).await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Where the `wanted` addresses are. Looks when they or the links of the host have changed, and now and
     /// then while one is missing.
     pub(super) async fn find(
@@ -42,6 +51,9 @@ impl Sandboxes {
         interfaces: &Interfaces,
     ) -> BTreeMap<IpAddr, Vec<PodLink>> {
         let changed = wanted != self.wanted || interfaces.links != self.links;
+        if wanted.is_empty() {
+            *self = Self::default();
+        }
         if wanted.is_empty() || !(changed || self.again.is_some_and(|again| again <= Instant::now())) {
             return self.found.clone();
         }
@@ -115,4 +127,35 @@ fn namespaces() -> BTreeMap<u64, File> {
         }
     }
     namespaces
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    /// From the range of documentation: in no sandbox.
+    const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
+    #[tokio::test]
+    async fn what_is_missing_is_looked_for_again_at_once_and_then_less_often() {
+        let (mut sandboxes, interfaces) = (Sandboxes::default(), Interfaces::default());
+        for wait in [FIRST_WAIT, FIRST_WAIT * 2, FIRST_WAIT * 4] {
+            assert!(sandboxes.find([NOWHERE].into(), &interfaces).await.is_empty());
+            let found = Instant::now();
+            sandboxes.due().await;
+            let late = found.elapsed().saturating_sub(wait);
+            // Less by the moment that `find` needs to return.
+            assert!(found.elapsed() > wait / 2 && late < Duration::from_secs(5), "{wait:?}, {late:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_due_while_nothing_is_missing() {
+        let (mut sandboxes, interfaces) = (Sandboxes::default(), Interfaces::default());
+        sandboxes.find([NOWHERE].into(), &interfaces).await;
+        sandboxes.find(BTreeSet::new(), &interfaces).await;
+        assert!(tokio::time::timeout(FIRST_WAIT * 2, sandboxes.due()).await.is_err());
+    }
 }
