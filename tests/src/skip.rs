@@ -44,6 +44,18 @@ pub fn cni_available(test: &str) -> bool {
     lab_available(test)
 }
 
+/// Whether kube-proxy has been built and labs can be made here; otherwise says which test is skipped and why.
+///
+/// # Panics
+/// With `CI=true`, where nothing may be skipped.
+#[must_use]
+pub fn kube_proxy_available(test: &str) -> bool {
+    if binaries::peer("kube-proxy").is_err() {
+        return skipped(test, "needs kube-proxy, which scripts/peers builds where Go is");
+    }
+    lab_available(test)
+}
+
 /// Whether the peer with go-spiffe has been built; otherwise says which test is skipped and why.
 ///
 /// # Panics

@@ -1,7 +1,7 @@
 //! Servers that say who they are, and clients that ask.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -18,6 +18,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 const BREATH: Duration = Duration::from_millis(50);
 /// Asks for the name; everything else is given back.
 const WHO: &[u8] = b"who\n";
+/// Asks for the caller's address, as the server sees it.
+const WHENCE: &[u8] = b"whence\n";
 
 /// A server over TCP and UDP of a pod. It ends when this is dropped.
 pub(crate) struct Ship {
@@ -73,6 +75,9 @@ fn serve(stream: TcpStream, name: &str) -> Result<()> {
         }
         if line == WHO {
             writer.write_all(format!("{name}\n").as_bytes())?;
+        } else if line == WHENCE {
+            let caller = writer.peer_addr()?.ip().to_canonical();
+            writer.write_all(format!("{caller}\n").as_bytes())?;
         } else {
             writer.write_all(&line)?;
         }
@@ -98,10 +103,19 @@ impl Call {
 
     /// Who is there.
     pub(crate) fn ask(&mut self) -> Result<String> {
-        self.writer.write_all(WHO)?;
-        let mut name = String::new();
-        self.reader.read_line(&mut name)?;
-        Ok(name.trim_end().to_owned())
+        self.say(WHO)
+    }
+
+    /// Under which address the call has come.
+    pub(crate) fn whence(&mut self) -> Result<IpAddr> {
+        Ok(self.say(WHENCE)?.parse()?)
+    }
+
+    fn say(&mut self, line: &[u8]) -> Result<String> {
+        self.writer.write_all(line)?;
+        let mut answer = String::new();
+        self.reader.read_line(&mut answer)?;
+        Ok(answer.trim_end().to_owned())
     }
 
     /// Sends as many bytes, and gets them back as they were.
