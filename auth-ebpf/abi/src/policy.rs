@@ -255,10 +255,17 @@ impl Ruling {
     const ENCRYPTION: u64 = 1 << 42;
     const AUDIT: u64 = 1 << 43;
 
-    /// What this entry says, and the authentication that goes with it.
+    /// What these two entries say ([`choose`]).
     #[must_use]
     #[inline(always)]
-    pub const fn of(choice: &Choice) -> Self {
+    pub fn between(with_identity: Option<PolicyEntry>, any_identity: Option<PolicyEntry>) -> Self {
+        match choose(with_identity, any_identity) {
+            Some(choice) => Self::of(&choice),
+            None => Self::NONE,
+        }
+    }
+
+    const fn of(choice: &Choice) -> Self {
         let Choice { entry, auth_type } = choice;
         let mut word = Self::FOUND | entry.cookie as u64 | (*auth_type as u64) << Self::AUTH_TYPE;
         if entry.deny != 0 {

@@ -242,6 +242,14 @@ impl AsSlotKey<1> for (PolicyKey, u32) {
 }
 
 impl SlotKey<1> {
+    /// A policy key, with any identity at the other end.
+    #[must_use]
+    #[inline(always)]
+    pub const fn for_any_identity(&self) -> Self {
+        let [word] = self.words;
+        Self { tail: self.tail, words: [word & u32::MAX as u64] }
+    }
+
     /// A policy key in full, with the prefix of this length in its stead: in few steps, as programs need it.
     #[must_use]
     #[inline(always)]

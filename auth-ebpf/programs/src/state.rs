@@ -10,7 +10,7 @@ use auth_ebpf_abi::{
     Address, AddressEntry, AffinityEntry, AffinityKey, AsSlotKey as _, AsSlotValue as _, AuthEntry, AuthKey,
     BackendEntry, BackendKey, CONNECTION_QUOTA, ConnectionEntry, ConnectionKey, EndpointEntry, Event,
     FragmentEntry, FragmentKey, Held, NodeEntry, NodeNumber, PolicyEntry, PolicyKey, QuotaEntry, Ruling,
-    ServiceEntry, ServiceKey, Setting, SlotKey, State, longest, metric, ruling,
+    ServiceEntry, ServiceKey, Setting, SlotKey, State, longest, metric,
 };
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
@@ -229,8 +229,13 @@ impl State for Maps {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn rule(tail: u64, word: u64, certain: u32, any: u32) -> u64 {
-    let (key, _) = <(PolicyKey, u32)>::from_slot(&SlotKey { tail, words: [word] });
-    ruling(&Maps, &key, [certain, any]).word()
+    let whole = SlotKey { tail, words: [word] };
+    let with_identity = longest(&whole, certain, find_policy);
+    let any_identity = longest(&whole.for_any_identity(), any, find_policy);
+    // Not before: it would be much to keep on the stack meanwhile. The verifier wants words where there are none.
+    let words = [with_identity, any_identity].map(|found| found.map_or([0; 2], Found::value));
+    let [with, any] = words.map(PolicyEntry::from_slot);
+    Ruling::between(with_identity.map(|_| with), any_identity.map(|_| any)).word()
 }
 
 #[inline(always)]

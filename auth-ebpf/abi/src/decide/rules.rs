@@ -4,8 +4,7 @@ use super::pod::Remote;
 use super::{Judge, State};
 use crate::packet::{Packet, icmp, protocol};
 use crate::{
-    AuthType, Direction, DropReason, EndpointEntry, PolicyClasses, PolicyEntry, PolicyKey, Ruling, Setting,
-    choose, identity,
+    AuthType, Direction, DropReason, EndpointEntry, PolicyClasses, PolicyKey, Ruling, Setting, identity,
 };
 
 /// How often a packet asks again what is being written. An entry takes longer to write than to look up.
@@ -83,12 +82,8 @@ impl<S: State> Judge<'_, S> {
 /// `classes` of the one and the other.
 #[inline(always)]
 pub fn ruling<S: State>(state: &S, key: &PolicyKey, [certain, any]: [u32; 2]) -> Ruling {
-    let with_identity = Match::of(state.policy(key, certain));
-    let any_identity = Match::of(state.policy(&PolicyKey { remote: identity::UNKNOWN, ..*key }, any));
-    match choose(with_identity.entry(), any_identity.entry()) {
-        Some(choice) => Ruling::of(&choice),
-        None => Ruling::NONE,
-    }
+    let any_identity = PolicyKey { remote: identity::UNKNOWN, ..*key };
+    Ruling::between(state.policy(key, certain), state.policy(&any_identity, any))
 }
 
 /// The entry of the longest prefix of `key`, among the lengths in `classes`: what `find` says, who is asked about the
@@ -120,30 +115,6 @@ pub fn longest<K, T>(key: &K, classes: u32, find: impl Fn(&K, u32) -> Option<T>)
         return find(key, PolicyKey::prefix_len(None));
     }
     None
-}
-
-/// An entry that matches, if one has been found.
-///
-/// Not an `Option`: its missing half is made of whatever a register holds, which the verifier minds.
-#[derive(Clone, Copy, Default)]
-struct Match {
-    found: bool,
-    entry: PolicyEntry,
-}
-
-impl Match {
-    #[inline(always)]
-    fn of(entry: Option<PolicyEntry>) -> Self {
-        match entry {
-            Some(entry) => Self { found: true, entry },
-            None => Self::default(),
-        }
-    }
-
-    #[inline(always)]
-    const fn entry(self) -> Option<PolicyEntry> {
-        if self.found { Some(self.entry) } else { None }
-    }
 }
 
 /// The port for which the opener asks, or the type of ICMP.
