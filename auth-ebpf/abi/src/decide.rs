@@ -54,6 +54,8 @@ pub trait State {
     fn policy(&self, key: &PolicyKey, classes: u32) -> Option<PolicyEntry>;
     /// What is known of a node.
     fn node(&self, node: NodeNumber) -> Option<NodeEntry>;
+    /// Has the processor fetch an authentication that will be looked up.
+    fn foresee(&self, _key: &AuthKey) {}
     /// An authentication, expired ones included.
     fn auth(&self, key: &AuthKey) -> Option<AuthEntry>;
     /// A counter of `generations`.

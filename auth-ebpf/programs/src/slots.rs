@@ -51,6 +51,17 @@ fn found<const K: usize, const N: usize>(slots: &Slots<N>, number: u32) -> Optio
     Some(Found(slot))
 }
 
+/// Has the processor fetch the home of `key`, and doesn't wait for it.
+#[inline(always)]
+pub(crate) fn touch<const K: usize, const N: usize>(slots: &Slots<N>, key: &SlotKey<K>) {
+    // SAFETY: as in `find`.
+    let multipliers = Multipliers(unsafe { core::ptr::read_volatile(&raw const MULTIPLIERS) });
+    if let Some(slot) = slots.get_ptr(multipliers.home(key, N - 1)) {
+        // SAFETY: as in `entry`.
+        let _there = unsafe { word(slot, 0) };
+    }
+}
+
 /// A slot whose entry has a key of `K` words.
 #[derive(Clone, Copy)]
 pub(crate) struct Found<const K: usize>(NonNull<Slot>);

@@ -20,7 +20,7 @@ use crate::maps::{
     ADDRESSES, AFFINITIES, AUTH, BACKENDS, CLOCK, CONFIG, CONNECTIONS, CREDITS, ENDPOINTS, EVENTS, FRAGMENTS,
     GENERATIONS, HALF_OPEN, HELD, METRICS, NODES, POLICY, PREFIXES, QUOTAS, SERVICES, SVID_PENDING,
 };
-use crate::slots::{Found, find, search};
+use crate::slots::{Found, find, search, touch};
 
 /// The maps of this object.
 pub(crate) struct Maps;
@@ -72,6 +72,11 @@ impl State for Maps {
         let key = node.to_slot();
         find(&NODES, &key, |home, reach| search_nodes(key.tail, home, reach))
             .map(|found| NodeEntry::from_slot(found.value()))
+    }
+
+    #[inline(always)]
+    fn foresee(&self, key: &AuthKey) {
+        touch(&AUTH, &key.to_slot());
     }
 
     #[inline(always)]

@@ -22,6 +22,14 @@ impl<S: State> Judge<'_, S> {
         remote: &Remote,
     ) -> Outcome {
         let local = endpoint.identity;
+        // In a large table it is far from the processor, which can fetch it while policy is looked up.
+        self.state.foresee(&AuthKey {
+            local,
+            remote: remote.entry.identity,
+            node: remote.entry.node,
+            auth_type: AuthType::Spire as u8,
+            pad: 0,
+        });
         let generation = self.generation(local, remote.entry.identity);
         let known = match standing {
             // An address that has changed hands since takes no connection with it.
