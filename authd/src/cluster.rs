@@ -172,7 +172,7 @@ impl Cluster {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The directory can't be listed.
-    #[error("cluster directory {}: {source}; set --cluster-dir to the directory of the manifests", directory.display())]
+    #[error("cluster directory {}: {source}; name the directory of the manifests (for authd with --cluster-dir)", directory.display())]
     Directory {
         /// The directory.
         directory: PathBuf,

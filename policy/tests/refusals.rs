@@ -79,6 +79,10 @@ fn errors_name_object_field_and_way_out() {
             server("ingress", json!({"authentication": {"mode": "require"}})),
             "spec.ingress[0].authentication.mode: unknown value `require`; did you mean `required`?",
         ),
+        (
+            server("ingress", json!({"authentication": "required"})),
+            "spec.ingress[0].authentication: is a string, must be an object with `mode`",
+        ),
         (server("ingress", json!({"authentication": {}})), "spec.ingress[0].authentication.mode: is missing"),
         (
             server("ingress", json!({"fromEntities": ["hosts"]})),
@@ -90,7 +94,7 @@ fn errors_name_object_field_and_way_out() {
         ),
         (
             server("ingress", json!({"fromEndpoints": [null]})),
-            "spec.ingress[0].fromEndpoints[0]: is nothing, must be an object",
+            "spec.ingress[0].fromEndpoints[0]: is nothing, must be an object with `matchLabels` or `matchExpressions`",
         ),
         (
             with_ports(json!({"port": "65536"})),
@@ -119,7 +123,7 @@ fn errors_name_object_field_and_way_out() {
         (with_ports(json!({"protocol": "TCP"})), "spec.ingress[0].toPorts[0].ports[0].port: is missing"),
         (
             with_peer(json!({"matchLabels": {"app": 1}})),
-            "spec.egress[0].toEndpoints[0].matchLabels.app: is a number, must be a string",
+            "spec.egress[0].toEndpoints[0].matchLabels.app: is a number, must be a string, in quotes",
         ),
         (
             with_peer(json!({"matchLabels": {"docker:app": "x"}})),

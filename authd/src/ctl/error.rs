@@ -2,12 +2,12 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-/// An error with its causes, which the libraries' own messages leave out.
+/// An error with its causes, unless it names them itself.
 fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     let mut text = error.to_string();
     for cause in causes.map(ToString::to_string) {
-        if !text.ends_with(&cause) {
+        if !text.contains(&cause) {
             text.push_str(&format!(": {cause}"));
         }
     }

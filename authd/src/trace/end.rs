@@ -46,9 +46,12 @@ impl FromStr for End {
         let wrong =
             || format!("`{text}` is no end; write NAMESPACE/POD, identity:NUMBER, ip:ADDRESS or entity:NAME");
         match text.split_once(':') {
-            Some(("identity", number)) => number.parse().map(Self::Identity).map_err(|_error| wrong()),
+            Some(("identity", number)) => number.parse().map(Self::Identity).map_err(|_error| {
+                format!("`{number}` is no number of an identity, as `authctl identities list` has them")
+            }),
             Some(("ip", address)) => {
-                address.parse().map(|ip: IpAddr| Self::Address(ip.to_canonical())).map_err(|_error| wrong())
+                let wrong = |_error| format!("`{address}` is no address; write one, such as ip:192.0.2.7");
+                address.parse().map(|ip: IpAddr| Self::Address(ip.to_canonical())).map_err(wrong)
             }
             Some(("entity", name)) => entity(name).map(Self::Entity),
             Some(_) => Err(wrong()),
@@ -221,8 +224,12 @@ fn no_pod(cluster: &Cluster, namespace: &str, name: &str) -> Error {
         return Error(format!("Pod {namespace}/{name} has ended: nothing comes from it or reaches it"));
     }
     let mut others = cluster.pods.iter().filter(|pod| pod.name == name);
-    let hint = others.next().map(|pod| format!("; there is one in namespace {}", pod.namespace));
-    Error(format!("there is no Pod {namespace}/{name}{}", hint.unwrap_or_default()))
+    let elsewhere = others.next().map(|pod| format!("; there is one in namespace {}", pod.namespace));
+    let beside = || {
+        let names = cluster.pods.iter().filter(|pod| pod.namespace == namespace).map(|pod| pod.name.as_str());
+        policy::nearest(name, names).map(|meant| format!("; did you mean `{namespace}/{meant}`?"))
+    };
+    Error(format!("there is no Pod {namespace}/{name}{}", elsewhere.or_else(beside).unwrap_or_default()))
 }
 
 #[cfg(test)]
@@ -248,8 +255,21 @@ mod tests {
 
     #[test]
     fn what_is_no_end_is_refused_in_words() {
-        for text in ["", "/x", "x/", "a/b/c", "identity:x", "ip:1.2.3", "entity:all", "pod:x"] {
-            assert!(text.parse::<End>().is_err(), "{text}");
+        for text in ["", "/x", "x/", "a/b/c", "pod:x"] {
+            let expected = format!(
+                "`{text}` is no end; write NAMESPACE/POD, identity:NUMBER, ip:ADDRESS or entity:NAME"
+            );
+            assert_eq!(text.parse::<End>().unwrap_err(), expected);
+        }
+        for (text, expected) in [
+            ("identity:x", "`x` is no number of an identity, as `authctl identities list` has them"),
+            ("ip:10.0.0.0/8", "`10.0.0.0/8` is no address; write one, such as ip:192.0.2.7"),
+            (
+                "entity:all",
+                "`all` is not one identity; entities to trace are host, world, unmanaged, health, init, remote-node, kube-apiserver, ingress",
+            ),
+        ] {
+            assert_eq!(text.parse::<End>().unwrap_err(), expected);
         }
     }
 }

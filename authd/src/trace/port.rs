@@ -83,6 +83,7 @@ fn parse_number(text: &str, protocol: u8) -> Result<Number, String> {
         Err(_) if text.chars().any(|c| c.is_ascii_alphabetic()) && !is_icmp => {
             Ok(Number::Named(text.to_owned()))
         }
+        Err(_) if is_icmp => Err(format!("`{text}` is no type of ICMP; write it as 8/ICMP or 128/ICMPv6")),
         Err(_) => Err(format!("`{text}` is no port; write it as 80/TCP")),
     }
 }
@@ -113,8 +114,15 @@ mod tests {
 
     #[test]
     fn what_is_no_port_is_refused_in_words() {
-        for text in ["", "80/TPC", "65536/TCP", "256/ICMP", "-1/TCP", "echo/ICMP"] {
-            assert!(text.parse::<Port>().is_err(), "{text}");
+        for (text, expected) in [
+            ("", "protocol `` is not known; write TCP, UDP, SCTP, ICMP, ICMPv6 or its number"),
+            ("80/TPC", "protocol `TPC` is not known; write TCP, UDP, SCTP, ICMP, ICMPv6 or its number"),
+            ("65536/TCP", "`65536` is no port; write it as 80/TCP"),
+            ("-1/TCP", "`-1` is no port; write it as 80/TCP"),
+            ("256/ICMP", "256 is no type of ICMP; they end at 255"),
+            ("echo/ICMP", "`echo` is no type of ICMP; write it as 8/ICMP or 128/ICMPv6"),
+        ] {
+            assert_eq!(text.parse::<Port>().unwrap_err(), expected, "{text}");
         }
     }
 

@@ -38,7 +38,14 @@ impl Service<'_> {
             return Err(Error(message));
         }
         let port = self.port(port).ok_or_else(|| {
-            Error(format!("Service {full_name} has no port {port}, so nothing comes through it"))
+            let ports = self.front.ports.iter();
+            let ports = ports
+                .map(|one| Port { protocol: one.protocol, number: Number::Given(one.port) }.to_string())
+                .collect::<Vec<_>>()
+                .join(", ");
+            Error(format!(
+                "Service {full_name} has no port {port}, so nothing comes through it; it has {ports}"
+            ))
         })?;
         let first = first.clone();
         Ok((Resolved { service: Some(full_name), address: Some(self.address), pod: None, ..first }, port))

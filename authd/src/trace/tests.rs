@@ -169,7 +169,8 @@ fn what_cilium_keeps_stands_for_what_it_is_about() {
 #[test]
 fn what_cannot_be_answered_says_why() {
     for (from, to, port, expected) in [
-        ("shop/dv", "shop/web-0", "80", "there is no Pod shop/dv"),
+        ("shop/dv", "shop/web-0", "80", "there is no Pod shop/dv; did you mean `shop/db`?"),
+        ("shop/nothing", "shop/web-0", "80", "there is no Pod shop/nothing"),
         (
             "shop/web-0",
             "shop/migrate",
@@ -183,7 +184,7 @@ fn what_cannot_be_answered_says_why() {
             "shop/db",
             "ip:10.96.0.10",
             "443/TCP",
-            "Service shop/web has no port 443/TCP, so nothing comes through it",
+            "Service shop/web has no port 443/TCP, so nothing comes through it; it has 80/TCP, 81/TCP, 82/TCP",
         ),
         (
             "shop/db",

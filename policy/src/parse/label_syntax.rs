@@ -40,7 +40,7 @@ pub(super) fn check_key(key: &LabelKey, node: &Node<'_>) -> Result<(), Fault> {
 
 /// The name of an object of Kubernetes: nothing can have any other, and a rule that denies would deny nothing.
 pub(super) fn check_object_name(name: &str, node: &Node<'_>) -> Result<(), Fault> {
-    if name.split('.').all(|part| is_prefix(part)) && name.len() <= MAX_PREFIX {
+    if name.split('.').all(is_prefix) && name.len() <= MAX_PREFIX {
         return Ok(());
     }
     Err(node.invalid(format!(

@@ -29,7 +29,7 @@ impl<'a> Node<'a> {
 
     /// Its fields, which must be among `known`.
     pub(super) fn fields(&self, known: &[&str]) -> Result<Fields<'a>, Fault> {
-        let map = self.value.as_object().ok_or_else(|| self.wrong("an object"))?;
+        let map = self.value.as_object().ok_or_else(|| self.wrong(&object_with(known)))?;
         let fields = Fields { map, path: self.path.clone() };
         match map.keys().find(|key| !known.contains(&key.as_str())) {
             Some(key) => {
@@ -60,7 +60,9 @@ impl<'a> Node<'a> {
     }
 
     pub(super) fn text(&self) -> Result<&'a str, Fault> {
-        self.value.as_str().ok_or_else(|| self.wrong("a string"))
+        let is_unquoted = self.value.is_number() || self.value.is_boolean();
+        let expected = if is_unquoted { "a string, in quotes" } else { "a string" };
+        self.value.as_str().ok_or_else(|| self.wrong(expected))
     }
 
     pub(super) fn boolean(&self) -> Result<bool, Fault> {
@@ -99,7 +101,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    pub(super) fn wrong(&self, expected: &'static str) -> Fault {
+    fn wrong(&self, expected: &str) -> Fault {
         let found = match self.value {
             Value::Null => "nothing",
             Value::Bool(_) => "true or false",
@@ -108,8 +110,18 @@ impl<'a> Node<'a> {
             Value::Array(_) => "a list",
             Value::Object(_) => "an object",
         };
-        self.fault(Problem::Type { expected, found })
+        self.fault(Problem::Type { expected: expected.to_owned(), found })
     }
+}
+
+/// What an object is, in words, if it has few fields.
+fn object_with(known: &[&str]) -> String {
+    const FEW: usize = 4;
+    if known.len() > FEW {
+        return "an object".to_owned();
+    }
+    let fields: Vec<String> = known.iter().map(|name| format!("`{name}`")).collect();
+    format!("an object with {}", fields.join(" or "))
 }
 
 /// The fields of an object, all of them known.

@@ -29,7 +29,7 @@ pub enum Problem {
     #[error("is {found}, must be {expected}")]
     Type {
         /// What is needed.
-        expected: &'static str,
+        expected: String,
         /// What is there.
         found: &'static str,
     },

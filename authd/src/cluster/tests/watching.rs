@@ -145,7 +145,7 @@ fn an_absent_directory_is_an_error_that_names_the_flag() {
     let error = watch(Path::new("/nonexistent/manifests"), &Site::default()).unwrap_err().to_string();
     assert_eq!(
         error,
-        "cluster directory /nonexistent/manifests: No such file or directory (os error 2); set --cluster-dir to the directory of the manifests"
+        "cluster directory /nonexistent/manifests: No such file or directory (os error 2); name the directory of the manifests (for authd with --cluster-dir)"
     );
     assert!(
         watch(Path::new("/etc/passwd"), &Site::default()).unwrap_err().to_string().contains("--cluster-dir")

@@ -404,7 +404,7 @@ async fn a_daemon_names_the_end_that_is_not_there() {
         ["policy", "trace", "--from", "galaxy/ywing", "--to", "galaxy/deathstar", "--port", "80/TCP"];
     let done = with_daemon(Fake { cluster, ..Fake::default() }, &question).await;
     assert_eq!((done.status, done.stdout.as_str()), (1, ""));
-    assert_eq!(done.stderr, "authctl: authd: there is no Pod galaxy/ywing\n");
+    assert_eq!(done.stderr, "authctl: authd: there is no Pod galaxy/ywing; did you mean `galaxy/xwing`?\n");
 }
 
 #[test]
