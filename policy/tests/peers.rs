@@ -367,6 +367,14 @@ fn encryption_as_a_field_and_as_an_annotation() {
     );
     assert_eq!(of(&broad, DB), "required", "a more specific rule takes nothing away");
     assert_eq!(of(&broad, reserved::WORLD), "default");
+    // A rule that can't be kept, and so denies, can be named all the same.
+    let unkept = annotated(
+        "{policy.authd.io/encryption: 'ingress[0],ingress[1]'}",
+        "enableDefaultDeny: {ingress: false}, ingress: [{toPorts: [{ports: [{port: '81', protocol: TCP}], rules: {http: [{path: /}]}}]}, \
+         {fromEndpoints: [{}]}]",
+    );
+    assert_eq!((of(&unkept, DB), of(&unkept, reserved::WORLD)), ("required", "default"));
+    assert_eq!(unkept.ask(DB, APP, protocol::TCP, 81).verdict, TraceVerdict::Denied);
 }
 
 #[test]

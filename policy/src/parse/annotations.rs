@@ -2,7 +2,8 @@
 
 use super::node::Node;
 use super::policy_error::{Fault, Problem, hint};
-use crate::rule::Spec;
+use crate::object::RuleList;
+use crate::rule::{Rule, Spec};
 
 const PREFIX: &str = "policy.authd.io/";
 const ENCRYPTION: &str = "policy.authd.io/encryption";
@@ -58,11 +59,13 @@ impl Annotations<'_> {
             let mut found = false;
             for spec in specs.iter_mut() {
                 let before = spec.place.map(|place| format!("specs[{place}]."));
-                for rule in spec.rules.iter_mut().filter(|rule| !rule.list.is_deny()) {
+                let is_allowing =
+                    |rule: &&mut Rule| !matches!(rule.list, RuleList::IngressDeny | RuleList::EgressDeny);
+                for rule in spec.rules.iter_mut().filter(is_allowing) {
                     let name = format!("{}[{}]", rule.list.as_str(), rule.index);
                     let full_name = format!("{}{name}", before.as_deref().unwrap_or_default());
                     if full_name == place || (before.is_none() && place == format!("spec.{name}")) {
-                        rule.encryption = true;
+                        rule.encryption = !rule.list.is_deny();
                         found = true;
                     }
                 }
