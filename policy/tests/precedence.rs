@@ -4,20 +4,23 @@
 
 use policy::{
     Encryption, Identity, IdentityNumber, IdentitySet, Input, Pod, Policy, PolicySet, RuleRef, Surroundings,
-    Trace, TraceVerdict, Traffic, protocol, reserved, trace,
+    Trace, TraceVerdict, Traffic, compile, protocol, reserved, trace,
 };
 use serde_json::{Value, json};
 
 const SERVER: IdentityNumber = 256;
 const CLIENT: IdentityNumber = 257;
 
-/// What these policies for all pods say of TCP packets; with whether each is only tried.
-fn ask(policies: &[(Value, bool)], from: IdentityNumber, to: IdentityNumber, port: u16) -> Trace {
+fn identities() -> IdentitySet {
     let pod = |number, app| {
         let pod = Pod { cluster: "default", namespace: "shop", service_account: "default" };
         Identity::new(number, pod.labels([("app", app)], []).unwrap()).unwrap()
     };
-    let identities = IdentitySet::from_identities([pod(SERVER, "server"), pod(CLIENT, "client")]).unwrap();
+    IdentitySet::from_identities([pod(SERVER, "server"), pod(CLIENT, "client")]).unwrap()
+}
+
+/// Policies for the server with these rules, and with whether each is only tried.
+fn of_server(policies: &[(Value, bool)]) -> PolicySet {
     let policy = |(at, (rules, is_tried)): (usize, &(Value, bool))| {
         let audit = if *is_tried { json!({"policy.authd.io/audit": "enabled"}) } else { json!({}) };
         let mut spec = json!({"endpointSelector": {"matchLabels": {"app": "server"}}});
@@ -27,8 +30,12 @@ fn ask(policies: &[(Value, bool)], from: IdentityNumber, to: IdentityNumber, por
         let value = json!({"apiVersion": "cilium.io/v2", "kind": kind, "metadata": metadata, "spec": spec});
         Policy::from_value(&value).unwrap()
     };
-    let policies: PolicySet = policies.iter().enumerate().map(policy).collect();
-    let surroundings = Surroundings::default();
+    policies.iter().enumerate().map(policy).collect()
+}
+
+/// What they say of TCP packets.
+fn ask(policies: &[(Value, bool)], from: IdentityNumber, to: IdentityNumber, port: u16) -> Trace {
+    let (policies, identities, surroundings) = (of_server(policies), identities(), Surroundings::default());
     let input = Input { policies: &policies, identities: &identities, surroundings: &surroundings };
     trace(input, Traffic { from, to, protocol: protocol::TCP, port })
 }
@@ -60,8 +67,15 @@ fn what_is_tried_takes_nothing_from_what_is_in_force() {
     let encrypted = trial(allows(json!({"encryption": required})));
     assert_eq!((encrypted.verdict, encrypted.ingress.audit), (TraceVerdict::Allowed, false));
     assert_eq!(encrypted.encryption, Encryption::Required);
-    let denied = trial(json!({"ingress": [{}]}));
-    assert_eq!((denied.verdict, denied.ingress.audit), (TraceVerdict::Denied, false));
+    for denying in [json!({"ingress": [{}]}), json!({"ingressDeny": [{"fromEndpoints": client()}]})] {
+        let denied = trial(denying);
+        assert_eq!((denied.verdict, denied.ingress.audit), (TraceVerdict::Denied, false));
+    }
+    // Encryption that is only tried isn't done.
+    let encrypts = json!({"enableDefaultDeny": {"ingress": false}, "ingress": [{"fromEndpoints": client(), "encryption": required}]});
+    let tried = ask(&[(encrypts, true)], CLIENT, SERVER, 80);
+    assert_eq!((tried.verdict, tried.ingress.audit), (TraceVerdict::Allowed, false));
+    assert_eq!(tried.encryption, Encryption::Default);
 }
 
 /// For anybody authentication on this port is only tried; for the client another rule has it in force.
@@ -101,4 +115,33 @@ fn the_rule_that_chooses_the_peer_is_named() {
         let named = trace.ingress.rule.unwrap();
         assert!(matches!(&named, RuleRef::Rule { object, .. } if object.name == "p1"), "{named}");
     }
+}
+
+/// What is said of anybody is written once, and again for somebody only where he gets something else.
+#[test]
+fn nothing_is_written_twice() {
+    let required = json!({"mode": "required"});
+    let ports_of_the_client = |rule: Value, list: &str| {
+        let mut rules = json!({"ingress": [{"toPorts": ports("80")}, {"toPorts": ports("443"), "authentication": required}]});
+        let of_list = rules.as_object_mut().unwrap().entry(list).or_insert(json!([]));
+        of_list.as_array_mut().unwrap().push(rule);
+        let (policies, identities, surroundings) =
+            (of_server(&[(rules, false)]), identities(), Surroundings::default());
+        let input = Input { policies: &policies, identities: &identities, surroundings: &surroundings };
+        let map = compile(input, [SERVER]).map;
+        let of_client = map.keys().filter(|(key, _)| key.remote == CLIENT);
+        of_client.map(|(key, _)| u16::from_be_bytes(key.port)).collect::<Vec<_>>()
+    };
+    let on_a_port = json!({"fromEndpoints": client(), "toPorts": ports("8080")});
+    assert_eq!(ports_of_the_client(on_a_port.clone(), "ingress"), [8080]);
+    assert_eq!(ports_of_the_client(on_a_port, "ingressDeny"), [8080]);
+    let everywhere = |more: Value| {
+        let mut rule = json!({"fromEndpoints": client()});
+        rule.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        rule
+    };
+    assert_eq!(ports_of_the_client(everywhere(json!({})), "ingress"), [0]);
+    assert_eq!(ports_of_the_client(everywhere(json!({})), "ingressDeny"), [0]);
+    assert_eq!(ports_of_the_client(everywhere(json!({"authentication": required})), "ingress"), [0, 80]);
+    assert_eq!(ports_of_the_client(everywhere(json!({"encryption": required})), "ingress"), [0, 80, 443]);
 }

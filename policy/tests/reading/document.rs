@@ -116,18 +116,18 @@ impl Tape<'_> {
         }
         let mut annotations = json!({"example.com/policy.authd.io": "x"});
         match self.below(12) {
-            9 => annotations["policy.authd.io/encryption"] = json!("required"),
-            10 if value["kind"] != "NetworkPolicy" && !names.is_empty() => {
+            8 => annotations["policy.authd.io/encryption"] = json!("required"),
+            9 if value["kind"] != "NetworkPolicy" && !names.is_empty() => {
                 let name = names[self.below(names.len())].clone();
                 annotations["policy.authd.io/encryption"] = json!(format!("{}, {name}", names[0]));
             }
-            11 => {
+            10 | 11 => {
                 annotations["policy.authd.io/audit"] =
                     json!(self.pick(&["enabled", "true", "disabled", "false"]));
             }
             _ => {}
         }
-        self.seldom(|_| annotations)
+        self.often(|_| annotations)
     }
 
     /// Puts something into it that can't be understood.

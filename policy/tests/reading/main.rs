@@ -36,7 +36,7 @@ fn packet() -> impl Strategy<Value = (u8, u16)> {
 }
 
 fn cases() -> u32 {
-    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(200)
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(100)
 }
 
 /// The policies of documents, as a file has them.
