@@ -105,15 +105,18 @@ fn what_anybody_must_do_holds_towards_the_host() {
     assert_eq!((ingress.verdict, ingress.authentication.as_str()), (TraceVerdict::Allowed, "disabled"));
 }
 
-/// Of two that say the same, the rule that chooses the peer is the one that is named.
+/// Of two that say the same, the rule that is closer to the packet is the one that is named: by its port, then by
+/// its peer.
 #[test]
-fn the_rule_that_chooses_the_peer_is_named() {
-    for (about_any, about_client) in [("ingress", "ingress"), ("ingressDeny", "ingressDeny")] {
-        let of_any = json!({about_any: [{"toPorts": ports("80")}]});
-        let of_client = json!({about_client: [{"fromEndpoints": client(), "toPorts": ports("80")}]});
-        let trace = ask(&[(of_any, false), (of_client, false)], CLIENT, SERVER, 80);
-        let named = trace.ingress.rule.unwrap();
-        assert!(matches!(&named, RuleRef::Rule { object, .. } if object.name == "p1"), "{named}");
+fn the_closest_rule_is_named() {
+    for list in ["ingress", "ingressDeny"] {
+        let of_any = (json!({list: [{"toPorts": ports("80")}]}), false);
+        let of_client = (json!({list: [{"fromEndpoints": client(), "toPorts": ports("80")}]}), false);
+        for (policies, expected) in [([of_any.clone(), of_client.clone()], "p1"), ([of_client, of_any], "p0")]
+        {
+            let named = ask(&policies, CLIENT, SERVER, 80).ingress.rule.unwrap();
+            assert!(matches!(&named, RuleRef::Rule { object, .. } if object.name == expected), "{named}");
+        }
     }
 }
 
