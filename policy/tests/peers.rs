@@ -260,6 +260,14 @@ fn nodes() {
     let all_but =
         case("ingress: [{fromEntities: [all]}], ingressDeny: [{fromNodes: [{matchLabels: {zone: a}}]}]");
     assert_eq!(passing(&all_but), ["n2", "n3", "unknown"]);
+    // Which node the API server's is isn't known: it is denied what any may be, and allowed what all are.
+    let apiserver = |case: &Case| case.ask(reserved::KUBE_APISERVER, APP, 6, 80).verdict;
+    assert_eq!(apiserver(&all_but), TraceVerdict::Denied);
+    assert_eq!(
+        apiserver(&case("ingress: [{fromNodes: [{matchLabels: {os: linux}}]}]")),
+        TraceVerdict::Denied
+    );
+    assert_eq!(apiserver(&case("ingress: [{fromNodes: [{}]}]")), TraceVerdict::Allowed);
     // The entity means every node, whether it has an identity of its own or not.
     let entity =
         case("ingress: [{fromEntities: [remote-node]}], egress: [{toNodes: [{matchLabels: {zone: a}}]}]");
