@@ -53,7 +53,12 @@ async fn svids_are_chosen_by_spiffe_id_whatever_their_order() {
         assert_eq!(snapshot.svid().unwrap().chain(), std::slice::from_ref(&later.certificate));
     }
     agent.send(message(&[&other]));
-    until(&subscription, |next| next.state == State::Withdrawn).await;
+    let withdrawn = until(&subscription, |next| next.state == State::Withdrawn).await;
+    let problem = withdrawn.problem.unwrap();
+    assert!(matches!(problem, ApiError::OtherIdentity { .. }), "{problem:?}");
+    assert!(problem.to_string().contains("spiffe://a.test/identity/1,"), "{problem}");
+    agent.send(message(&[]));
+    until(&subscription, |next| next.state == State::Withdrawn && next.problem.is_none()).await;
 }
 
 #[tokio::test]
