@@ -17,7 +17,7 @@ use anyhow::Context;
 use auth_ebpf::{Datapath, Maps, Mechanism, Options as DatapathOptions};
 use auth_ebpf_abi::{NodeEntry, NodeNumber};
 use futures::FutureExt;
-use spire_adapter::{BrokerAgent, DelegatedAgent};
+use spire_adapter::{BrokerAgent, DelegatedAgent, Subscription};
 use tokio::{
     net::TcpListener,
     sync::{Notify, mpsc, watch},
@@ -309,6 +309,29 @@ impl Daemon {
             .with_context(|| format!("node-name {:?} is no segment of a SPIFFE ID", self.config.node_name))?;
         let own = spire_adapter::workload::subscribe(spire.workload_socket.clone(), node_id);
         let svids = Svids::new(own.watch(), Arc::clone(&self.clock));
+        let agent = self.start_agent(naming, &own);
+        let following = svids::Following {
+            svids: svids.clone(),
+            source: Arc::new(agent),
+            node: self.config.node_name.clone(),
+            directory: directory.clone(),
+            auth: auth.clone(),
+        };
+        let shown = pending::show(svids.pending(), self.maps.clone(), self.stop.clone());
+        self.spawn("pending svids", shown.map(Ok));
+        let stop = self.stop.clone();
+        self.spawn("svids", async move {
+            svids::follow(following, stop).await;
+            // The node's own stream is open for as long as this task runs.
+            drop(own);
+            Ok(())
+        });
+        Ok(svids)
+    }
+
+    /// SPIRE's agent as `svid-source` wants it, which is told of the processes of the pods here.
+    fn start_agent(&mut self, naming: &Naming, own: &Subscription) -> SpireAgent {
+        let spire = &self.config.spire;
         let (cluster, names) = (self.cluster.clone(), naming.clone());
         let selectors = move |number| {
             let cluster = Arc::clone(&cluster.borrow());
@@ -341,23 +364,7 @@ impl Daemon {
         if spire.source != Choice::Delegated {
             self.spawn("processes", lookout.run(self.stop.clone()).map(Ok));
         }
-        let following = svids::Following {
-            svids: svids.clone(),
-            source: Arc::new(agent),
-            node: self.config.node_name.clone(),
-            directory: directory.clone(),
-            auth: auth.clone(),
-        };
-        let shown = pending::show(svids.pending(), self.maps.clone(), self.stop.clone());
-        self.spawn("pending svids", shown.map(Ok));
-        let stop = self.stop.clone();
-        self.spawn("svids", async move {
-            svids::follow(following, stop).await;
-            // The node's own stream is open for as long as this task runs.
-            drop(own);
-            Ok(())
-        });
-        Ok(svids)
+        agent
     }
 
     fn start_datapath(

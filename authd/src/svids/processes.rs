@@ -75,36 +75,27 @@ impl Lookout {
 
     /// Looks until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut pods: Option<Vec<Pod>> = None;
-        let mut namespaces: BTreeMap<u64, IdentityNumber> = BTreeMap::new();
-        let mut whole = Instant::now();
+        let mut found = Found::default();
+        let mut wanted = true;
         loop {
-            let now = self.pods();
-            let changed = pods.as_ref() != Some(&now);
-            let found: BTreeSet<IdentityNumber> = namespaces.values().copied().collect();
-            let missing = now.iter().any(|pod| !found.contains(&pod.identity));
-            if changed || whole.elapsed() >= if missing { TICK } else { LATER } {
-                namespaces = namespaces_of(now.clone()).await;
-                whole = Instant::now();
-            }
-            let found = namespaces.clone();
-            let processes = tokio::task::spawn_blocking(move || processes(&found)).await.unwrap_or_default();
-            let lacking = now.iter().any(|pod| !processes.contains_key(&pod.identity));
+            let pods = self.pods();
+            found.look(pods, wanted).await;
             // Before cluster state has said what runs here, nothing is known to be missing.
             let known = self.cluster.borrow().nodes.contains_key(&self.node);
-            let seen =
-                Seen { broker: socket_id(&self.broker), processes: known.then(|| Arc::new(processes)) };
+            let seen = Seen {
+                broker: socket_id(&self.broker),
+                processes: known.then(|| Arc::clone(&found.processes)),
+            };
             self.seen.send_if_modified(|last| {
                 let differs = *last != seen;
                 *last = seen;
                 differs
             });
-            pods = Some(now);
-            let pause = if lacking { SOON } else { TICK };
+            wanted = false;
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
-                () = self.wanted.notified() => {}
+                () = tokio::time::sleep(if found.lacks() { SOON } else { TICK }) => {}
+                () = self.wanted.notified() => wanted = true,
                 changed = self.view.changed() => if changed.is_err() { return },
                 changed = self.cluster.changed() => if changed.is_err() { return },
             }
@@ -123,6 +114,44 @@ impl Lookout {
             Some(Pod { identity: pod.identity?, addresses: pod.addresses.clone(), interface })
         };
         here.filter_map(pod).collect()
+    }
+}
+
+/// What was found at the last looks.
+#[derive(Default)]
+struct Found {
+    pods: Vec<Pod>,
+    namespaces: BTreeMap<u64, IdentityNumber>,
+    processes: Arc<BTreeMap<IdentityNumber, BTreeSet<Candidate>>>,
+    /// When namespaces were entered, and when processes were listed.
+    entered: Option<Instant>,
+    listed: Option<Instant>,
+}
+
+impl Found {
+    /// Looks anew at what may have changed; at processes in any case if that is `wanted`.
+    async fn look(&mut self, pods: Vec<Pod>, wanted: bool) {
+        let is_old = |looked: Option<Instant>, age| looked.is_none_or(|looked| looked.elapsed() >= age);
+        let entered: BTreeSet<IdentityNumber> = self.namespaces.values().copied().collect();
+        let is_missing = pods.iter().any(|pod| !entered.contains(&pod.identity));
+        let is_new = pods != self.pods;
+        self.pods = pods;
+        let enters = is_new || is_old(self.entered, if is_missing { TICK } else { LATER });
+        if enters {
+            self.namespaces = namespaces_of(self.pods.clone()).await;
+            self.entered = Some(Instant::now());
+        }
+        if enters || wanted || self.lacks() || is_old(self.listed, LATER) {
+            let namespaces = self.namespaces.clone();
+            let listed = tokio::task::spawn_blocking(move || processes(&namespaces)).await;
+            self.processes = Arc::new(listed.unwrap_or_default());
+            self.listed = Some(Instant::now());
+        }
+    }
+
+    /// Whether an identity has no process.
+    fn lacks(&self) -> bool {
+        self.pods.iter().any(|pod| !self.processes.contains_key(&pod.identity))
     }
 }
 
@@ -197,4 +226,66 @@ pub(super) fn socket_id(path: &Path) -> Option<SocketId> {
     let metadata = fs::metadata(path).ok().filter(|metadata| metadata.file_type().is_socket())?;
     let made = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
     Some(SocketId { file: (metadata.dev(), metadata.ino()), made })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use sandboxes::PodLink;
+
+    use super::*;
+    use crate::datapath::interfaces::Link;
+
+    fn claim(namespace: u64, peer: u32) -> PodLink {
+        let link = Link { kind: "veth".to_owned(), peer: Some(peer), master: None };
+        PodLink { namespace, name: "eth0".to_owned(), ifindex: 2, link }
+    }
+
+    #[test]
+    fn a_pod_is_where_its_interface_leads_and_not_where_its_address_is_claimed() {
+        let address: IpAddr = "10.244.1.10".parse().unwrap();
+        let pod = |interface| Pod { identity: 256, addresses: vec![address], interface };
+        let claims = [(address, vec![claim(70, 7), claim(80, 8)])].into();
+        assert_eq!(claimed(&pod(Some(8)), &claims), [(80, 256)]);
+        // With nothing to tell them apart the agent does: it gives nothing to whom it does not know.
+        for unknown in [None, Some(9)] {
+            assert_eq!(claimed(&pod(unknown), &claims), [(70, 256), (80, 256)]);
+        }
+        let other = Pod { addresses: vec!["10.244.1.11".parse().unwrap()], ..pod(Some(8)) };
+        assert_eq!(claimed(&other, &claims), []);
+    }
+
+    struct Running(Child);
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            drop(self.0.kill());
+            drop(self.0.wait());
+        }
+    }
+
+    #[test]
+    fn sandboxes_are_held_by_processes_that_are_not_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let started = |name: &str| {
+            let program = dir.path().join(name);
+            fs::copy("/bin/sleep", &program).unwrap();
+            Running(Command::new(program).arg("100").spawn().unwrap())
+        };
+        let pid = |running: &Running| i32::try_from(running.0.id()).unwrap();
+        // Names may have what else ends them.
+        let running = [started("pause"), started("a) S 1 (")];
+        let [pause, odd] = running.each_ref().map(pid);
+        let own = namespace_of(odd).unwrap();
+        let mine = look(i32::try_from(std::process::id()).unwrap()).unwrap();
+        let found = look(odd).unwrap();
+        assert_eq!((found.pid, found.namespace), (odd, own));
+        assert!(found.started >= mine.started, "{found:?} before {mine:?}");
+        assert_eq!(look(pause), None);
+        let all = processes(&[(own, 256)].into());
+        let numbers: Vec<i32> = all[&256].iter().map(|candidate| candidate.pid).collect();
+        assert!(numbers.contains(&odd) && !numbers.contains(&pause), "{numbers:?}");
+        assert!(processes(&[(own + 1, 256)].into()).is_empty());
+    }
 }

@@ -224,12 +224,13 @@ impl One {
 
     fn log(&self, last: &Offer, next: &Offer) {
         let (identity, spiffe_id) = (self.identity, &self.spiffe_id);
+        // Where `auto` finds no Broker API that is nothing to tell of each.
+        let is_told = |unused: &Unused| self.agent.choice != Choice::Auto || *unused != Unused::NoSocket;
+        let reason = next.unused.filter(is_told).map(tracing::field::display);
         if next.snapshot.svid().is_some() && (last.api != next.api || last.snapshot.svid().is_none()) {
             let api = next.api.map(Api::as_str);
-            let reason = next.unused.map(tracing::field::display);
             tracing::info!(identity, %spiffe_id, api, reason, "SVID of an identity");
-        } else if next.unused.is_some() && last.unused != next.unused && next.snapshot.svid().is_none() {
-            let reason = next.unused.map(tracing::field::display);
+        } else if reason.is_some() && last.unused != next.unused && next.snapshot.svid().is_none() {
             tracing::info!(identity, %spiffe_id, reason, "no SVID by the API that is preferred");
         }
     }
