@@ -76,6 +76,8 @@ pub struct Cluster {
     pub surroundings: Surroundings,
     /// The addresses of services, by namespace and name.
     pub services: BTreeMap<(String, String), Service>,
+    /// WireGuard keys that annotations say nodes have, by node: never used, and looked at for what is wrong.
+    pub claimed_keys: BTreeMap<String, String>,
     /// What people have revoked: no SVID, session or tunnel of theirs counts.
     pub revoked: Revocations,
     /// What is wrong with the directory.

@@ -4,6 +4,7 @@
 //! shall be (pure); the [`Task`] makes them so at every change and once a second, and publishes what it
 //! found. A restarted daemon keeps the peers that its tunnel already has until their sessions are back.
 
+mod claims;
 mod mending;
 mod wanted;
 
@@ -20,6 +21,7 @@ use crate::{
     cluster::Cluster,
     config::EncryptionConfig,
     datapath::View,
+    logging::AUDIT,
     metrics::{Metrics, saturate},
     peer::{OwnTunnel, SessionMap},
     readiness::Readiness,
@@ -41,6 +43,8 @@ pub struct Found {
     pub nodes: BTreeMap<PublicKey, String>,
     /// Why the device or the routes are not as they should be.
     pub failure: Option<String>,
+    /// What annotations say of nodes' keys, and is wrong.
+    pub wrong_claims: BTreeMap<String, String>,
 }
 
 /// What the task is made of.
@@ -127,7 +131,8 @@ impl Task {
                 Ok((status, nodes, failure)) => (Some(status), nodes, failure),
                 Err(failure) => (None, BTreeMap::new(), Some(failure)),
             };
-            self.publish(status, nodes, failure.map(|failure| failure.to_string()));
+            let wrong_claims = self.wrong_claims(status.as_ref());
+            self.publish(status, nodes, failure.map(|failure| failure.to_string()), wrong_claims);
         }
     }
 
@@ -165,6 +170,18 @@ impl Task {
         let steered = self.steer(&wanted).await;
         let failure = applied.map_err(Failure::from).and(steered).err();
         Ok((asked?, wanted.nodes, failure))
+    }
+
+    /// Says each that is new.
+    fn wrong_claims(&self, status: Option<&Status>) -> BTreeMap<String, String> {
+        let (cluster, sessions) = (self.parts.cluster.borrow(), self.parts.sessions.borrow());
+        let own = status.map(|status| status.public_key);
+        let wrong = claims::wrong(&cluster, &self.parts.node, own, &sessions);
+        let known = Arc::clone(&self.parts.found.borrow());
+        for (node, why) in wrong.iter().filter(|(node, why)| known.wrong_claims.get(*node) != Some(*why)) {
+            tracing::warn!(target: AUDIT, event = "wrong_key_claimed", node, why, "a wrong WireGuard key in the cluster state; it is not used");
+        }
+        wrong
     }
 
     fn mend(&mut self, status: &Status, nodes: &BTreeMap<PublicKey, String>) {
@@ -205,8 +222,15 @@ impl Task {
         })
     }
 
-    fn publish(&self, status: Option<Status>, nodes: BTreeMap<PublicKey, String>, failure: Option<String>) {
+    fn publish(
+        &self,
+        status: Option<Status>,
+        nodes: BTreeMap<PublicKey, String>,
+        failure: Option<String>,
+        wrong_claims: BTreeMap<String, String>,
+    ) {
         let parts = &self.parts;
+        parts.metrics.wrong_key_claims.set(saturate(wrong_claims.len()));
         parts.metrics.tunnel_up.set(i64::from(status.is_some()));
         let peers = status.as_ref().map_or(0, |status| status.peers.len());
         parts.metrics.wireguard_peers.set(saturate(peers));
@@ -231,7 +255,7 @@ impl Task {
             }
             // The last answer stays for people to look at; the failure says that it is old.
             let status = status.or_else(|| found.status.clone());
-            *found = Arc::new(Found { status, nodes, failure });
+            *found = Arc::new(Found { status, nodes, failure, wrong_claims });
         });
     }
 }

@@ -142,6 +142,8 @@ pub struct Metrics {
     pub tunnel_up: Gauge,
     /// Peers in the WireGuard device.
     pub wireguard_peers: Gauge,
+    /// Nodes of which annotations say a wrong WireGuard key.
+    pub wrong_key_claims: Gauge,
     /// Seconds until the node's own SVID expires; 0 without a valid one.
     pub node_svid_expiry: Gauge<f64, AtomicU64>,
     /// 1 while policy, or encryption, lets pass what it would drop.
@@ -194,6 +196,7 @@ impl Metrics {
             cluster_problems: Gauge::default(),
             tunnel_up: Gauge::default(),
             wireguard_peers: Gauge::default(),
+            wrong_key_claims: Gauge::default(),
             node_svid_expiry: Gauge::default(),
             observing: Family::default(),
         };
@@ -322,6 +325,11 @@ impl Metrics {
         );
         registry.register("tunnel_up", "Whether the tunnel process answers", self.tunnel_up.clone());
         registry.register("wireguard_peers", "Peers in the WireGuard device", self.wireguard_peers.clone());
+        registry.register(
+            "wrong_key_claims",
+            "Nodes of which the cluster state says a wrong WireGuard key",
+            self.wrong_key_claims.clone(),
+        );
         registry.register(
             "observing",
             "Whether a check lets pass what it would drop",

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use authd_tests::daemon::HTTP;
 use authd_tests::lab::node::Family;
 use authd_tests::star_wars::{NODES, PATIENCE, TRUST_DOMAIN};
-use authd_tests::{Lab, Node, StarWars, binaries, http, skip, wait};
+use authd_tests::{Lab, Node, StarWars, binaries, http, log, skip, wait};
 
 const REFUSED: u8 = 78;
 const FAILED: u8 = 1;
@@ -293,4 +293,52 @@ fn a_missing_tunnel_is_named_until_it_comes() {
     scene.settle().unwrap();
     drop(scene.land("tiefighter", Family::V4, PATIENCE).unwrap());
     assert_eq!(readyz(&node).unwrap().status, 200);
+}
+
+/// Whoever may write to the cluster state may say what he likes of a node's key.
+#[test]
+fn a_wrong_key_in_the_cluster_state_is_never_used_and_raises_an_alert() {
+    if !skip::lab_available("a_wrong_key_in_the_cluster_state_is_never_used_and_raises_an_alert") {
+        return;
+    }
+    let mut scene = StarWars::settled("wrong-key", &[]).unwrap();
+    let key = |scene: &StarWars| {
+        let status = scene.authctl_json("node2", &["status"]).unwrap();
+        status["tunnel"]["publicKey"].as_str().unwrap().to_owned()
+    };
+    let proven = key(&scene);
+    let nodes = fs::read_to_string(scene.lab.outside("cluster/nodes.yaml")).unwrap();
+    let claiming = |claimed: &str| {
+        let said = format!("  name: node2\n  annotations: {{authd.io/wireguard-key: \"{claimed}\"}}\nspec:");
+        nodes.replace("  name: node2\nspec:", &said)
+    };
+    let alerted = |scene: &mut StarWars, expected: f64| {
+        for node in ["node1", "node2"] {
+            let agent = scene.agent(node).unwrap();
+            let found = wait::until(PATIENCE, || {
+                let claims = agent.metrics().ok()?.sum("authd_wrong_key_claims", &[]);
+                ((claims - expected).abs() < f64::EPSILON).then_some(())
+            });
+            assert!(found.is_some(), "{node}: not {expected}");
+        }
+    };
+    assert_ne!(claiming("x"), nodes);
+    alerted(&mut scene, 0.0);
+    let stolen = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+    scene.write_manifest("nodes.yaml", &claiming(stolen)).unwrap();
+    alerted(&mut scene, 1.0);
+    for node in ["node1", "node2"] {
+        let condition = scene.wait_condition(node, &["WRONG_KEY_CLAIMED", "node2"]).unwrap();
+        assert!(condition.contains(stolen) && condition.contains(&proven), "{condition}");
+        let log = scene.agent(node).unwrap().process().log().unwrap();
+        let line = [("target", "authd::audit"), ("event", "wrong_key_claimed"), ("node", "node2")];
+        assert!(log::contains(&log, &line), "{node}");
+    }
+    // The tunnel has the proven key, and goes on.
+    for family in Family::ALL {
+        drop(scene.land("tiefighter", family, PATIENCE).unwrap());
+    }
+    assert_eq!(key(&scene), proven);
+    scene.write_manifest("nodes.yaml", &claiming(&proven)).unwrap();
+    alerted(&mut scene, 0.0);
 }

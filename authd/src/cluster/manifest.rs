@@ -71,6 +71,7 @@ pub(super) enum Body {
         labels: BTreeMap<String, String>,
         addresses: Vec<(String, IpAddr)>,
         pod_cidrs: Vec<IpNet>,
+        claimed_key: Option<String>,
     },
     Pod(PodBody),
     /// What it stands for, or the field at fault and why: looked at only where manifests are tried. What

@@ -144,7 +144,9 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn nodes(&mut self, objects: &[Object]) {
         for object in objects {
-            let Body::Node { addresses, .. } = &object.body else { continue };
+            let Body::Node { addresses, claimed_key, .. } = &object.body else { continue };
+            let claim = claimed_key.iter().map(|key| (object.key.name.clone(), key.clone()));
+            self.cluster.claimed_keys.extend(claim);
             let addresses = self.claim_all(object, addresses);
             let node = Node { name: object.key.name.clone(), number: None, addresses, pod_cidrs: Vec::new() };
             self.cluster.nodes.insert(node.name.clone(), node);

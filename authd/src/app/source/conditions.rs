@@ -47,6 +47,16 @@ impl DaemonSource {
         if let Some(why) = &self.found.borrow().failure {
             conditions.push(condition(v1::Severity::Error, "TUNNEL", String::new(), why.clone()));
         }
+        for (node, why) in &self.found.borrow().wrong_claims {
+            let message =
+                format!("{why}; it is not used: find out who wrote it, and correct or remove the annotation");
+            conditions.push(condition(
+                v1::Severity::Warning,
+                "WRONG_KEY_CLAIMED",
+                format!("Node {node}"),
+                message,
+            ));
+        }
         if self.config.hold && !self.can_hold() {
             let message =
                 "first packets of pairs drop and are sent again: no hold device, or not guarded yet";

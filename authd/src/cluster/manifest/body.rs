@@ -13,6 +13,8 @@ use super::{Body, Mistake, ObjectKey, PodBody, Scope, check_name, cilium, servic
 
 /// What a kubelet writes on the image of a pod that stands in its own files.
 const MIRROR: &str = "kubernetes.io/config.mirror";
+/// Where a node's WireGuard key may be said.
+const WIREGUARD_KEY: &str = "authd.io/wireguard-key";
 
 /// Reads an object's body.
 pub(super) fn read(key: &ObjectKey, header: Header, value: &Value, scope: Scope) -> Result<Body, Mistake> {
@@ -25,7 +27,10 @@ pub(super) fn read(key: &ObjectKey, header: Header, value: &Value, scope: Scope)
             let audit = audit(header.metadata.annotations.as_ref())?;
             Ok(Body::Namespace { labels, audit })
         }
-        "Node" => node_body(labels, typed(value)?),
+        "Node" => {
+            let claimed_key = header.metadata.annotations.and_then(|mut all| all.remove(WIREGUARD_KEY));
+            node_body(labels, claimed_key, typed(value)?)
+        }
         "Service" => service::service(labels, typed(value)?),
         "EndpointSlice" => Ok(service::slice(&labels, typed(value)?)),
         "Endpoints" => {
@@ -109,7 +114,11 @@ fn named_ports(spec: &spec::PodSpec) -> Vec<(NamedPort, u16)> {
     named.collect()
 }
 
-fn node_body(labels: BTreeMap<String, String>, node: spec::Node) -> Result<Body, Mistake> {
+fn node_body(
+    labels: BTreeMap<String, String>,
+    claimed_key: Option<String>,
+    node: spec::Node,
+) -> Result<Body, Mistake> {
     let spec = node.spec.unwrap_or_default();
     let one = spec.pod_cidr.map(|cidr| vec![cidr]);
     let mut pod_cidrs = Vec::new();
@@ -131,7 +140,7 @@ fn node_body(labels: BTreeMap<String, String>, node: spec::Node) -> Result<Body,
             Err(error) => return Err(Mistake::new(field, format!("\"{}\": {error}", address.address))),
         }
     }
-    Ok(Body::Node { labels, addresses, pod_cidrs })
+    Ok(Body::Node { labels, addresses, pod_cidrs, claimed_key })
 }
 
 fn pod_body(labels: BTreeMap<String, String>, pod: spec::Pod) -> Result<PodBody, Mistake> {

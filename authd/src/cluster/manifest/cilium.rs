@@ -139,5 +139,10 @@ fn node(labels: BTreeMap<String, String>, Node { spec }: Node) -> Body {
     let internal = spec.addresses.into_iter().filter(|one| one.kind.as_deref() == Some("InternalIP"));
     let address = |one: NodeAddress| ("spec.addresses".to_owned(), one.ip.0.to_canonical());
     let pod_cidrs = spec.ipam.pod_cidrs.into_iter().map(|Parsed(net)| net.trunc());
-    Body::Node { labels, addresses: internal.map(address).collect(), pod_cidrs: pod_cidrs.collect() }
+    Body::Node {
+        labels,
+        addresses: internal.map(address).collect(),
+        pod_cidrs: pod_cidrs.collect(),
+        claimed_key: None,
+    }
 }
