@@ -55,16 +55,19 @@ struct Found {
     processor: Duration,
     proofs: u64,
     failures: u64,
+    /// Bytes a pair and node, of which the map that stands in for the kernel's has some.
+    memory: f64,
 }
 
 impl Found {
-    fn say(&self, way: &str, size: u32) -> [Value; 4] {
+    fn say(&self, way: &str, size: u32) -> [Value; 5] {
         let pairs = size * size;
         let each = self.processor.as_secs_f64() * 1e6 / f64::from(pairs);
         println!(
-            "{way:<10} {size:>4} x {size:<4} {:>8.2} s {:>8.2} s of a core {each:>8.1} us a pair {:>6} proofs {:>6} failures",
+            "{way:<10} {size:>4} x {size:<4} {:>8.2} s {:>8.2} s of a core {each:>8.1} us and {:>6.0} bytes a pair {:>6} proofs {:>6} failures",
             self.elapsed.as_secs_f64(),
             self.processor.as_secs_f64(),
+            self.memory,
             self.proofs,
             self.failures,
         );
@@ -76,6 +79,7 @@ impl Found {
             named("all pairs", self.elapsed.as_secs_f64(), "s"),
             named("processor time of all pairs", self.processor.as_secs_f64(), "s"),
             named("processor time of a pair", each, "us"),
+            named("memory of a pair on a node", self.memory, "bytes"),
             named("proofs", self.proofs as f64, ""),
         ]
     }
@@ -86,14 +90,16 @@ fn measure(size: u32, way: PairProof) -> Found {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let (client, server) = two(size, way).await;
+        let resident_before = resident();
         let (began, before) = (Instant::now(), processor_time());
         let all = tokio::time::timeout(PATIENCE, authenticate(&client, &server, size)).await;
         all.expect("all pairs in time");
         let (elapsed, processor) = (began.elapsed(), processor_time() - before);
         let (proofs, failures) = (client.proofs() + server.proofs(), client.failures());
+        let memory = (resident() - resident_before) / f64::from(2 * size * size);
         client.stop().await;
         server.stop().await;
-        Found { elapsed, processor, proofs, failures }
+        Found { elapsed, processor, proofs, failures, memory }
     })
 }
 
@@ -119,6 +125,13 @@ async fn authenticate(client: &Node, server: &Node, size: u32) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() * 1024.0
 }
 
 fn processor_time() -> Duration {

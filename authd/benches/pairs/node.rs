@@ -131,7 +131,7 @@ impl Node {
         let (node_svid, node_svids) = watch::channel(usable(authority, &own.spiffe_id));
         let svids = Svids::new(node_svids, Arc::clone(&clock));
         let settings = Settings {
-            config: Config { max_pairs: 1 << 17, ..Config::default() },
+            config: Config::default(),
             jitter: Box::new(|below| below / 2),
             clock: Arc::clone(&clock),
             table: Arc::<Memory>::clone(&table),

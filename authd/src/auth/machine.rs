@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use auth_ebpf_abi::{AuthEntry, AuthKey, AuthType, IdentityNumber, NodeNumber, identity};
+use auth_ebpf_abi::{AuthEntry, AuthKey, AuthType, IdentityNumber, NodeNumber, capacity, identity};
 
 use super::change::{Cause, Change};
 use super::event::{Accepted, Action, Desired, Event, Failure, Refused, Success};
@@ -36,7 +36,8 @@ pub struct Config {
     pub max_per_node: usize,
     /// Pairs that are authenticated ahead of traffic; they have a quarter of the handshakes.
     pub preauthenticate: usize,
-    /// Most pairs that are known, with or without an entry.
+    /// Most pairs that are known, with or without an entry. Beyond them requests drop and are counted (`no_room`), and
+    /// those of other nodes are refused (`full`).
     pub max_pairs: usize,
 }
 
@@ -49,7 +50,7 @@ impl Default for Config {
             max_running: 64,
             max_per_node: 16,
             preauthenticate: 0,
-            max_pairs: 65_536,
+            max_pairs: capacity::AUTH,
         }
     }
 }
