@@ -12,6 +12,7 @@ use crate::lab::node::{Cidr, Node};
 use crate::lab::{Lab, namespace::Namespace};
 use crate::process::Process;
 use crate::scrape::Samples;
+use crate::wall_clock::WallClock;
 use crate::{binaries, http, wait};
 
 /// Where the daemon of each node answers HTTP.
@@ -46,6 +47,7 @@ pub struct Daemon {
     namespace: Namespace,
     name: String,
     arguments: Vec<OsString>,
+    environment: Vec<(&'static str, OsString)>,
     ready: Ready,
     process: Process,
 }
@@ -73,7 +75,8 @@ impl Daemon {
             arguments.extend([flag.into(), value]);
         }
         arguments.extend(cluster.flags.iter().map(OsString::from));
-        Self::start(lab, node, format!("authd-{name}"), arguments, Ready::Http)
+        let environment = WallClock::environment(lab);
+        Self::start_in(lab, node, format!("authd-{name}"), arguments, environment, Ready::Http)
     }
 
     /// Starts `authd tunnel` on a node.
@@ -138,8 +141,20 @@ impl Daemon {
         arguments: Vec<OsString>,
         ready: Ready,
     ) -> Result<Self> {
-        let process = launch(lab, namespace, &name, &arguments)?;
-        Ok(Self { lab: lab.clone(), namespace: namespace.clone(), name, arguments, ready, process })
+        Self::start_in(lab, namespace, name, arguments, Vec::new(), ready)
+    }
+
+    fn start_in(
+        lab: &Lab,
+        namespace: &Namespace,
+        name: String,
+        arguments: Vec<OsString>,
+        environment: Vec<(&'static str, OsString)>,
+        ready: Ready,
+    ) -> Result<Self> {
+        let process = launch(lab, namespace, &name, &arguments, &environment)?;
+        let (lab, namespace) = (lab.clone(), namespace.clone());
+        Ok(Self { lab, namespace, name, arguments, environment, ready, process })
     }
 
     /// Waits until it serves; how long that took from now.
@@ -188,7 +203,7 @@ impl Daemon {
         if self.process.status()?.is_none() {
             self.process.kill9()?;
         }
-        self.process = launch(&self.lab, &self.namespace, &self.name, &self.arguments)?;
+        self.process = launch(&self.lab, &self.namespace, &self.name, &self.arguments, &self.environment)?;
         Ok(())
     }
 
@@ -208,8 +223,17 @@ impl Daemon {
     }
 }
 
-fn launch(lab: &Lab, namespace: &Namespace, name: &str, arguments: &[OsString]) -> Result<Process> {
+fn launch(
+    lab: &Lab,
+    namespace: &Namespace,
+    name: &str,
+    arguments: &[OsString],
+    environment: &[(&'static str, OsString)],
+) -> Result<Process> {
     let mut command = namespace.command(binaries::path("authd")?);
-    command.args(arguments).env("RUST_BACKTRACE", "1");
+    command
+        .args(arguments)
+        .env("RUST_BACKTRACE", "1")
+        .envs(environment.iter().map(|(key, value)| (key, value)));
     Process::start(lab, namespace, name, command)
 }

@@ -43,6 +43,7 @@ pub mod skip;
 pub mod spire;
 pub mod star_wars;
 pub mod wait;
+pub mod wall_clock;
 
 pub use capture::Capture;
 pub use lab::Lab;

@@ -1,8 +1,12 @@
 //! Authentication between two nodes from its beginning to its end, with real packets: revoked, rotated, cut off,
 //! refused, and explained.
 
+#[path = "auth/clock.rs"]
+mod clock;
 #[path = "auth/stream.rs"]
 mod stream;
+#[path = "auth/tried.rs"]
+mod tried;
 
 use std::fs;
 use std::io::Write as _;
