@@ -189,6 +189,14 @@ fn groups_of_prefixes() {
         "egress: [{toCIDRSet: [{cidrGroupRef: vpn, except: [203.0.113.128/25]}]}]",
         &[("203.0.113.9", true), ("203.0.113.200", false)],
     );
+    // What isn't meant has parts with identities of their own, by other rules.
+    let parts = case(
+        "egress: [{toCIDRSet: [{cidrGroupRef: vpn, except: [203.0.113.128/25]}]}, \
+         {toCIDR: [203.0.113.200/32, 203.0.113.9/32], toPorts: [{ports: [{port: '80'}]}]}]",
+    );
+    let reaches = |address: &str, port| parts.reaches(parts.of(address), port);
+    assert!(reaches("203.0.113.9", 443) && reaches("203.0.113.200", 80));
+    assert!(!reaches("203.0.113.200", 443));
     check("egress: [{toCIDRSet: [{cidrGroupRef: other}]}]", &[("203.0.113.9", false)]);
     assert_eq!(case("egress: [{toCIDRSet: [{cidrGroupRef: other}]}]").conditions(), ["SelectsNothing"]);
 }

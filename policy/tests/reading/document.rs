@@ -342,7 +342,7 @@ impl Tape<'_> {
             "unmanaged",
             "cluster-mesh",
         ];
-        const NETS: [&str; 10] = [
+        const NETS: [&str; 12] = [
             "192.0.2.0/29",
             "10.0.0.0/8",
             "10.1.0.0/16",
@@ -353,6 +353,8 @@ impl Tape<'_> {
             "fd00::/8",
             "2001:db8::1",
             "10.2.3.4/16",
+            "10.2.1.5/32",
+            "8.8.8.8",
         ];
         match self.below(if is_egress { 14 } else { 11 }) {
             0..=3 => ("Endpoints", self.list(2, Self::selector)),
