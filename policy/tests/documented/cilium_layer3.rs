@@ -161,6 +161,13 @@ fn additional_label_requirements() {
         "mine -> both,front 80/TCP allowed
          mine -> prod2,far,entity:world,entity:host 80/TCP denied",
     );
+    // A node reaches its pods whatever is required; that says nothing of what these send to it.
+    let anywhere = out.replace("toEndpoints: [{}]}]", "toEntities: [all]}]");
+    Scene::new(pods, &anywhere).check(
+        "mine -> both,front 80/TCP allowed
+         mine -> prod2,far,entity:world,entity:host 80/TCP denied
+         entity:host -> mine 80/TCP allowed",
+    );
     // Several requirements must all be met, also where nothing is denied by default.
     let open =
         cnp("endpointSelector: {matchLabels: {env: prod}}, enableDefaultDeny: {ingress: false}, ingress: [\

@@ -35,6 +35,7 @@ fn rules_of_layer_7_without_default_deny() {
     for rules in [
         "rules: {http: [{method: GET}]}",
         "rules: {dns: [{matchName: cilium.io}]}",
+        "rules: {http: [{matchPattern: '*'}]}",
         "serverNames: [cilium.io]",
     ] {
         let scene = app(&format!(
