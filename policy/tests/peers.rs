@@ -383,6 +383,16 @@ fn encryption_as_a_field_and_as_an_annotation() {
     );
     assert_eq!(of(&broad, DB), "required", "a more specific rule takes nothing away");
     assert_eq!(of(&broad, reserved::WORLD), "default");
+    let in_full = annotated(
+        "{policy.authd.io/encryption: 'spec.ingress[1]'}",
+        "ingress: [{fromEndpoints: [{}]}, {fromEntities: [world]}]",
+    );
+    assert_eq!((of(&in_full, DB), of(&in_full, reserved::WORLD)), ("default", "required"));
+    let of_one_spec = of_policy(
+        "{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: p, namespace: shop, annotations: {policy.authd.io/encryption: 'specs[1].ingress[0]'}}, \
+         specs: [{endpointSelector: {}, ingress: [{fromEndpoints: [{}]}]}, {endpointSelector: {}, ingress: [{fromEntities: [world]}]}]}",
+    );
+    assert_eq!((of(&of_one_spec, DB), of(&of_one_spec, reserved::WORLD)), ("default", "required"));
     // A rule that can't be kept, and so denies, can be named all the same.
     let unkept = annotated(
         "{policy.authd.io/encryption: 'ingress[0],ingress[1]'}",

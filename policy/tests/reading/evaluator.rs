@@ -670,7 +670,7 @@ fn has_key(selector: &Value, test: impl Fn(&str, &str) -> bool) -> bool {
     })
 }
 
-/// Whether nobody is known who could have been told of.
+/// Whether the selector means this end; of a stranger nothing is known, so none does.
 fn selects(selector: &Value, end: End, ignored: impl Fn(&str) -> bool) -> bool {
     !matches!(end, End::Stranger) && selects_labels(selector, &labels(end), ignored)
 }
