@@ -1,5 +1,6 @@
 //! What agents are known to do wrong, played by a stand-in that sends exactly the messages it is told to.
 
+mod ends;
 mod keys;
 mod limits;
 mod opening;
