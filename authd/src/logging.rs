@@ -66,3 +66,58 @@ impl LogConfig {
         Ok(())
     }
 }
+
+/// Lines as a test finds them.
+#[cfg(test)]
+pub(crate) mod lines {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::{Map, Value};
+
+    use super::AUDIT;
+
+    /// What has been written, in the form of JSON.
+    #[derive(Clone, Default)]
+    pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Lines {
+        /// What writes them here.
+        pub(crate) fn subscriber(&self) -> impl tracing::Subscriber + Send + Sync + use<> {
+            let writer = self.clone();
+            tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone()).finish()
+        }
+
+        /// Those about what has changed.
+        pub(crate) fn audit(&self) -> Vec<Map<String, Value>> {
+            let bytes = self.0.lock().unwrap().clone();
+            let lines = serde_json::Deserializer::from_slice(&bytes).into_iter::<Map<String, Value>>();
+            lines.map(Result::unwrap).filter(|line| line["target"] == AUDIT).collect()
+        }
+    }
+
+    /// The fields of a line about an event. Whoever reads these lines by a program relies on them: the operations guide
+    /// has all of them.
+    pub(crate) fn fields<'a>(line: &'a Map<String, Value>, event: &str) -> Vec<&'a str> {
+        let guide = include_str!("../../docs/operations.md");
+        let row = guide.lines().find(|row| row.starts_with("| ") && row.contains(&format!("`{event}`")));
+        let row = row.unwrap_or_else(|| panic!("no row of {event}"));
+        let of_all = ["timestamp", "level", "message", "target", "event"];
+        let fields: Vec<&str> = line.keys().map(String::as_str).filter(|it| !of_all.contains(it)).collect();
+        for field in &fields {
+            assert!(row.contains(&format!("`{field}`")), "{event}: {field}");
+        }
+        fields
+    }
+}

@@ -21,6 +21,7 @@ use both_ways;
 
 mod addresses;
 mod attacks;
+mod audit;
 mod clocks;
 mod cluster;
 mod handshakes;
