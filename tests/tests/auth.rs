@@ -3,6 +3,8 @@
 
 #[path = "auth/clock.rs"]
 mod clock;
+#[path = "auth/crowd.rs"]
+mod crowd;
 #[path = "auth/stream.rs"]
 mod stream;
 #[path = "auth/tried.rs"]
