@@ -67,6 +67,7 @@ impl Ours {
 
     async fn accept(&self, listener: &TcpListener, bundles: &Bundles) -> Result<()> {
         let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
         let options = Options::default();
         let config = server_config(&self.svid, bundles, self.expected(), PROTOCOL.as_bytes(), &options)?;
         let mut tls = TlsAcceptor::from(config).accept(stream).await?;
@@ -81,6 +82,7 @@ impl Ours {
         let options = Options::default();
         let config = client_config(&self.svid, bundles, self.expected(), PROTOCOL.as_bytes(), &options)?;
         let stream = TcpStream::connect(listener.local_addr()?).await?;
+        stream.set_nodelay(true)?;
         let name = ServerName::try_from("256.a.test")?;
         let mut tls = TlsConnector::from(config).connect(name, stream).await?;
         tls.write_all(b"x").await?;

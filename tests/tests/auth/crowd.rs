@@ -2,6 +2,7 @@
 //! cluster state and have SVIDs, which is all that authentication is about.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -108,6 +109,10 @@ fn ten_thousand_pairs_that_ask_at_once_all_authenticate_within_bounds() {
         return;
     }
     let (mut scene, clients) = crowd().unwrap();
+    let memory = |scene: &mut StarWars| -> Result<Vec<f64>> {
+        NODES.into_iter().map(|node| resident(scene.agent(node)?.process().pid())).collect()
+    };
+    let before = memory(&mut scene).unwrap();
     let mut all_within = || {
         ask(&clients)?;
         let mut done = true;
@@ -134,5 +139,13 @@ fn ten_thousand_pairs_that_ask_at_once_all_authenticate_within_bounds() {
             "{node}: {made} proofs: by identities, not by pairs"
         );
     }
-    assert!(took < LIMIT);
+    let after = memory(&mut scene).unwrap();
+    for (before, after) in before.iter().zip(&after) {
+        let each = (after - before) * 1024.0 * 1024.0 / PAIRS;
+        writeln!(
+            std::io::stdout(),
+            "{PAIRS} pairs in {took:?}, {before:.1} to {after:.1} MB: {each:.0} bytes each"
+        )
+        .unwrap();
+    }
 }
