@@ -43,5 +43,7 @@ mod model;
 mod modes;
 #[path = "decide/pods.rs"]
 mod pods;
+#[path = "decide/service_flows.rs"]
+mod service_flows;
 #[path = "decide/services.rs"]
 mod services;

@@ -184,7 +184,12 @@ impl<S: State> Judge<'_, S> {
             self.event.reply = 1;
             return Ok(());
         }
-        self.exchange(packet, place, standing, &endpoint, &remote)
+        self.exchange(packet, place, standing, &endpoint, &remote)?;
+        if place.translation.kind == TranslationKind::END {
+            let state = place.entry.state;
+            self.tell_partner(place, state);
+        }
+        Ok(())
     }
 
     /// Who sent this, judged by where the kernel says that it came in.

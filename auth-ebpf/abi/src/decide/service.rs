@@ -79,9 +79,13 @@ impl<S: State> Judge<'_, S> {
             ..*connection
         };
         let now = self.now();
+        let end = (connection.remote, connection.ports.destination());
         let tell = |entry: &mut ConnectionEntry| {
-            entry.last_seen = now;
-            entry.state |= state;
+            // The service's port may have been called anew, and lead to another backend.
+            if entry.translation == end.0 && entry.translation_port == end.1 {
+                entry.last_seen = now;
+                entry.state |= state;
+            }
         };
         if let Some(mut entry) = self.state.established(service) {
             return tell(&mut entry);

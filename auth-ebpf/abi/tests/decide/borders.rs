@@ -245,7 +245,7 @@ fn to_everybody_is_in_the_clear_as_well() {
     }
 }
 
-const WORLD_V6: auth_ebpf_abi::Address = v6(0xaa, 7);
+const WORLD_V6: Address = v6(0xaa, 7);
 
 #[test]
 fn what_an_uplink_carries_for_the_cluster_within_another_packet_is_in_the_clear() {

@@ -180,7 +180,7 @@ fn neighbour_discovery_passes_on_the_link_alone() {
     let solicit = |source, destination, hop_limit| {
         neighbour(types::V6_NEIGHBOUR_SOLICITATION, source, destination, HERE_V6, hop_limit).ethernet()
     };
-    let unspecified = auth_ebpf_abi::Address::default();
+    let unspecified = Address::default();
     for source in [unspecified, LINK_LOCAL, HERE_V6] {
         for destination in [ALL_NODES, LINK_LOCAL, HOST_V6] {
             assert_eq!(sends(&tables, &solicit(source, destination, 255)), PASSES);
@@ -205,7 +205,7 @@ fn multicast_listener_reports_pass() {
         Parts { hop_limit: 1, extensions, ..icmp(source, destination, types::V6_MLD2_REPORT, 0) }.ethernet()
     };
     assert_eq!(sends(&tables, &report(LINK_LOCAL, ALL_NODES)), PASSES);
-    assert_eq!(sends(&tables, &report(auth_ebpf_abi::Address::default(), ALL_NODES)), PASSES);
+    assert_eq!(sends(&tables, &report(Address::default(), ALL_NODES)), PASSES);
     assert_eq!(sends(&tables, &report(LINK_LOCAL, HERE_V6)), drops(DropReason::Spoofed));
 }
 
