@@ -217,10 +217,8 @@ pub fn decide<S: State, B: Bytes + ?Sized>(
     place.translation.news = false;
     notes.held_since = context.held_since;
     // Before anything that the decision rests on.
-    let everything = match context.hook {
-        Hook::FromPod | Hook::ToPod => state.setting(Setting::Generation) as u32,
-        _ => 0,
-    };
+    let at_pod = matches!(context.hook, Hook::FromPod | Hook::ToPod);
+    let everything = if at_pod { state.setting(Setting::Generation) as u32 } else { 0 };
     let mut judge = Judge { state, context: *context, event, token, notes, now: state.now(), everything };
     match judge.inspect(bytes, packet, place) {
         Ok(Passage::Settled) => judge.forward(),

@@ -152,7 +152,7 @@ fn nothing(number: u64) -> u64 {
 
 #[cfg(not(target_arch = "bpf"))]
 fn nothing(number: u64) -> u64 {
-    opaque(number) & 0
+    opaque(number) ^ number
 }
 
 #[cfg(not(target_arch = "bpf"))]
