@@ -86,7 +86,7 @@ impl Linter<'_> {
     /// Whether a rule that is about pods selects none. Rules without peers have a condition already, and
     /// names of DNS have no addresses before anybody asks.
     fn is_empty(&self, rule: &Rule, whom: &Whom) -> bool {
-        let is_of_pods = |peer: &Peer| matches!(peer, Peer::Selector(_) | Peer::OwnCluster);
+        let is_of_pods = |peer: &Peer| matches!(peer, Peer::Selector(_) | Peer::OwnCluster(_));
         let Whom::These(these) = whom else { return false };
         let peers = rule.peers.list();
         self.has_pods && these.is_empty() && !peers.is_empty() && peers.iter().all(is_of_pods)

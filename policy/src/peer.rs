@@ -27,8 +27,9 @@ pub enum Peers {
 pub enum Peer {
     /// Those selected.
     Selector(Selector),
-    /// Pods of the endpoint's own cluster; of every one known, for a reserved endpoint, whose labels name none.
-    OwnCluster,
+    /// Those selected of the endpoint's own cluster; of every one known, for a reserved endpoint, whose labels name
+    /// none.
+    OwnCluster(Selector),
     /// Addresses outside the cluster.
     Cidr(CidrBlock),
     /// Addresses of a NetworkPolicy's `ipBlock`, in the cluster or not.
@@ -166,10 +167,11 @@ impl Peer {
         let is_address = |address: &IpAddr| remote.net() == Some(IpNet::from(*address));
         match self {
             Self::Selector(selector) => selector.matches(remote.labels),
-            Self::OwnCluster => {
+            Self::OwnCluster(selector) => {
                 let cluster = remote.labels.get(Source::K8s, CLUSTER_KEY);
                 let own = own.get(Source::K8s, CLUSTER_KEY);
                 cluster.is_some_and(|cluster| own.is_none_or(|own| own == cluster))
+                    && selector.matches(remote.labels)
             }
             Self::Cidr(block) | Self::IpBlock(block) => inside(block),
             Self::CidrGroups { groups, except } => groups.nets(surroundings).any(|net| {
@@ -201,7 +203,7 @@ impl Peer {
             Self::Nodes(selector) => !selector.requirements.is_empty() && selector.matches(&node.labels),
             Self::IpBlock(block) => has(block, node),
             Self::Selector(_)
-            | Self::OwnCluster
+            | Self::OwnCluster(_)
             | Self::Cidr(_)
             | Self::CidrGroups { .. }
             | Self::Services { .. }
@@ -217,7 +219,7 @@ impl Peer {
     /// The prefixes in which all lie that it selects by their addresses.
     pub(crate) fn nets(&self, surroundings: &Surroundings) -> Vec<IpNet> {
         match self {
-            Self::Selector(_) | Self::OwnCluster | Self::Nodes(_) => Vec::new(),
+            Self::Selector(_) | Self::OwnCluster(_) | Self::Nodes(_) => Vec::new(),
             Self::Cidr(block) | Self::IpBlock(block) => block.nets().collect(),
             Self::CidrGroups { groups, except } => {
                 groups.nets(surroundings).chain(except.iter().copied()).collect()

@@ -169,9 +169,10 @@ impl Selections {
         for peer in peers {
             match peer {
                 Peer::Selector(selector) => places.extend(self.asking.place(selector)?),
-                Peer::OwnCluster => {
-                    let cluster = own.get(Source::K8s, CLUSTER_KEY);
-                    places.push((CLUSTER_KEY.into(), cluster.map(Into::into)));
+                Peer::OwnCluster(selector) => {
+                    let cluster = || own.get(Source::K8s, CLUSTER_KEY).map(Into::into);
+                    let selected = self.asking.place(selector);
+                    places.extend(selected.unwrap_or_else(|| vec![(CLUSTER_KEY.into(), cluster())]));
                 }
                 // These select pods by what else is known of them.
                 Peer::Services { .. } | Peer::IpBlock(_) => return None,

@@ -91,9 +91,13 @@ impl World {
             candidates.extend(nets.iter().flat_map(|net| self.local.within(*net)));
             match peer {
                 Peer::Selector(selector) => candidates.extend(self.with_labels(selector)?),
-                Peer::OwnCluster => {
-                    candidates.extend(self.labels.get(CLUSTER_KEY, own.get(Source::K8s, CLUSTER_KEY)));
-                }
+                Peer::OwnCluster(selector) => match self.with_labels(selector) {
+                    Some(selected) => candidates.extend(selected),
+                    None => {
+                        let cluster = own.get(Source::K8s, CLUSTER_KEY);
+                        candidates.extend(self.labels.get(CLUSTER_KEY, cluster));
+                    }
+                },
                 Peer::Services { namespace, services } => {
                     let services = services.of(namespace.as_deref(), &self.surroundings);
                     for pods in services.filter_map(|service| service.pods.as_ref()) {
@@ -162,7 +166,7 @@ pub(super) const fn names_places(peer: &Peer) -> bool {
         | Peer::Services { .. }
         | Peer::Nodes(_)
         | Peer::Name(_) => true,
-        Peer::Selector(_) | Peer::OwnCluster => false,
+        Peer::Selector(_) | Peer::OwnCluster(_) => false,
     }
 }
 
@@ -170,6 +174,6 @@ pub(super) const fn names_places(peer: &Peer) -> bool {
 pub(super) const fn is_indirect(peer: &Peer) -> bool {
     match peer {
         Peer::CidrGroups { .. } | Peer::Services { .. } | Peer::Nodes(_) | Peer::Name(_) => true,
-        Peer::Selector(_) | Peer::OwnCluster | Peer::Cidr(_) | Peer::IpBlock(_) => false,
+        Peer::Selector(_) | Peer::OwnCluster(_) | Peer::Cidr(_) | Peer::IpBlock(_) => false,
     }
 }

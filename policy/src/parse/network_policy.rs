@@ -98,7 +98,7 @@ fn parse_peer(node: &Node<'_>, object: &ObjectRef) -> Result<Peer, Fault> {
             let mut selector = of_pods.unwrap_or_default();
             let within = of_namespaces.unwrap_or_else(|| selector::namespace(&object.namespace));
             selector.requirements.extend(within.requirements);
-            Ok(Peer::Selector(selector))
+            Ok(selector::in_cluster(selector))
         }
     }
 }

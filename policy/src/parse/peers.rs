@@ -181,7 +181,7 @@ fn parse_kind(node: &Node<'_>, kind: Kind, rule: &mut RuleContext<'_>) -> Result
         Kind::Nodes => Ok(Peer::Nodes(selector::parse(node)?)),
         Kind::Endpoints | Kind::Entities | Kind::Requirements | Kind::Unsupported => {
             let selector = selector::of_peers(selector::parse(node)?, rule.object, rule.subject_is_init);
-            Ok(Peer::Selector(selector))
+            Ok(selector::in_cluster(selector))
         }
     };
     Ok(Peers::Selected(items.iter().map(peer).collect::<Result<_, Fault>>()?))
@@ -196,7 +196,7 @@ fn parse_entities(items: &[Node<'_>]) -> Result<Peers, Fault> {
             Entity::None => {}
             Entity::Cluster => {
                 peers.extend(IN_CLUSTER.iter().filter_map(|name| reserved(name)));
-                peers.push(Peer::OwnCluster);
+                peers.push(Peer::OwnCluster(Selector::default()));
             }
             Entity::ClusterMesh => {
                 peers.extend(IN_CLUSTER.iter().filter_map(|name| reserved(name)));

@@ -3,8 +3,11 @@
 use super::label_syntax::{check_key, check_value};
 use super::node::Node;
 use super::policy_error::{Fault, Problem};
-use crate::label::{LabelError, LabelKey, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, OWN_PREFIX, Source};
+use crate::label::{
+    CLUSTER_KEY, LabelError, LabelKey, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, OWN_PREFIX, Source,
+};
 use crate::object::{Kind, ObjectRef};
+use crate::peer::Peer;
 use crate::selector::{Operator, Requirement, Selector};
 
 /// The operators of `matchExpressions`.
@@ -162,6 +165,13 @@ pub(super) fn of_peers(mut selector: Selector, object: &ObjectRef, subject_is_in
         selector.requirements.extend(namespace(&object.namespace).requirements);
     }
     selector
+}
+
+/// The pods that a selector in a rule means: of the endpoint's own cluster unless it says otherwise, as Cilium has it
+/// since 1.19.
+pub(super) fn in_cluster(selector: Selector) -> Peer {
+    let is_told = selector.has_source(Source::Reserved) || selector.has_k8s_key(CLUSTER_KEY);
+    if is_told { Peer::Selector(selector) } else { Peer::OwnCluster(selector) }
 }
 
 fn key(name: &str) -> Option<LabelKey> {

@@ -171,7 +171,7 @@ impl View<'_> {
                 let is_known = self.surroundings.names.keys().any(|known| name.matches(known));
                 (!is_known).then_some("no address known of this name, since none are learnt from DNS yet")
             }
-            Peer::Selector(_) | Peer::OwnCluster | Peer::Cidr(_) | Peer::IpBlock(_) => None,
+            Peer::Selector(_) | Peer::OwnCluster(_) | Peer::Cidr(_) | Peer::IpBlock(_) => None,
         };
         let what = rule.peers.list().iter().find_map(missing)?;
         let message = format!("there is {what}: it selects nothing");

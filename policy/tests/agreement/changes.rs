@@ -35,8 +35,10 @@ fn allows(engine: &mut Engine, remote: IdentityNumber, direction: Direction, por
 
 #[test]
 fn a_rule_for_all_who_share_a_spiffe_id_holds_once_all_of_them_are_known() {
-    let namespace = json!([{"matchLabels": {"k8s:io.kubernetes.pod.namespace": "y"}}]);
-    let rule = json!({"fromEndpoints": namespace, "authentication": {"mode": "required"}});
+    let any_cluster = json!([{"key": "io.cilium.k8s.policy.cluster", "operator": "Exists"}]);
+    let namespace = json!({"k8s:io.kubernetes.pod.namespace": "y"});
+    let peers = json!([{"matchLabels": namespace, "matchExpressions": any_cluster}]);
+    let rule = json!({"fromEndpoints": peers, "authentication": {"mode": "required"}});
     let mut surroundings = Surroundings::default();
     surroundings.share_spiffe_ids(&identities(), |identity| Some(identity.namespace().to_owned()));
     let mut engine = engine(&[json!({"endpointSelector": {}, "ingress": [rule]})], &surroundings);

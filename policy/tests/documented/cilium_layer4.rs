@@ -139,16 +139,18 @@ fn initialising_endpoints() {
          entity:init -> app,entity:world 53/TCP,80/TCP denied
          app -> entity:world 80/TCP allowed",
     );
-    // "Policies applying on initializing pods are a special case": these have no namespace, so an empty selector of
-    // such a policy of the cluster means everybody, where that of others means pods.
+    // "Policies applying on initializing pods are a special case": an empty selector of such a policy asks for no
+    // namespace, as that of others does, but for the own cluster, which no more than pods have.
     let from_all = |subject: &str| {
         format!(
             "{{apiVersion: cilium.io/v2, kind: CiliumClusterwideNetworkPolicy, metadata: {{name: a}}, \
              spec: {{endpointSelector: {{matchLabels: {{{subject}}}}}, ingress: [{{fromEndpoints: [{{}}]}}]}}}}"
         )
     };
-    Scene::new("default/app app=x", &from_all("'reserved:init': ''"))
-        .check("app,entity:world,entity:remote-node,entity:init -> entity:init 80/TCP allowed");
+    Scene::new("default/app app=x", &from_all("'reserved:init': ''")).check(
+        "app -> entity:init 80/TCP allowed
+                entity:world,entity:remote-node,entity:init -> entity:init 80/TCP denied",
+    );
     Scene::new("default/app app=x", &from_all("app: x")).check(
         "app -> app 80/TCP allowed
          entity:world,entity:remote-node,entity:init -> app 80/TCP denied",

@@ -186,6 +186,12 @@ fn match_expressions() {
         ["denied", "denied", "denied", "allowed", "denied"],
     );
     check(&from("key: class, operator: DoesNotExist"), only("denied", "denied"));
+    // The world has no namespace, which is not one of these either, but no cluster: "policies automatically select
+    // endpoints from the local cluster only".
+    check(
+        &from("key: io.kubernetes.pod.namespace, operator: NotIn, values: [outpost]"),
+        ["allowed", "allowed", "denied", "allowed", "denied"],
+    );
 }
 
 #[test]

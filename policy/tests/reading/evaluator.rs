@@ -230,7 +230,7 @@ impl Question {
 
     fn is_meant(&self, kind: &str, item: &Value, is_deny: bool, scope: Scope<'_>) -> bool {
         match kind {
-            "Endpoints" => self.is_peer(item, scope),
+            "Endpoints" => self.is_peer(item, scope) && self.is_of_cluster(item),
             "Entities" => self.is_entity(item.as_str().unwrap()),
             "CIDR" => self.is_outside_in(item.as_str().unwrap(), &[]),
             "CIDRSet" => self.is_in_set(item),
@@ -263,6 +263,21 @@ impl Question {
         }
     }
 
+    /// "Policies automatically select endpoints from the local cluster only, unless one or multiple clusters are
+    /// specifically targeted."
+    fn is_of_cluster(&self, selector: &Value) -> bool {
+        let is_told = |source: &str, key: &str| source == "reserved" || key == CLUSTER;
+        has_key(selector, is_told) || self.is_in_own_cluster()
+    }
+
+    fn is_in_own_cluster(&self) -> bool {
+        let own = match self.local {
+            End::Pod(pod) => Some(pod.cluster),
+            End::Node(_) | End::Outside(_) | End::Reserved(_) | End::Stranger => None,
+        };
+        matches!(self.remote, End::Pod(pod) if own.is_none_or(|own| own == pod.cluster))
+    }
+
     fn is_entity(&self, entity: &str) -> bool {
         let is_reserved = |name: &str| matches!(self.remote, End::Reserved(names) if names.contains(&name));
         let of_cluster =
@@ -281,13 +296,7 @@ impl Question {
             "world" => matches!(self.remote, End::Outside(_)),
             "world-ipv4" => self.is_outside_in("0.0.0.0/0", &[]),
             "world-ipv6" => self.is_outside_in("::/0", &[]),
-            "cluster" => {
-                let own = match self.local {
-                    End::Pod(pod) => Some(pod.cluster),
-                    End::Node(_) | End::Outside(_) | End::Reserved(_) | End::Stranger => None,
-                };
-                in_cluster || matches!(self.remote, End::Pod(pod) if own.is_none_or(|own| own == pod.cluster))
-            }
+            "cluster" => in_cluster || self.is_in_own_cluster(),
             "cluster-mesh" => in_cluster || matches!(self.remote, End::Pod(_)),
             name => is_reserved(name),
         }
@@ -475,7 +484,8 @@ impl Question {
         }
         let End::Pod(pod) = self.remote else { return false };
         let (_, of_namespace) = NAMESPACES.iter().find(|(name, _)| *name == pod.namespace).unwrap();
-        field(peer, "podSelector").is_none_or(|selector| of_kubernetes(selector, pod.labels))
+        self.is_in_own_cluster()
+            && field(peer, "podSelector").is_none_or(|selector| of_kubernetes(selector, pod.labels))
             && match field(peer, "namespaceSelector") {
                 Some(selector) => of_kubernetes(selector, of_namespace),
                 None => pod.namespace == namespace,
@@ -511,6 +521,7 @@ struct Scope<'a> {
 }
 
 const NAMESPACE: &str = "io.kubernetes.pod.namespace";
+const CLUSTER: &str = "io.cilium.k8s.policy.cluster";
 const OF_NAMESPACE: &str = "io.cilium.k8s.namespace.labels";
 
 /// What a rule has that isn't enforced.
@@ -636,7 +647,7 @@ fn labels(end: End) -> Vec<OneLabel> {
             labels.extend(of_object(&[
                 (NAMESPACE, pod.namespace),
                 ("io.cilium.k8s.policy.serviceaccount", pod.account),
-                ("io.cilium.k8s.policy.cluster", pod.cluster),
+                (CLUSTER, pod.cluster),
             ]));
             labels
         }
