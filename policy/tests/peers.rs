@@ -470,7 +470,41 @@ fn what_authentication_cannot_tell_apart_is_refused() {
     );
     assert!(both.conditions().is_empty());
     assert_eq!(both.ask(DB, APP, protocol::TCP, 80).verdict, TraceVerdict::Allowed);
-    let without = with_template("ingress: [{fromEndpoints: [{matchLabels: {app: db}}]}]");
+    // The same in two clusters, of which a selector means the own one.
+    let pod = Pod { cluster: "other", ..pod };
+    let far = Identity::new(301, pod.labels([("app", "cache")], []).unwrap()).unwrap();
+    identities.insert(far).unwrap();
+    let of_clusters = |expression: &str| {
+        let data = "key: app, operator: In, values: [db, cache]";
+        let mut case = Case {
+            identities: identities.clone(),
+            ..case(&format!(
+                "ingress: [{{fromEndpoints: [{{matchExpressions: [{{{data}}}{expression}]}}], authentication: {{mode: required}}}}]"
+            ))
+        };
+        case.surroundings.share_spiffe_ids(&identities, by_service_account);
+        case
+    };
+    let own = of_clusters("");
+    assert_eq!(own.conditions(), ["SharedSpiffeId"]);
+    assert_eq!(own.ask(DB, APP, protocol::TCP, 80).verdict, TraceVerdict::Denied);
+    let all = of_clusters(", {key: io.cilium.k8s.policy.cluster, operator: Exists}");
+    assert!(all.conditions().is_empty());
+    assert_eq!(all.ask(DB, APP, protocol::TCP, 80).verdict, TraceVerdict::Allowed);
+}
+
+#[test]
+fn without_authentication_nobody_has_to_be_told_apart() {
+    let mut identities = identities();
+    let pod = Pod { cluster: "default", namespace: "shop", service_account: "data" };
+    let cache = Identity::new(300, pod.labels([("app", "cache")], []).unwrap()).unwrap();
+    identities.insert(cache).unwrap();
+    let mut without = Case {
+        identities: identities.clone(),
+        ..case("ingress: [{fromEndpoints: [{matchLabels: {app: db}}]}]")
+    };
+    let by_service_account = |identity: &Identity| Some(identity.service_account().to_owned());
+    without.surroundings.share_spiffe_ids(&identities, by_service_account);
     assert!(without.conditions().is_empty());
     assert_eq!(without.ask(DB, APP, protocol::TCP, 80).verdict, TraceVerdict::Allowed);
 }

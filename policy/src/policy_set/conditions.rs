@@ -1,12 +1,13 @@
 //! Conditions that follow from what a rule selects.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use auth_ebpf_abi::{AuthType, IdentityNumber, identity::is_reserved};
 
 use crate::compile::split_shared;
 use crate::condition::{Condition, ConditionKind};
 use crate::identity::{IdentitySet, RESERVED, reserved_name};
+use crate::label::{CLUSTER_KEY, Source};
 use crate::label_set::LabelSet;
 use crate::local::{LocalIdentities, Place};
 use crate::peer::{Peer, Peers};
@@ -21,7 +22,7 @@ pub(crate) struct View<'a> {
     pub(crate) local: &'a LocalIdentities,
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
     /// The conditions of one policy.
     pub(crate) fn of_policy(&self, policy: &Policy) -> Vec<Condition> {
         let of_spec = |spec| self.of_spec(spec);
@@ -91,9 +92,18 @@ impl View<'_> {
         if !requires(rule) || self.surroundings.shared().is_empty() || rule.peers == Peers::Any {
             return None;
         }
+        // What a rule selects depends on the endpoint's cluster.
+        let cluster = |labels: &'a LabelSet| (labels.get(Source::K8s, CLUSTER_KEY), labels);
+        let seen_from: BTreeMap<_, _> =
+            self.identities.remotes().map(|remote| cluster(remote.labels)).collect();
+        seen_from.values().find_map(|own| self.shared_from(rule, own))
+    }
+
+    /// The same, seen from an endpoint with the `own` labels.
+    fn shared_from(&self, rule: &Rule, own: &LabelSet) -> Option<(ConditionKind, &'static str, String)> {
         let remotes = self.identities.remotes();
         let selected: BTreeSet<IdentityNumber> = remotes
-            .filter(|remote| rule.peers.select(*remote, remote.labels, self.surroundings, false))
+            .filter(|remote| rule.peers.select(*remote, own, self.surroundings, false))
             .map(|remote| remote.number)
             .collect();
         let sharing = split_shared(rule, &selected, self.surroundings)?;
