@@ -9,20 +9,22 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
-use crate::label::{Label, LabelError, LabelKey, Source};
+use crate::label::{CLUSTER_KEY, Label, LabelError, LabelKey, Source};
 
 /// A set of labels, each with a source of its own (never [`Source::Any`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LabelSet {
     /// Sorted by key, then source.
     labels: Vec<Label>,
+    /// Where among them that of the cluster is, for which every selector asks.
+    cluster: Option<usize>,
 }
 
 impl LabelSet {
     /// A set without labels.
     #[must_use]
     pub const fn new() -> Self {
-        Self { labels: Vec::new() }
+        Self { labels: Vec::new(), cluster: None }
     }
 
     /// The set of these labels.
@@ -51,6 +53,7 @@ impl LabelSet {
             Ok(_) => Err(LabelError::Duplicate(label.label_key().to_string())),
             Err(at) => {
                 self.labels.insert(at, label);
+                self.find_cluster();
                 Ok(())
             }
         }
@@ -60,7 +63,19 @@ impl LabelSet {
     #[must_use]
     pub fn without(mut self, source: Source, key: &str) -> Self {
         self.labels.retain(|label| label.source() != source || label.key() != key);
+        self.find_cluster();
         self
+    }
+
+    fn find_cluster(&mut self) {
+        let place = |have: &Label| (have.key(), have.source()).cmp(&(CLUSTER_KEY, Source::K8s));
+        self.cluster = self.labels.binary_search_by(place).ok();
+    }
+
+    /// The cluster, if they name one ([`CLUSTER_KEY`]).
+    #[must_use]
+    pub fn cluster(&self) -> Option<&str> {
+        self.labels.get(self.cluster?).map(Label::value)
     }
 
     /// The labels, sorted by key, then source.
@@ -172,6 +187,25 @@ mod tests {
 
     fn set(labels: &[&str]) -> LabelSet {
         LabelSet::from_labels(labels.iter().map(|label| label.parse().unwrap())).unwrap()
+    }
+
+    #[test]
+    fn the_cluster_is_known_wherever_it_stands() {
+        let mut labels = LabelSet::new();
+        assert_eq!(labels.cluster(), None);
+        for label in
+            ["k8s:z=1", "any:io.cilium.k8s.policy.cluster=no", "unspec:io.cilium.k8s.policy.cluster=no"]
+        {
+            let _refused = label.parse().map(|label| labels.insert(label));
+            assert_eq!(labels.cluster(), None, "{label}");
+        }
+        for label in ["k8s:io.cilium.k8s.policy.cluster=near", "k8s:a=1", "reserved:io.cilium=x", "k8s:y=1"] {
+            labels.insert(label.parse().unwrap()).unwrap();
+            assert_eq!(labels.cluster(), Some("near"), "{label}");
+        }
+        let labels = labels.without(Source::K8s, "a");
+        assert_eq!(labels.cluster(), labels.get(Source::K8s, CLUSTER_KEY));
+        assert_eq!(labels.without(Source::K8s, CLUSTER_KEY).cluster(), None);
     }
 
     #[test]

@@ -7,7 +7,6 @@ use ipnet::IpNet;
 
 use crate::cidr::CidrBlock;
 use crate::fqdn::NameSelector;
-use crate::label::{CLUSTER_KEY, Source};
 use crate::label_set::LabelSet;
 use crate::local::Place;
 use crate::selector::Selector;
@@ -168,10 +167,8 @@ impl Peer {
         match self {
             Self::Selector(selector) => selector.matches(remote.labels),
             Self::OwnCluster(selector) => {
-                let cluster = remote.labels.get(Source::K8s, CLUSTER_KEY);
-                let own = own.get(Source::K8s, CLUSTER_KEY);
-                cluster.is_some_and(|cluster| own.is_none_or(|own| own == cluster))
-                    && selector.matches(remote.labels)
+                let is_own = |cluster| own.cluster().is_none_or(|own| own == cluster);
+                remote.labels.cluster().is_some_and(is_own) && selector.matches(remote.labels)
             }
             Self::Cidr(block) | Self::IpBlock(block) => inside(block),
             Self::CidrGroups { groups, except } => groups.nets(surroundings).any(|net| {

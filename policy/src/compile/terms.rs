@@ -7,7 +7,6 @@ use auth_ebpf_abi::{AuthType, Direction, IdentityNumber, identity as reserved};
 
 use super::fold::{Force, Remotes, Term};
 use crate::identity::Identity;
-use crate::label::{CLUSTER_KEY, Source};
 use crate::label_set::LabelSet;
 use crate::object::RuleRef;
 use crate::peer::Peers;
@@ -25,7 +24,7 @@ pub(crate) struct SelectionKey {
 
 impl SelectionKey {
     pub(crate) fn new(cookie: u32, own: &LabelSet) -> Self {
-        Self { cookie, cluster: own.get(Source::K8s, CLUSTER_KEY).map(Box::from) }
+        Self { cookie, cluster: own.cluster().map(Box::from) }
     }
 }
 

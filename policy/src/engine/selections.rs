@@ -10,7 +10,7 @@ use super::world::{World, is_indirect, names_places};
 use crate::compile::cookie::Cookies;
 use crate::compile::splits_shared;
 use crate::compile::terms::{Resolve, SelectionKey};
-use crate::label::{CLUSTER_KEY, Source};
+use crate::label::CLUSTER_KEY;
 use crate::label_set::LabelSet;
 use crate::object::RuleRef;
 use crate::peer::{Peer, Remote};
@@ -170,7 +170,7 @@ impl Selections {
             match peer {
                 Peer::Selector(selector) => places.extend(self.asking.place(selector)?),
                 Peer::OwnCluster(selector) => {
-                    let cluster = || own.get(Source::K8s, CLUSTER_KEY).map(Into::into);
+                    let cluster = || own.cluster().map(Into::into);
                     let selected = self.asking.place(selector);
                     places.extend(selected.unwrap_or_else(|| vec![(CLUSTER_KEY.into(), cluster())]));
                 }

@@ -6,7 +6,7 @@ use auth_ebpf_abi::{IdentityNumber, identity as reserved};
 
 use super::by_label::ByLabel;
 use crate::identity::IdentitySet;
-use crate::label::{CLUSTER_KEY, Source};
+use crate::label::CLUSTER_KEY;
 use crate::label_set::LabelSet;
 use crate::local::{LocalIdentities, Place, complete};
 use crate::object::ObjectRef;
@@ -94,8 +94,7 @@ impl World {
                 Peer::OwnCluster(selector) => match self.with_labels(selector) {
                     Some(selected) => candidates.extend(selected),
                     None => {
-                        let cluster = own.get(Source::K8s, CLUSTER_KEY);
-                        candidates.extend(self.labels.get(CLUSTER_KEY, cluster));
+                        candidates.extend(self.labels.get(CLUSTER_KEY, own.cluster()));
                     }
                 },
                 Peer::Services { namespace, services } => {

@@ -7,7 +7,6 @@ use auth_ebpf_abi::{AuthType, IdentityNumber, identity::is_reserved};
 use crate::compile::split_shared;
 use crate::condition::{Condition, ConditionKind};
 use crate::identity::{IdentitySet, RESERVED, reserved_name};
-use crate::label::{CLUSTER_KEY, Source};
 use crate::label_set::LabelSet;
 use crate::local::{LocalIdentities, Place};
 use crate::peer::{Peer, Peers};
@@ -22,7 +21,7 @@ pub(crate) struct View<'a> {
     pub(crate) local: &'a LocalIdentities,
 }
 
-impl<'a> View<'a> {
+impl View<'_> {
     /// The conditions of one policy.
     pub(crate) fn of_policy(&self, policy: &Policy) -> Vec<Condition> {
         let of_spec = |spec| self.of_spec(spec);
@@ -93,9 +92,8 @@ impl<'a> View<'a> {
             return None;
         }
         // What a rule selects depends on the endpoint's cluster.
-        let cluster = |labels: &'a LabelSet| (labels.get(Source::K8s, CLUSTER_KEY), labels);
         let seen_from: BTreeMap<_, _> =
-            self.identities.remotes().map(|remote| cluster(remote.labels)).collect();
+            self.identities.remotes().map(|remote| (remote.labels.cluster(), remote.labels)).collect();
         seen_from.values().find_map(|own| self.shared_from(rule, own))
     }
 
