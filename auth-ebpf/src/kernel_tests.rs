@@ -26,6 +26,8 @@ mod flow_model;
 #[path = "../abi/tests/decide/frames.rs"]
 #[expect(dead_code, reason = "the decision's own tests use the rest")]
 mod frames;
+#[path = "../abi/tests/decide/life.rs"]
+mod life;
 #[path = "../abi/tests/decide/scene.rs"]
 #[expect(dead_code, reason = "the decision's own tests use the rest")]
 mod scene;

@@ -10,6 +10,8 @@
 
 #[path = "decide/frames.rs"]
 mod frames;
+#[path = "decide/life.rs"]
+mod life;
 #[path = "decide/scene.rs"]
 mod scene;
 #[path = "decide/tables.rs"]

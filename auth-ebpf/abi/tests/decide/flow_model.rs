@@ -12,6 +12,7 @@ use auth_ebpf_abi::{
 use proptest::prelude::*;
 
 use super::frames::{Parts, error, icmp, tcp, udp};
+use super::life::Life;
 use super::scene::*;
 
 const SECOND: u64 = 1_000_000_000;
@@ -148,13 +149,10 @@ struct Connection {
     opened_by_us: bool,
     identity: u32,
     node: u16,
-    answered: bool,
-    finished: (bool, bool),
-    reset: bool,
+    life: Life,
     packets: u64,
     replies: u64,
     bytes: u64,
-    seen: u64,
     /// Nothing has changed since it was decided, until this time.
     rests_until: u64,
     stale: bool,
@@ -352,7 +350,8 @@ impl Model {
             };
         }
         let key = key(sent.end, seen.ports, seen.protocol, seen.asked);
-        let known = self.connections.get(&key).copied().filter(|it| it.is_alive(seen.protocol, self.now));
+        let known =
+            self.connections.get(&key).copied().filter(|it| it.life.is_alive(seen.protocol, self.now));
         // What bears the host's address and is the world's, is answered as that.
         let first = seen.protocol == protocol::TCP && seen.opens;
         if sent.out && end == End::Host && !first && known.is_some_and(|it| it.identity == identity::WORLD) {
@@ -417,7 +416,7 @@ impl Model {
         let ports = if asked.is_some() { (sent.ports.0, sent.ports.0) } else { sent.ports };
         let known = self.connections.get(&key(sent.end, ports, about, asked));
         known.is_some_and(|known| {
-            known.is_alive(about, self.now) && !known.stale && self.now < known.rests_until
+            known.life.is_alive(about, self.now) && !known.stale && self.now < known.rests_until
         })
     }
 
@@ -427,22 +426,19 @@ impl Model {
             opened_by_us: by_us,
             identity: owner.identity,
             node: owner.node,
-            answered: false,
-            finished: (false, false),
-            reset: false,
+            life: Life::default(),
             packets: 0,
             replies: 0,
             bytes: 0,
-            seen: now,
             rests_until,
             stale: false,
         };
         let first = seen.protocol == protocol::TCP && seen.opens;
         let goes_on = |known: &Connection| {
-            known.is_alive(seen.protocol, now)
+            known.life.is_alive(seen.protocol, now)
                 && (known.identity, known.node) == (owner.identity, owner.node)
                 && known.opened_by_us == by_us
-                && !(seen.opens && known.is_closed())
+                && !(seen.opens && known.life.is_closed())
         };
         let known = self.connections.get(&key).copied();
         let mut connection = match known {
@@ -454,24 +450,14 @@ impl Model {
         if first || connection.stale || now >= connection.rests_until {
             (connection.stale, connection.rests_until) = (false, rests_until);
         }
-        connection.seen = now;
         let reply = by_us != sent.out;
         if reply {
             connection.replies += 1;
-            let both = flags::SYN | flags::ACK;
-            connection.answered |= seen.protocol != protocol::TCP || seen.tcp & both == both;
         } else {
             connection.packets += 1;
             connection.bytes += seen.length;
         }
-        connection.reset |= seen.tcp & flags::RST != 0;
-        if seen.tcp & flags::FIN != 0 {
-            if reply {
-                connection.finished.1 = true;
-            } else {
-                connection.finished.0 = true;
-            }
-        }
+        connection.life.record(now, (seen.protocol == protocol::TCP).then_some(seen.tcp), reply);
         self.connections.insert(key, connection);
     }
 
@@ -492,26 +478,12 @@ impl Model {
 type Told = (bool, (u32, u16), (u64, u64, u64), (bool, bool));
 
 impl Connection {
-    const fn is_closed(&self) -> bool {
-        self.reset || (self.finished.0 && self.finished.1)
-    }
-
-    const fn is_alive(&self, protocol: u8, now: u64) -> bool {
-        let seconds = match (protocol, self.is_closed(), self.answered) {
-            (protocol::TCP, true, _) => 10,
-            (protocol::TCP, false, true) => 6 * 3600,
-            (protocol::TCP, false, false) => 60,
-            _ => 120,
-        };
-        now < self.seen + seconds * SECOND
-    }
-
     const fn told(&self) -> Told {
         (
             self.opened_by_us,
             (self.identity, self.node),
             (self.packets, self.replies, self.bytes),
-            (self.answered, self.is_closed()),
+            (self.life.answered, self.life.is_closed()),
         )
     }
 }

@@ -11,6 +11,7 @@ use auth_ebpf_abi::{
 use proptest::prelude::*;
 
 use super::frames::{Parts, tcp, udp};
+use super::life::Life;
 use super::scene::*;
 use super::tables::Tables;
 
@@ -37,15 +38,6 @@ enum Step {
     Wait(u64),
 }
 
-/// A connection with a backend.
-#[derive(Clone, Copy, Debug, Default)]
-struct Link {
-    seen: u64,
-    answered: bool,
-    finished: (bool, bool),
-    reset: bool,
-}
-
 type Call = (u8, u16);
 
 #[derive(Debug)]
@@ -56,7 +48,8 @@ struct Model {
     allowed: BTreeSet<usize>,
     /// The backend of each call, and how it is with that; the backends of earlier ones may still speak.
     calls: BTreeMap<Call, usize>,
-    links: BTreeMap<(Call, usize), Link>,
+    /// The connections with backends.
+    links: BTreeMap<(Call, usize), Life>,
     kept: Option<(usize, u64)>,
     /// What was chosen for a port among the same backends.
     chosen: BTreeMap<(u16, BTreeSet<usize>), usize>,
@@ -65,39 +58,8 @@ struct Model {
 /// What becomes of a packet: the other end's address after it, or why it drops.
 type Outcome = Result<Address, DropReason>;
 
-impl Link {
-    const fn is_closed(&self) -> bool {
-        self.reset || (self.finished.0 && self.finished.1)
-    }
-
-    const fn is_alive(&self, protocol: u8, now: u64) -> bool {
-        let seconds = match (protocol, self.is_closed(), self.answered) {
-            (protocol::TCP, true, _) => 10,
-            (protocol::TCP, false, true) => 6 * 3600,
-            (protocol::TCP, false, false) => 60,
-            _ => 120,
-        };
-        now < self.seen + seconds * SECOND
-    }
-
-    fn record(&mut self, now: u64, flags: Option<u8>, reply: bool) {
-        self.seen = now;
-        let flags = flags.unwrap_or(flags::SYN | flags::ACK);
-        let has = |wanted| flags & wanted == wanted;
-        self.answered |= reply && has(flags::SYN | flags::ACK);
-        self.reset |= has(flags::RST);
-        if has(flags::FIN) {
-            if reply {
-                self.finished.1 = true;
-            } else {
-                self.finished.0 = true;
-            }
-        }
-    }
-}
-
 impl Model {
-    fn link(&self, call: Call, backend: usize) -> Option<Link> {
+    fn link(&self, call: Call, backend: usize) -> Option<Life> {
         self.links.get(&(call, backend)).copied().filter(|link| link.is_alive(call.0, self.now))
     }
 
@@ -141,7 +103,7 @@ impl Model {
                 self.links.insert((call, backend), link);
             }
             None if opens => {
-                let mut link = Link::default();
+                let mut link = Life::default();
                 link.record(now, flags, false);
                 self.links.insert((call, backend), link);
                 self.keep(backend);
