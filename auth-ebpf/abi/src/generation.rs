@@ -5,7 +5,8 @@
 //! of the local identity, and one of everything ([`Setting::Generation`](crate::Setting)). Who changes a map
 //! raises the counter of what it touches, after the change; a packet of a connection of another generation
 //! is decided anew. Policy takes several lookups, so its counter is raised before each change as well, and a
-//! packet that finds it raised meanwhile looks again. Pairs share counters by a hash: at worst, a connection is decided once more than needed.
+//! packet that finds it raised meanwhile looks again. Pairs share counters by a hash: at worst, a connection
+//! is decided once more than needed.
 //! A node's epoch needs none of its own: who raises it raises the counter of everything.
 
 use crate::IdentityNumber;

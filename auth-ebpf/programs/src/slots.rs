@@ -140,6 +140,11 @@ fn opaque(number: u64) -> u64 {
     number
 }
 
+#[cfg(not(target_arch = "bpf"))]
+fn opaque(number: u64) -> u64 {
+    core::hint::black_box(number)
+}
+
 /// Nothing, of which the processor doesn't know that it doesn't depend on `number`.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
@@ -153,9 +158,4 @@ fn nothing(number: u64) -> u64 {
 #[cfg(not(target_arch = "bpf"))]
 fn nothing(number: u64) -> u64 {
     opaque(number) ^ number
-}
-
-#[cfg(not(target_arch = "bpf"))]
-fn opaque(number: u64) -> u64 {
-    core::hint::black_box(number)
 }
