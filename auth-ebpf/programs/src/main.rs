@@ -29,6 +29,8 @@ const PASS: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
 /// The type of a VLAN tag, in network order.
 const ETH_P_8021Q: u16 = 0x8100_u16.to_be();
+/// The type of IPv4, in network order, as a context has it.
+const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 
 /// A pod's interface, ingress: what the pod sends.
 #[classifier]
@@ -106,7 +108,7 @@ fn run(ctx: &TcContext, hook: Hook) -> i32 {
     // SAFETY: this CPU's own, and no other program of this object runs on it before this one has ended:
     // traffic control runs with bottom halves disabled.
     let workspace = unsafe { &mut *workspace };
-    match decide(&state::Maps, &SocketBuffer::new(ctx), &context, workspace) {
+    match decide(&state::Maps, &SocketBuffer::new(ctx, hook), &context, workspace) {
         Verdict::Forwarded if matches!(hook, Hook::FromHold) => release(workspace),
         Verdict::Forwarded | Verdict::Audit if holds => pass(ctx, workspace, &context),
         Verdict::Forwarded | Verdict::Audit => PASS,
@@ -220,18 +222,30 @@ fn release(workspace: &Workspace) -> i32 {
 struct SocketBuffer<'a>(&'a TcContext);
 
 impl<'a> SocketBuffer<'a> {
-    /// The longest headers that are read from the linear part: Ethernet, VLAN, IPv6, and of TCP the first 16
-    /// bytes.
-    const HEADERS: u32 = 14 + 4 + 40 + 16;
-
     #[inline(always)]
-    fn new(ctx: &'a TcContext) -> Self {
-        let wanted = ctx.len().min(Self::HEADERS);
+    fn new(ctx: &'a TcContext, hook: Hook) -> Self {
+        // SAFETY: the kernel hands a valid context to the program, for as long as it runs.
+        let protocol = unsafe { &*ctx.skb.skb }.protocol;
+        let wanted = ctx.len().min(read_directly(hook, protocol == ETH_P_IP));
         if ctx.data() + wanted as usize > ctx.data_end() {
             // What can't be brought there can't be read either, and drops.
             let _there = ctx.pull_data(wanted);
         }
         Self(ctx)
+    }
+}
+
+/// How far into a packet places are known beforehand: of the transport header the first 16 bytes behind
+/// Ethernet, none where there is no Ethernet. No more than a sender of TCP has in the linear part: its payload
+/// is elsewhere, and bringing some of it there copies the headers that it keeps to send them again.
+#[inline(always)]
+const fn read_directly(hook: Hook, v4: bool) -> u32 {
+    let network = if v4 { 20 } else { 40 };
+    match hook {
+        Hook::FromWireguard | Hook::ToWireguard => network,
+        Hook::FromPod | Hook::ToPod | Hook::FromUplink | Hook::ToUplink | Hook::FromHold | Hook::ToHold => {
+            14 + network + 16
+        }
     }
 }
 
