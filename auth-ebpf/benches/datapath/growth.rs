@@ -1,5 +1,5 @@
-//! Decisions over tables that grow, with keys at random: each run is another packet, so nothing is hot but
-//! what fits the caches.
+//! Decisions over tables that grow, with keys at random: about one packet again and again, as the other cases
+//! have it, and about another one with each run, so that nothing is hot but what fits the caches.
 
 use std::collections::BTreeMap;
 
@@ -90,12 +90,23 @@ fn authentications(identities: u32) -> Tables {
     tables
 }
 
-/// What a decision costs about packets to peers and ports at random.
-fn cost(datapath: &mut Datapath, ports: u16) -> f64 {
+/// Which packets are decided on.
+#[derive(Clone, Copy)]
+enum Packets {
+    Same,
+    /// To peers and ports at random.
+    Varied,
+}
+
+/// What a decision costs.
+fn cost(datapath: &mut Datapath, packets: Packets, ports: u16) -> f64 {
     let bytes = ack((HERE, 9), (peer(0), 1)).ethernet();
     let packet =
         TestPacket { ifindex: HERE_IFINDEX, ingress_ifindex: HERE_IFINDEX, bytes: &bytes, repeat: REPEAT };
-    let choices = Choices { addresses: PEERS, ports: u32::from(ports) };
+    let choices = match packets {
+        Packets::Same => Choices { addresses: 1, ports: 1 },
+        Packets::Varied => Choices { addresses: PEERS, ports: u32::from(ports) },
+    };
     let baseline = datapath.test_run_varied(None, &packet, choices).unwrap();
     let cost = datapath.test_run_varied(Some(Hook::FromPod), &packet, choices).unwrap();
     cost.as_nanos() as f64 - baseline.as_nanos() as f64
@@ -120,23 +131,28 @@ struct Size {
 /// Measures two sizes in turns.
 fn grow(datapath: &mut Datapath, report: &mut Report, what: &str, sizes: [Size; 2]) {
     let dropped_before = dropped(datapath);
-    let mut costs = [vec![], vec![]];
+    let kinds = [(Packets::Same, "the same packet"), (Packets::Varied, "another packet each time")];
+    let mut costs = kinds.map(|_| [vec![], vec![]]);
     for _ in 0..ROUNDS {
-        for (size, costs) in sizes.iter().zip(&mut costs) {
+        for (nth, size) in sizes.iter().enumerate() {
             let mut tables = size.tables.clone();
             at_boot_time(&mut tables);
             fill(datapath.maps(), &tables);
-            // The first packets bring programs and tables into the caches.
-            cost(datapath, size.ports);
-            costs.extend((0..RUNS).map(|_| cost(datapath, size.ports)));
+            for ((packets, _), costs) in kinds.iter().zip(&mut costs) {
+                // The first packets bring programs and tables into the caches.
+                cost(datapath, *packets, size.ports);
+                costs[nth].extend((0..RUNS).map(|_| cost(datapath, *packets, size.ports)));
+            }
         }
     }
     assert_eq!(dropped(datapath), dropped_before, "every packet is allowed and authenticated");
-    let [few, many] = costs.map(median);
-    for (size, cost) in sizes.iter().zip([few, many]) {
-        report.cost(&format!("decision over {} {what}", size.entries), cost, None);
+    for ((_, packets), costs) in kinds.iter().zip(costs) {
+        let [few, many] = costs.map(median);
+        for (size, cost) in sizes.iter().zip([few, many]) {
+            report.cost(&format!("decision over {} {what}, {packets}", size.entries), cost, None);
+        }
+        report.ratio(&format!("decision over {what}, {packets}, growth"), many / few, FLAT);
     }
-    report.ratio(&format!("decision over {what}, growth"), many / few, FLAT);
 }
 
 pub(crate) fn measure(datapath: &mut Datapath, report: &mut Report) {

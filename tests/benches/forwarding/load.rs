@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use authd_tests::Namespace;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::socket::{setsockopt, sockopt};
+use nix::unistd::Pid;
 
 /// The first byte of a connection says what the server does with the others.
 const ECHO: u8 = b'e';
@@ -42,7 +44,11 @@ impl Server {
         let listener = namespace.tcp_listen(address)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = thread::spawn(move || serve(&listener, &stopped));
+        let thread = thread::spawn(move || {
+            // Anywhere is as right, only less steady.
+            drop(stay_at(Place::Last));
+            serve(&listener, &stopped);
+        });
         Ok(Self { stop, address, namespace: namespace.clone(), thread: Some(thread) })
     }
 }
@@ -84,11 +90,31 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
 
 /// Runs all three, `each` so long.
 pub(crate) fn run(target: SocketAddr, each: Duration) -> Result<Figures> {
+    stay_at(Place::First)?;
     Ok(Figures {
         requests: requests(target, each).context("requests")?,
         connections: connections(target, each).context("connections")?,
         bits: bulk(target, each).context("bulk")?,
     })
+}
+
+/// Which of the machine's cores.
+enum Place {
+    First,
+    Last,
+}
+
+/// Client and server keep a core each: where the scheduler moves them makes more difference than any rule.
+fn stay_at(place: Place) -> Result<()> {
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    let mut cores = (0..CpuSet::count()).filter(|core| allowed.is_set(*core).unwrap_or(false));
+    let core = match place {
+        Place::First => cores.next(),
+        Place::Last => cores.next_back(),
+    };
+    let mut only = CpuSet::new();
+    only.set(core.context("no core to run on")?)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &only)?)
 }
 
 fn connect(target: SocketAddr, mode: u8) -> Result<TcpStream> {

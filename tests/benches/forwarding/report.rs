@@ -66,6 +66,17 @@ impl Report {
     }
 }
 
+/// Between which of `ratios` their true median lies with 95 % certainty, by their ranks: all of them if they are
+/// few.
+fn certain(ratios: &[f64]) -> [f64; 2] {
+    let mut sorted = ratios.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let beside = (0.98 * (sorted.len() as f64).sqrt()).ceil() as usize;
+    let middle = sorted.len() / 2;
+    let at = |rank: usize| sorted.get(rank.min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN);
+    [at(middle.saturating_sub(beside)), at(middle + beside)]
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bare = |of: fn(&Figures) -> f64| median(self.pairs.values().flatten().map(|(bare, _)| of(bare)));
@@ -81,8 +92,9 @@ impl fmt::Display for Report {
         for (wall, pairs) in &self.pairs {
             write!(f, "| {} | {} |", wall.kind.as_str(), wall.rules)?;
             for (_, of) in MEASURES {
-                let ratio = median(pairs.iter().map(|(bare, behind)| of(behind) / of(bare)));
-                write!(f, " {:.1} % |", 100.0 * ratio)?;
+                let ratios: Vec<f64> = pairs.iter().map(|(bare, behind)| of(behind) / of(bare)).collect();
+                let [low, high] = certain(&ratios).map(|ratio| 100.0 * ratio);
+                write!(f, " {:.1} % ({low:.1} to {high:.1}) |", 100.0 * median(ratios))?;
             }
             writeln!(f)?;
         }

@@ -68,10 +68,23 @@ impl fmt::Display for Wall {
     }
 }
 
-/// A wall that stands. [`Raised::lower`] takes it away.
+/// A wall that stands, until it is lowered.
 pub(crate) enum Raised<'a> {
-    Authd { datapath: Box<Datapath>, pins: PathBuf, site: &'a Site },
-    Command { site: &'a Site, command: &'static [&'static str] },
+    Authd(Box<Ours<'a>>),
+    Command(Command<'a>),
+}
+
+/// Our programs, which can leave their interfaces and come back while their maps stay.
+pub(crate) struct Ours<'a> {
+    datapath: Datapath,
+    pins: PathBuf,
+    site: &'a Site,
+}
+
+/// Rules of a command line, and what takes them away.
+pub(crate) struct Command<'a> {
+    site: &'a Site,
+    undo: &'static [&'static str],
 }
 
 impl Wall {
@@ -94,16 +107,11 @@ impl Wall {
 
     fn authd<'a>(&self, site: &'a Site) -> Result<Raised<'a>> {
         let pins = site.node.outside(Path::new("/sys/fs/bpf/bench"));
-        let mut datapath = Datapath::open(&Options { pin_dir: pins.clone() })?;
+        let datapath = Datapath::open(&Options { pin_dir: pins.clone() })?;
         fill(&datapath, site, self.rules)?;
-        site.node.run(|| -> Result<()> {
-            for pod in [&site.client, &site.server] {
-                datapath.attach(Hook::FromPod, pod.interface())?;
-                datapath.attach(Hook::ToPod, pod.interface())?;
-            }
-            Ok(())
-        })??;
-        Ok(Raised::Authd { datapath: Box::new(datapath), pins, site })
+        let mut ours = Ours { datapath, pins, site };
+        ours.attach()?;
+        Ok(Raised::Authd(Box::new(ours)))
     }
 
     fn iptables<'a>(&self, site: &'a Site, first: &str) -> Result<Raised<'a>> {
@@ -115,12 +123,12 @@ impl Wall {
         // Answers, for which nobody asks the connection.
         writeln!(rules, "-A FORWARD -s {server}/32 -p tcp -m tcp --sport {PORT} -j ACCEPT\nCOMMIT")?;
         site.node.exec_with_input(["iptables-restore"], &rules)?;
-        Ok(Raised::Command { site, command: &["iptables-restore"] })
+        Ok(Raised::Command(Command { site, undo: &["iptables-restore"] }))
     }
 
     fn nftables<'a>(&self, site: &'a Site, rules: &str) -> Result<Raised<'a>> {
         site.node.exec_with_input(["nft", "-f", "-"], rules)?;
-        Ok(Raised::Command { site, command: &["nft", "delete", "table", "ip", "bench"] })
+        Ok(Raised::Command(Command { site, undo: &["nft", "delete", "table", "ip", "bench"] }))
     }
 
     fn nftables_chain(&self, site: &Site) -> Result<String> {
@@ -155,26 +163,39 @@ impl Wall {
     }
 }
 
-impl Raised<'_> {
+impl Ours<'_> {
+    pub(crate) fn attach(&mut self) -> Result<()> {
+        self.site.node.run(|| -> Result<()> {
+            for pod in [&self.site.client, &self.site.server] {
+                self.datapath.attach(Hook::FromPod, pod.interface())?;
+                self.datapath.attach(Hook::ToPod, pod.interface())?;
+            }
+            Ok(())
+        })?
+    }
+
+    pub(crate) fn detach(&mut self) -> Result<()> {
+        self.site.node.run(|| -> Result<()> {
+            for pod in [&self.site.client, &self.site.server] {
+                self.datapath.detach(Hook::FromPod, pod.interface())?;
+                self.datapath.detach(Hook::ToPod, pod.interface())?;
+            }
+            Ok(())
+        })?
+    }
+
+    pub(crate) fn lower(mut self) -> Result<()> {
+        self.detach()?;
+        drop(self.datapath);
+        fs::remove_dir_all(&self.pins).with_context(|| format!("unpin {}", self.pins.display()))
+    }
+}
+
+impl Command<'_> {
     pub(crate) fn lower(self) -> Result<()> {
-        match self {
-            Self::Authd { mut datapath, pins, site } => {
-                site.node.run(|| -> Result<()> {
-                    for pod in [&site.client, &site.server] {
-                        datapath.detach(Hook::FromPod, pod.interface())?;
-                        datapath.detach(Hook::ToPod, pod.interface())?;
-                    }
-                    Ok(())
-                })??;
-                drop(datapath);
-                fs::remove_dir_all(&pins).with_context(|| format!("unpin {}", pins.display()))
-            }
-            Self::Command { site, command } => {
-                // Nothing to read but for `iptables-restore`, which empties its table.
-                let rules = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
-                site.node.exec_with_input(command.iter().copied(), rules).map(drop)
-            }
-        }
+        // Nothing to read but for `iptables-restore`, which empties its table.
+        let rules = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
+        self.site.node.exec_with_input(self.undo.iter().copied(), rules).map(drop)
     }
 }
 
