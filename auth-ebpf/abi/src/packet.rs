@@ -13,7 +13,7 @@ mod parse;
 
 pub use inner::parse_inner;
 pub use numbers::{ethertype, icmp, port, protocol, tcp};
-pub use parse::{parse_ethernet, parse_ip};
+pub use parse::{parse_ethernet, parse_ip, read_directly};
 
 /// Bytes that can be read at an offset.
 pub trait Bytes {

@@ -7,7 +7,9 @@
 mod frames;
 
 use auth_ebpf_abi::Address;
-use auth_ebpf_abi::packet::{Fragment, Frame, Packet, icmp, parse_ethernet, parse_ip, protocol};
+use auth_ebpf_abi::packet::{
+    Bytes, Fragment, Frame, Number, Packet, icmp, parse_ethernet, parse_ip, protocol, read_directly,
+};
 use frames::{Parts, ack, ethernet, packet, syn, tagged, udp};
 use proptest::prelude::*;
 
@@ -193,6 +195,23 @@ fn addresses(v4: bool) -> BoxedStrategy<Address> {
     }
 }
 
+/// A packet of which only the beginning lies where it can be read without a helper.
+struct Partly<'a> {
+    bytes: &'a [u8],
+    directly: u32,
+}
+
+impl Bytes for Partly<'_> {
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.bytes.load(offset)
+    }
+
+    fn numbers_at<const OFFSET: u32, T: Number, const N: usize>(&self) -> Option<[T; N]> {
+        let end = OFFSET + u32::try_from(size_of::<[T; N]>()).unwrap();
+        if end <= self.directly { self.numbers(OFFSET) } else { None }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
@@ -238,5 +257,42 @@ proptest! {
         let kept = bytes.len() - cut.min(bytes.len());
         let enough = kept + 4 >= bytes.len();
         prop_assert_eq!(parse(&bytes[..kept]).is_some(), enough);
+    }
+    /// The kernel brings so much to the linear part, and no byte more is needed there.
+    #[test]
+    fn what_is_read_directly_is_enough(
+        (source, destination) in any::<bool>().prop_flat_map(|v4| (addresses(v4), addresses(v4))),
+        ports: (u16, u16),
+        options in (0..3_usize).prop_map(|words| vec![1; words * 4]),
+        extended: bool,
+        kind in 0..3_usize,
+        is_tagged: bool,
+    ) {
+        let (from, to) = ((source, ports.0), (destination, ports.1));
+        let parts = match kind {
+            0 => syn(from, to),
+            1 => udp(from, to),
+            _ => frames::icmp(source, destination, if source.is_v4() { icmp::ECHO } else { icmp::V6_ECHO }, 7),
+        };
+        let extensions = if extended { vec![(protocol::DESTINATION_OPTIONS, vec![0; 7])] } else { vec![] };
+        let ip = Parts { options, extensions, ..parts };
+        let frame = if is_tagged { tagged(&ip.ethernet()) } else { ip.ethernet() };
+        let directly = |at_ethernet| read_directly(at_ethernet, source.is_v4() && !is_tagged);
+        let parsed = |bytes: &dyn Fn(&mut Packet) -> Option<Frame>| {
+            let mut packet = Packet::default();
+            bytes(&mut packet).map(|_| packet)
+        };
+        let partly = Partly { bytes: &frame, directly: directly(true) };
+        prop_assert!(parsed(&|packet| parse_ethernet(&partly, true, packet)).is_some());
+        prop_assert_eq!(
+            parsed(&|packet| parse_ethernet(&partly, true, packet)),
+            parsed(&|packet| parse_ethernet(frame.as_slice(), true, packet))
+        );
+        let ip = ip.ip();
+        let partly = Partly { bytes: &ip, directly: read_directly(false, source.is_v4()) };
+        prop_assert_eq!(
+            parsed(&|packet| parse_ip(&partly, packet)),
+            parsed(&|packet| parse_ip(ip.as_slice(), packet))
+        );
     }
 }

@@ -11,7 +11,7 @@ mod slots;
 mod state;
 mod words;
 
-use auth_ebpf_abi::packet::{Bytes, Number};
+use auth_ebpf_abi::packet::{Bytes, Number, read_directly};
 use auth_ebpf_abi::{
     Context, Hook, Rewrite, Setting, State as _, TranslationKind, Verdict, Workspace, come_back, decide,
     hook_of, translate,
@@ -226,26 +226,15 @@ impl<'a> SocketBuffer<'a> {
     fn new(ctx: &'a TcContext, hook: Hook) -> Self {
         // SAFETY: the kernel hands a valid context to the program, for as long as it runs.
         let protocol = unsafe { &*ctx.skb.skb }.protocol;
-        let wanted = ctx.len().min(read_directly(hook, protocol == ETH_P_IP));
+        let at_ethernet = !matches!(hook, Hook::FromWireguard | Hook::ToWireguard);
+        // No more: of what a sender of TCP keeps to send again, its headers alone are in the linear part, and
+        // bringing payload there copies them.
+        let wanted = ctx.len().min(read_directly(at_ethernet, protocol == ETH_P_IP));
         if ctx.data() + wanted as usize > ctx.data_end() {
             // What can't be brought there can't be read either, and drops.
             let _there = ctx.pull_data(wanted);
         }
         Self(ctx)
-    }
-}
-
-/// How far into a packet places are known beforehand: of the transport header the first 16 bytes behind
-/// Ethernet, none where there is no Ethernet. No more than a sender of TCP has in the linear part: its payload
-/// is elsewhere, and bringing some of it there copies the headers that it keeps to send them again.
-#[inline(always)]
-const fn read_directly(hook: Hook, v4: bool) -> u32 {
-    let network = if v4 { 20 } else { 40 };
-    match hook {
-        Hook::FromWireguard | Hook::ToWireguard => network,
-        Hook::FromPod | Hook::ToPod | Hook::FromUplink | Hook::ToUplink | Hook::FromHold | Hook::ToHold => {
-            14 + network + 16
-        }
     }
 }
 

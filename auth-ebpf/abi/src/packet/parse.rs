@@ -10,6 +10,17 @@ const ETHERNET_HEADER: u32 = 14;
 const TAGGED_HEADER: u32 = ETHERNET_HEADER + 4;
 const V4_HEADER: u32 = 20;
 const V6_HEADER: u32 = 40;
+/// Of a transport header, up to TCP's flags.
+const TRANSPORT_START: u32 = 16;
+
+/// How many bytes from a packet's beginning are read by [`Bytes::numbers_at`] at most. Such packets as say
+/// themselves that they are IPv4, without a tag among their bytes, need fewer.
+#[must_use]
+#[inline(always)]
+pub const fn read_directly(at_ethernet: bool, v4: bool) -> u32 {
+    let network = if v4 { V4_HEADER } else { V6_HEADER };
+    if at_ethernet { ETHERNET_HEADER + network + TRANSPORT_START } else { network }
+}
 
 /// Parses an Ethernet frame into `packet`; `vlan` allows one VLAN tag. `None` if it cannot be parsed.
 #[inline(always)]
