@@ -36,7 +36,38 @@ pub(super) struct Ports {
     pub(super) named: Vec<NamedPort>,
 }
 
+/// The protocols and ports of a rule, by what becomes of them. Elements of `toPorts` are alternatives, so that what
+/// isn't supported in one says nothing about the others.
+pub(super) struct PortRules {
+    /// What the rule is about as it is written; none if that is nothing.
+    pub(super) kept: Option<Ports>,
+    /// What it denies, as it can't be kept.
+    pub(super) denied: Option<Ports>,
+}
+
+/// What an unsupported field leaves of an element of `toPorts`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Keeping {
+    AsWritten,
+    AllowsNothing,
+    Denies,
+}
+
 impl Ports {
+    /// Every one.
+    pub(super) fn any() -> Self {
+        Self { prefixes: vec![PortPrefix::ANY], named: Vec::new() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.prefixes.is_empty() && self.named.is_empty()
+    }
+
+    fn extend(&mut self, other: Self) {
+        self.prefixes.extend(other.prefixes);
+        self.named.extend(other.named);
+    }
+
     pub(super) fn name(&mut self, name: &str, protocol: u8) {
         self.named.push(NamedPort::new(name, protocol));
     }
@@ -50,7 +81,7 @@ impl Ports {
 }
 
 /// The protocols and ports of a rule; none if it doesn't restrict them.
-pub(super) fn parse(fields: &Fields<'_>, rule: &mut RuleContext<'_>) -> Result<Option<Ports>, Fault> {
+pub(super) fn parse(fields: &Fields<'_>, rule: &mut RuleContext<'_>) -> Result<Option<PortRules>, Fault> {
     let to_ports = fields.items("toPorts")?.filter(|items| !items.is_empty());
     let icmps = fields.items("icmps")?.filter(|items| !items.is_empty());
     let (Some(path), true) =
@@ -59,44 +90,66 @@ pub(super) fn parse(fields: &Fields<'_>, rule: &mut RuleContext<'_>) -> Result<O
         return Ok(None);
     };
     let both = to_ports.is_some() && icmps.is_some();
-    let mut ports = Ports::default();
-    for node in to_ports.unwrap_or_default() {
-        parse_port_rule(&node, rule, &mut ports)?;
+    let [mut kept, mut unkept, mut denied] = [const { Vec::new() }; 3];
+    let to_ports = to_ports.unwrap_or_default();
+    for node in &to_ports {
+        let (ports, keeping) = parse_port_rule(node, to_ports.len() == 1, rule)?;
+        match keeping {
+            Keeping::AsWritten => kept.push(ports),
+            Keeping::AllowsNothing => unkept.push(ports),
+            Keeping::Denies => denied.push(ports),
+        }
     }
     for node in icmps.unwrap_or_default() {
         let fields = node.fields(&["fields"])?.items("fields")?.unwrap_or_default();
         limit(&node, fields.len())?;
-        for node in fields {
-            ports.prefixes.push(icmp::parse(&node)?);
-        }
+        let prefixes = fields.iter().map(icmp::parse).collect::<Result<_, _>>()?;
+        kept.push(Ports { prefixes, named: Vec::new() });
     }
     if both {
         rule.unsupported(path.path(), "`toPorts` beside `icmps` in one rule");
     }
-    if ports.prefixes.is_empty() && ports.named.is_empty() {
+    if kept.iter().chain(&unkept).chain(&denied).all(Ports::is_empty) {
         rule.selects_nothing(path.path());
     }
-    ports.sort();
-    Ok(Some(ports))
+    if kept.is_empty() && !unkept.is_empty() {
+        rule.allow_nothing();
+        kept = unkept;
+    }
+    let together = |all: Vec<Ports>| {
+        let mut ports = Ports::default();
+        let count = all.len();
+        all.into_iter().for_each(|one| ports.extend(one));
+        ports.sort();
+        (count > 0).then_some(ports)
+    };
+    Ok(Some(PortRules { kept: together(kept), denied: together(denied) }))
 }
 
-fn parse_port_rule(node: &Node<'_>, rule: &mut RuleContext<'_>, ports: &mut Ports) -> Result<(), Fault> {
+fn parse_port_rule(
+    node: &Node<'_>,
+    is_alone: bool,
+    rule: &mut RuleContext<'_>,
+) -> Result<(Ports, Keeping), Fault> {
     let mut known = vec!["ports"];
     known.extend(UNSUPPORTED);
     let fields = node.fields(&known)?;
     let nodes = fields.items("ports")?.unwrap_or_default();
     limit(node, nodes.len())?;
+    let mut ports = Ports::default();
     for port in nodes {
-        parse_port(&port, ports)?;
+        parse_port(&port, &mut ports)?;
     }
-    for field in UNSUPPORTED.iter().filter_map(|name| fields.get(name)).filter(|field| !field.is_empty()) {
-        match field.path().rsplit('.').next() {
-            Some("rules") if admits_all(&field) => rule.unsupported(field.path(), "this field"),
-            Some("rules" | "serverNames") => rule.unsupported_content(field.path(), "this field"),
-            _ => rule.unsupported(field.path(), "this field"),
-        }
+    let mut keeping = Keeping::AsWritten;
+    for (name, field) in UNSUPPORTED.iter().filter_map(|name| Some((*name, fields.get(name)?))) {
+        let restricts = match name {
+            _ if field.is_empty() => continue,
+            "rules" => !admits_all(&field),
+            name => name == "serverNames",
+        };
+        keeping = keeping.max(rule.unsupported_ports(field.path(), restricts, is_alone));
     }
-    Ok(())
+    Ok((ports, keeping))
 }
 
 /// Whether rules of layer 7 let everything pass, such as those by which DNS is only looked at.

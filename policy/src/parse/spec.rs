@@ -5,13 +5,12 @@ use auth_ebpf_abi::{AuthType, Direction};
 use super::node::{Fields, Node};
 use super::peers::{self, PeerFields};
 use super::policy_error::Fault;
-use super::ports::{self, Ports};
+use super::ports::{self, Keeping, PortRules, Ports};
 use super::selector;
 use crate::condition::{Condition, ConditionKind};
 use crate::label::Source;
 use crate::object::{Kind, ObjectRef, RuleList};
 use crate::peer::Peers;
-use crate::port::PortPrefix;
 use crate::rule::{Rule, Spec, Subject};
 
 const FIELDS: [&str; 10] = [
@@ -205,34 +204,28 @@ fn parse_rule(
         // The empty rule selects no one: it only makes what no other rule allows denied.
         (None, None) => Peers::NONE,
     };
-    let Ports { prefixes, named } =
-        ports.unwrap_or_else(|| Ports { prefixes: vec![PortPrefix::ANY], named: Vec::new() });
-    let list = context.list;
-    let rule = Rule {
+    let any = || PortRules { kept: Some(Ports::any()), denied: None };
+    let PortRules { kept, denied } = ports.unwrap_or_else(any);
+    let (list, effect) = (context.list, context.effect);
+    let about = |list: RuleList, peers: Peers, ports: Ports| Rule {
         list,
         index,
-        peers: context.effect.on(peers, list),
-        ports: prefixes,
-        named_ports: named,
-        authentication,
-        encryption: encryption.unwrap_or_default(),
-    };
-    let denied = |peers| Rule {
-        list: list.unkept(),
-        index,
         peers,
-        ports: vec![PortPrefix::ANY],
-        named_ports: Vec::new(),
+        ports: ports.prefixes,
+        named_ports: ports.named,
         authentication: None,
         encryption: false,
     };
-    Ok(match unmet {
-        None => [Some(rule), None],
-        Some(_) if list == list.unkept() => [Some(denied(Peers::Any)), None],
-        Some(peers) => [Some(rule), Some(denied(peers))],
-    }
-    .into_iter()
-    .flatten())
+    let kept = kept.map(|ports| Rule {
+        authentication,
+        encryption: encryption.unwrap_or_default(),
+        ..about(list, effect.on(peers.clone(), list), ports)
+    });
+    // A rule of requirements selects no peers, so that ports which can't be kept are denied everybody.
+    let unmet = if denied.is_some() { unmet.map(|_| Peers::Any) } else { unmet };
+    let denied = denied.map(|ports| about(list.unkept(), effect.on(peers, list.unkept()), ports));
+    let unmet = unmet.map(|peers| about(list.unkept(), peers, Ports::any()));
+    Ok([kept, denied, unmet].into_iter().flatten())
 }
 
 /// What an unsupported field leaves of a rule.
@@ -282,13 +275,22 @@ impl RuleContext<'_> {
         self.lessen(path, what, Effect::Unrestricted);
     }
 
-    /// What is in the packets is restricted in a way that isn't supported. Where nothing is denied by default,
-    /// it is this restriction that would deny.
-    pub(super) fn unsupported_content(&mut self, path: &str, what: &str) {
-        if self.is_open && !self.is_deny() {
-            self.list = self.list.unkept();
-        }
-        self.unsupported(path, what);
+    /// Something in an element of `toPorts` isn't supported. Where nothing is denied by default, it is a restriction of
+    /// what is in the packets that would deny.
+    pub(super) fn unsupported_ports(&mut self, path: &str, restricts: bool, is_alone: bool) -> Keeping {
+        let (keeping, consequence) = match (self.is_deny(), restricts && self.is_open, is_alone) {
+            (true, _, _) => (Keeping::AsWritten, "the rule denies all that it could mean"),
+            (false, true, _) => (Keeping::Denies, "the rule denies these ports"),
+            (false, false, true) => (Keeping::AllowsNothing, "the rule allows nothing"),
+            (false, false, false) => (Keeping::AllowsNothing, "the rule allows nothing at these ports"),
+        };
+        self.name(path, "this field", consequence);
+        keeping
+    }
+
+    /// An allowing rule allows nothing, which has been named.
+    pub(super) fn allow_nothing(&mut self) {
+        self.effect = self.effect.max(Effect::Unrestricted);
     }
 
     /// The same for the choice of peers.
@@ -307,10 +309,13 @@ impl RuleContext<'_> {
     }
 
     fn lessen(&mut self, path: &str, what: &str, effect: Effect) {
-        let consequence =
-            if self.list.is_deny() { "denies all that it could mean" } else { "allows nothing" };
-        let message = format!("{what} is not supported yet: the rule {consequence}");
-        self.conditions.push(Condition { kind: ConditionKind::Unsupported, path: path.to_owned(), message });
+        let does = if self.is_deny() { "denies all that it could mean" } else { "allows nothing" };
+        self.name(path, what, &format!("the rule {does}"));
         self.effect = self.effect.max(effect);
+    }
+
+    fn name(&mut self, path: &str, what: &str, consequence: &str) {
+        let message = format!("{what} is not supported yet: {consequence}");
+        self.conditions.push(Condition { kind: ConditionKind::Unsupported, path: path.to_owned(), message });
     }
 }

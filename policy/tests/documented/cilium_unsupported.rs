@@ -58,6 +58,94 @@ fn rules_of_layer_7_without_default_deny() {
     }
 }
 
+/// Elements of `toPorts` are alternatives: "restrict access to services only on ports 443", and 80 by rules of layer 7 in
+/// the same rule. Where nothing is denied by default, these deny their ports alone.
+#[test]
+fn ports_beside_those_of_layer_7() {
+    let ports = "toPorts: [{ports: [{port: '443', protocol: TCP}]}, \
+                 {ports: [{port: '80', protocol: TCP}], rules: {http: [{method: GET}]}}]";
+    let scene = app(&format!("egress: [{{toFQDNs: [{{matchPattern: '*.io'}}], {ports}}}]"));
+    scene.check(
+        "app -> ip:192.0.2.4 443/TCP allowed
+         app -> ip:192.0.2.4 80/TCP,81/TCP,443/UDP denied
+         app -> other,entity:world 443/TCP,80/TCP denied",
+    );
+    assert_eq!(scene.conditions(), ["Unsupported spec.egress[0].toPorts[1].rules"]);
+    let open = app(&format!(
+        "enableDefaultDeny: {{egress: false}}, egress: [{{toFQDNs: [{{matchPattern: '*.io'}}], {ports}}}]"
+    ));
+    open.check(
+        "app -> ip:192.0.2.4 443/TCP,81/TCP allowed
+         app -> ip:192.0.2.4 80/TCP denied
+         app -> other,entity:world 443/TCP,80/TCP allowed",
+    );
+    let listener = "listener: {envoyConfig: {name: c}, name: l}";
+    let beside_a_listener = ports.replace("rules: {http: [{method: GET}]}", listener);
+    let scene = app(&format!("enableDefaultDeny: {{egress: false}}, egress: [{{{beside_a_listener}}}]"));
+    scene.check("app -> other,entity:world 443/TCP,80/TCP allowed");
+    assert_eq!(scene.conditions(), ["Unsupported spec.egress[0].toPorts[1].listener"]);
+}
+
+/// "In case the user writes a policy that does not conform to the schema, Kubernetes will return an error": so do we, and
+/// for what has been another version's.
+#[test]
+fn policies_that_no_api_server_has() {
+    let cilium = "apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy";
+    let endpoints =
+        "endpointSelector: {matchLabels: {id: app1}}, ingress: [{fromEndpoints: [{matchLabels: {id: app2}}]";
+    for (policy, expected) in [
+        (
+            format!("{{{cilium}, metadata: {{name: my-new-cilium-object}}, spec: {{{endpoints}, \
+                     toPorts: [{{ports: [{{port: '65536', protocol: TCP}}]}}]}}]}}}}"),
+            "CiliumNetworkPolicy default/my-new-cilium-object: spec.ingress[0].toPorts[0].ports[0].port: must be a port number",
+        ),
+        (
+            format!("{{{cilium}, metadata: {{name: cnp-update}}, spec: {{{endpoints}}}], labels: [custom=true]}}}}"),
+            "CiliumNetworkPolicy default/cnp-update: spec.labels[0]: is a string, must be an object",
+        ),
+        (
+            format!("{{{cilium}, description: 'A rule that will break your policy watcher', metadata: {{name: badrule}}, \
+                     spec: {{podSelector: {{matchLabels: {{id: app3}}}}, egress: {{toCIDR: {{podSelector: {{ip: 8.8.8.8/32}}}}}}}}}}"),
+            "CiliumNetworkPolicy default/badrule: spec.podSelector: unknown field",
+        ),
+        (
+            format!("{{{cilium}, metadata: {{name: l4-rule}}, spec: {{endpointSelector: {{}}, ingress: [{{fromEndpoints: [\
+                     {{matchLabels: , role: frontend}}]}}]}}}}"),
+            "CiliumNetworkPolicy default/l4-rule: spec.ingress[0].fromEndpoints[0].role: unknown field",
+        ),
+        (
+            format!("{{apiversion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {{name: n}}, spec: {{{endpoints}}}]}}}}"),
+            "CiliumNetworkPolicy default/: apiversion: unknown field; did you mean `apiVersion`?",
+        ),
+        (
+            format!("{{apiVersion: cilium.io/v1, kind: CiliumNetworkPolicy, metadata: {{name: rule1}}, spec: {{{endpoints}}}]}}}}"),
+            "CiliumNetworkPolicy default/rule1: apiVersion: must be `cilium.io/v2`",
+        ),
+        (
+            "{kind: NetworkPolicy, apiVersion: extensions/v1beta1, metadata: {name: access-backend-deprecated}, \
+              spec: {podSelector: {matchLabels: {id: app1}}}}"
+                .to_owned(),
+            "NetworkPolicy default/access-backend-deprecated: apiVersion: must be `networking.k8s.io/v1`",
+        ),
+        (
+            "{apiVersion: cilium.io/v2, kind: CiliumClusterwideNetworkPolicy, metadata: {name: lock-down-ingress-worker-node}, \
+              spec: {nodeSelector: {matchLabels: {type: ingress-worker}}, ingress: [{toPorts: [{ports: [{port: '22', protocol: TCP}, \
+              {port: REMOVE_ME_AFTER_DOUBLE_CHECKING_PORTS, protocol: TCP}]}]}]}}"
+                .to_owned(),
+            "CiliumClusterwideNetworkPolicy lock-down-ingress-worker-node: spec.ingress[0].toPorts[0].ports[1].port: must be a port",
+        ),
+    ] {
+        let value = serde_saphyr::from_str(&policy).unwrap();
+        let error = policy::Policy::from_value(&value).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
+    // With its labels in the right form it is understood.
+    let labels = format!("{endpoints}}}], labels: [{{key: custom, value: 'true'}}]");
+    let pods = "default/app1 id=app1\n default/app2 id=app2\n default/app3 id=app3";
+    Scene::new(pods, &format!("{{{cilium}, metadata: {{name: cnp-update}}, spec: {{{labels}}}}}"))
+        .check("app2 -> app1 80/TCP allowed\n app3 -> app1 80/TCP denied");
+}
+
 #[test]
 fn dns_visibility() {
     let scene = app("egress: [{toEndpoints: [{matchLabels: {k8s.io.kubernetes.pod.namespace: kube-system, \

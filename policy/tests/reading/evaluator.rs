@@ -161,19 +161,18 @@ impl Question {
         let scope = Scope { namespace, is_for_init };
         for rule in items(spec, deny) {
             let whom = self.whom(rule, (true, Whom::Anybody), scope);
-            tally.denied |= whom != Whom::Nobody && self.ports(rule, whom).is_some();
+            tally.denied |= whom != Whom::Nobody && self.ports(rule, whom, None).is_some();
         }
         for (place, rule) in items(spec, allow).iter().enumerate() {
             tally.denied |= self.misses_a_requirement(rule, scope, from_host);
-            let layer_7 = Layer7::of(rule);
             // "Adding a layer-7 rule … will cause drops, even when default-deny is explicitly disabled."
-            let denies = layer_7 == Layer7::Restricts && enabled == Some(false);
-            let whom = self.whom(rule, (false, if denies { Whom::Anybody } else { Whom::Nobody }), scope);
-            let Some(rank) = self.ports(rule, whom).filter(|_| whom != Whom::Nobody) else { continue };
-            tally.denied |= denies;
-            if layer_7 != Layer7::Absent || has_both(rule) {
-                continue;
-            }
+            let of_anybody = self.whom(rule, (false, Whom::Anybody), scope);
+            tally.denied |= enabled == Some(false)
+                && of_anybody != Whom::Nobody
+                && self.ports(rule, of_anybody, Some(Layer7::Restricts)).is_some();
+            let whom = self.whom(rule, (false, Whom::Nobody), scope);
+            let rank = self.ports(rule, whom, Some(Layer7::Absent));
+            let Some(rank) = rank.filter(|_| whom != Whom::Nobody && !has_both(rule)) else { continue };
             tally.allowed = true;
             let names = [format!("{before}{allow}[{place}]"), format!("spec.{allow}[{place}]")];
             let is_named = encrypted
@@ -380,14 +379,17 @@ impl Question {
     }
 
     /// Whether the rule is about the packet's protocol and port, and how closely: bits of them, and whether it
-    /// chooses the other end. A port's name is a port of the pod that has it.
-    fn ports(&self, rule: &Value, whom: Whom) -> Option<(u8, bool)> {
+    /// chooses the other end. A port's name is a port of the pod that has it. Of `toPorts` those of one kind count, or
+    /// all.
+    fn ports(&self, rule: &Value, whom: Whom, kind: Option<Layer7>) -> Option<(u8, bool)> {
         let chosen = whom == Whom::Chosen;
+        let counts = |of: Layer7| kind.is_none_or(|kind| kind == of);
         let (blocks, types) = (items(rule, "toPorts"), items(rule, "icmps"));
         if blocks.is_empty() && types.is_empty() {
-            return Some((0, chosen));
+            return Some((0, chosen)).filter(|_| counts(Layer7::Absent));
         }
-        let of_blocks = blocks.iter().flat_map(|block| items(block, "ports")).filter_map(|port| {
+        let counted = blocks.iter().filter(|block| counts(Layer7::of(block)));
+        let of_blocks = counted.flat_map(|block| items(block, "ports")).filter_map(|port| {
             let protocol = text(port, "protocol").unwrap_or("ANY").to_uppercase();
             let numbers: &[u8] = match &*protocol {
                 "ANY" => &[6, 17, 132],
@@ -403,7 +405,8 @@ impl Question {
             let is_range = !matches!(numbers, [1 | 58 | 47 | 112]);
             numbers.contains(&self.protocol).then(|| self.port(port, is_range, chosen)).flatten()
         });
-        let of_types = types.iter().flat_map(|one| items(one, "fields")).filter_map(|one| {
+        let types = types.iter().filter(|_| counts(Layer7::Absent));
+        let of_types = types.flat_map(|one| items(one, "fields")).filter_map(|one| {
             let is_v6 = text(one, "family") == Some("IPv6");
             let is_meant = self.protocol == if is_v6 { 58 } else { 1 }
                 && self.port >> 8 == icmp_type(field(one, "type")?, is_v6);
@@ -524,8 +527,8 @@ const NAMESPACE: &str = "io.kubernetes.pod.namespace";
 const CLUSTER: &str = "io.cilium.k8s.policy.cluster";
 const OF_NAMESPACE: &str = "io.cilium.k8s.namespace.labels";
 
-/// What a rule has that isn't enforced.
-#[derive(PartialEq, Eq)]
+/// What an element of `toPorts` has that isn't enforced.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Layer7 {
     Absent,
     /// Something is restricted, but not what may pass in the end.
@@ -534,31 +537,29 @@ enum Layer7 {
 }
 
 impl Layer7 {
-    fn of(rule: &Value) -> Self {
+    fn of(block: &Value) -> Self {
         let is_full = |value: &Value| {
             value.as_object().is_none_or(|map| !map.is_empty())
                 && value.as_array().is_none_or(|list| !list.is_empty())
         };
         let mut found = Self::Absent;
-        for block in items(rule, "toPorts") {
-            for name in ["rules", "serverNames", "terminatingTLS", "originatingTLS", "listener"] {
-                let Some(value) = field(block, name).filter(|value| is_full(value)) else { continue };
-                let admits = |rule: &Value| {
-                    rule.as_object().unwrap().is_empty() || text(rule, "matchPattern") == Some("*")
-                };
-                let restricts = match name {
-                    "rules" => !value
-                        .as_object()
-                        .unwrap()
-                        .values()
-                        .any(|list| list.as_array().unwrap().iter().any(admits)),
-                    _ => name == "serverNames",
-                };
-                if restricts {
-                    return Self::Restricts;
-                }
-                found = Self::Admits;
+        for name in ["rules", "serverNames", "terminatingTLS", "originatingTLS", "listener"] {
+            let Some(value) = field(block, name).filter(|value| is_full(value)) else { continue };
+            let admits = |rule: &Value| {
+                rule.as_object().unwrap().is_empty() || text(rule, "matchPattern") == Some("*")
+            };
+            let restricts = match name {
+                "rules" => !value
+                    .as_object()
+                    .unwrap()
+                    .values()
+                    .any(|list| list.as_array().unwrap().iter().any(admits)),
+                _ => name == "serverNames",
+            };
+            if restricts {
+                return Self::Restricts;
             }
+            found = Self::Admits;
         }
         found
     }
