@@ -3,6 +3,7 @@
 use super::label_syntax::{check_key, check_value};
 use super::node::Node;
 use super::policy_error::{Fault, Problem};
+use crate::condition::ConditionKind;
 use crate::label::{
     CLUSTER_KEY, LabelError, LabelKey, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, OWN_PREFIX, Source,
 };
@@ -103,15 +104,15 @@ pub(super) fn namespace(name: &str) -> Selector {
     Selector { requirements: requirements.into_iter().collect() }
 }
 
+/// What is wrong with a selector, and in words.
+type Wrong = (ConditionKind, String);
+
 /// The subject that a policy's selector means: in its own namespace only. Also gives what is wrong if the
-/// selector names another one.
+/// selector names another one, or none: what has a reserved label is in no namespace.
 ///
 /// As in Cilium, `k8s:io.kubernetes.pod.namespace` in `matchLabels` is replaced; whatever else excludes the
 /// policy's own namespace leaves no one.
-pub(super) fn parse_subject(
-    node: &Node<'_>,
-    object: &ObjectRef,
-) -> Result<(Selector, Option<String>), Fault> {
+pub(super) fn parse_subject(node: &Node<'_>, object: &ObjectRef) -> Result<(Selector, Option<Wrong>), Fault> {
     let mut selector = parse(node)?;
     if object.kind != Kind::CiliumNetworkPolicy {
         return Ok((within(selector, object), None));
@@ -133,11 +134,22 @@ pub(super) fn parse_subject(
         place += 1;
         place > labels.len() || requirement.key.source() != Source::K8s || !excludes(requirement)
     });
+    let wants_reserved = |requirement: &Requirement| {
+        requirement.key.source() == Source::Reserved
+            && matches!(requirement.operator, Operator::In(_) | Operator::Exists)
+    };
     let wrong = if selector.requirements.iter().any(excludes) {
-        Some(format!("a policy is for its own namespace, `{own}`, which this excludes: it selects nothing"))
+        let words =
+            format!("a policy is for its own namespace, `{own}`, which this excludes: it selects nothing");
+        Some((ConditionKind::ForeignNamespace, words))
+    } else if selector.requirements.iter().any(wants_reserved) {
+        let words = "what has reserved labels is in no namespace: this selects nothing; a \
+                     CiliumClusterwideNetworkPolicy can select it";
+        Some((ConditionKind::SelectsNothing, words.to_owned()))
     } else {
+        let words = || format!("a policy is for its own namespace; `{own}` counts");
         let is_replaced = selector.requirements.len() != before;
-        is_replaced.then(|| format!("a policy is for its own namespace; `{own}` counts"))
+        is_replaced.then(|| (ConditionKind::ForeignNamespace, words()))
     };
     Ok((within(selector, object), wrong))
 }

@@ -112,9 +112,8 @@ fn parse_subject(
     match (fields.get("endpointSelector"), fields.get("nodeSelector")) {
         (Some(endpoints), None) => {
             let (selector, wrong) = selector::parse_subject(&endpoints, object)?;
-            if let Some(message) = wrong {
-                let path = endpoints.path().to_owned();
-                conditions.push(Condition { kind: ConditionKind::ForeignNamespace, path, message });
+            if let Some((kind, message)) = wrong {
+                conditions.push(Condition { kind, path: endpoints.path().to_owned(), message });
             }
             Ok(Subject::Endpoints(selector))
         }

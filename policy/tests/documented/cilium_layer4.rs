@@ -33,6 +33,21 @@ fn port_ranges() {
     );
 }
 
+/// "Setting `port: "0"` acts as a wildcard, matching all ports for the given protocol", to "every destination except the
+/// private (RFC 1918) ranges".
+#[test]
+fn every_port_of_a_protocol() {
+    let internet = "toCIDRSet: [{cidr: 0.0.0.0/0, except: [10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16]}]";
+    let scene = my_service(&format!(
+        "egress: [{{{internet}, toPorts: [{{ports: [{{port: '0', protocol: TCP}}]}}]}}]"
+    ));
+    scene.check(
+        "app -> ip:192.0.2.1,ip:172.32.0.1,ip:9.255.255.255 1/TCP,80/TCP,65535/TCP allowed
+         app -> ip:192.0.2.1 53/UDP,80/SCTP,8/ICMP denied
+         app -> ip:10.0.0.1,ip:172.31.255.255,ip:192.168.1.1,other,entity:host,ip:2001:db8::1 80/TCP denied",
+    );
+}
+
 #[test]
 fn protocol_of_a_port() {
     // "If omitted or empty, any protocol matches."
@@ -155,6 +170,13 @@ fn initialising_endpoints() {
         "app -> app 80/TCP allowed
          entity:world,entity:remote-node,entity:init -> app 80/TCP denied",
     );
+    // Since 1.15 a policy of a namespace "cannot match `reserved:init` labels any more".
+    for label in ["'reserved:init'", "reserved.init", "'reserved:ingress'", "'reserved:health'"] {
+        let policy = cnp(&format!("endpointSelector: {{matchLabels: {{{label}: ''}}}}, ingress: [{{}}]"));
+        let scene = Scene::new("default/app app=x", &policy);
+        scene.check("app,entity:world -> entity:init,entity:ingress,entity:health,app 80/TCP allowed");
+        assert_eq!(scene.conditions(), ["SelectsNothing spec.endpointSelector"], "{label}");
+    }
     let from_init =
         my_service("ingress: [{fromEntities: [init]}, {toPorts: [{ports: [{port: '53', protocol: UDP}]}]}]");
     from_init.check(
