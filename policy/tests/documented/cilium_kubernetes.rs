@@ -147,6 +147,51 @@ fn clusters() {
     Scene::new(PODS, &elsewhere).check("luke -> leia,entity:world 80/TCP allowed");
 }
 
+/// "Allow x-wing in cluster1 to contact rebel-base in cluster2", "regardless of the namespace in `cluster1` where `x-wing`
+/// is deployed in"; "if the namespace label of policy rules is omitted it defaults to the same namespace where the policy
+/// itself is applied in", or it is any namespace.
+#[test]
+fn from_one_cluster_to_another() {
+    let pods = "
+        default/x-wing name=x-wing cluster:cluster1
+        fleet/x-wing1 name=x-wing cluster:cluster1
+        default/x-wing2 name=x-wing cluster:cluster2
+        default/near name=rebel-base cluster:cluster1
+        default/far name=rebel-base cluster:cluster2
+        fleet/far-in-fleet name=rebel-base cluster:cluster2
+        default/further name=rebel-base cluster:cluster3
+        default/other name=other cluster:cluster2";
+    let policy = |namespace: &str, peers: &str| {
+        let spec = format!(
+            "endpointSelector: {{matchLabels: {{name: x-wing, io.cilium.k8s.policy.cluster: cluster1}}}}, \
+             egress: [{{toEndpoints: [{{{peers}}}]}}]"
+        );
+        Scene::new(pods, &cnp("allow-cross-cluster", namespace, &spec))
+    };
+    let in_default = "matchLabels: {name: rebel-base, io.kubernetes.pod.namespace: default, io.cilium.k8s.policy.cluster: cluster2}";
+    policy("default", in_default).check(
+        "x-wing -> far 80/TCP allowed
+         x-wing -> near,further,far-in-fleet,other,entity:world 80/TCP denied
+         x-wing1,x-wing2 -> near,entity:world 80/TCP allowed",
+    );
+    policy("fleet", in_default).check(
+        "x-wing1 -> far 80/TCP allowed
+         x-wing1 -> far-in-fleet,near 80/TCP denied
+         x-wing -> near 80/TCP allowed",
+    );
+    policy("fleet", "matchLabels: {name: rebel-base, io.cilium.k8s.policy.cluster: cluster2}").check(
+        "x-wing1 -> far-in-fleet 80/TCP allowed
+         x-wing1 -> far,near,further 80/TCP denied",
+    );
+    let in_any = "matchExpressions: [{key: 'k8s:io.kubernetes.pod.namespace', operator: Exists}, \
+                  {key: 'k8s:io.cilium.k8s.policy.cluster', operator: In, values: [cluster2]}, \
+                  {key: 'k8s:name', operator: In, values: [rebel-base]}]";
+    policy("default", in_any).check(
+        "x-wing -> far,far-in-fleet 80/TCP allowed
+         x-wing -> near,further,other,entity:world 80/TCP denied",
+    );
+}
+
 #[test]
 fn clusterwide() {
     let policy = ccnp(

@@ -178,6 +178,47 @@ fn additional_label_requirements() {
     );
 }
 
+/// The older form, with both in one object.
+#[test]
+fn requirements_beside_another_spec() {
+    let pods = "
+        default/front role=frontend
+        default/both env=prod role=frontend
+        default/prod2 env=prod
+        default/back role=backend
+        default/prodback env=prod role=backend";
+    let policy = "{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: requires-rule}, specs: [\
+                  {endpointSelector: {matchLabels: {env: prod}}, ingress: [{fromRequires: [{matchLabels: {env: prod}}]}]}, \
+                  {endpointSelector: {matchLabels: {role: backend}}, ingress: [{fromEndpoints: [{matchLabels: {role: frontend}}]}]}]}";
+    Scene::new(pods, policy).check(
+        "front,both -> back 80/TCP allowed
+         prod2,entity:world -> back 80/TCP denied
+         both -> prodback 80/TCP allowed
+         front,prod2,back,entity:world -> prodback 80/TCP denied
+         both,front -> prod2 80/TCP denied",
+    );
+}
+
+/// Where a field is there without a value, as in older forms of "Ingress Allow All Endpoints" and "Default Deny", it is
+/// as if left out: an API server drops it.
+#[test]
+fn fields_without_a_value() {
+    let pods = "default/victim role=victim\n default/other role=other";
+    let victim = |rules: &str| {
+        format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata:\n  name: p\nspec:\n  \
+             endpointSelector:\n    matchLabels:\n      role: victim\n{rules}"
+        )
+    };
+    Scene::new(pods, &victim("  ingress:\n  - fromEndpoints:\n")).check(
+        "other,entity:world -> victim 80/TCP denied
+         victim -> other 80/TCP allowed",
+    );
+    let scene = Scene::new(pods, &victim("  egress:\n"));
+    scene.check("victim -> other,entity:world 80/TCP allowed");
+    assert_eq!(scene.conditions(), ["SelectsNothing spec"]);
+}
+
 #[test]
 fn services() {
     let cluster = "
@@ -211,6 +252,15 @@ fn services() {
         "app2 -> one 80/TCP allowed
          app2 -> one 81/TCP,80/UDP denied
          app2 -> two 80/TCP denied",
+    );
+    let none = cnp("endpointSelector: {matchLabels: {id: app2}}, egress: [{toServices: []}]");
+    Scene::new(cluster, &none).check("app2 -> one,two,ip:192.0.2.20 80/TCP denied");
+    let one_without_a_name = none.replace("[]", "[{}]");
+    let error =
+        policy::Policy::from_value(&serde_saphyr::from_str(&one_without_a_name).unwrap()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "CiliumNetworkPolicy default/p: spec.egress[0].toServices[0]: needs one of `k8sService` and `k8sServiceSelector`"
     );
 }
 
@@ -295,6 +345,13 @@ fn nodes_by_label() {
          node:n2,entity:remote-node,entity:kube-apiserver,dev,entity:world -> prod 80/TCP denied",
     );
     assert!(scene.conditions().is_empty());
+    let workers = cnp(
+        "endpointSelector: {matchLabels: {env: dev}}, ingress: [{fromNodes: [{matchLabels: {role: worker}}]}]",
+    );
+    Scene::new(&nodes, &workers).check(
+        "node:n2,entity:host -> dev 80/TCP allowed
+         node:n1,entity:remote-node,prod,entity:world -> dev 80/TCP denied",
+    );
 }
 
 #[test]

@@ -151,8 +151,59 @@ fn sctp() {
 fn access_to_nginx() {
     let pods = "default/nginx app=nginx\n default/busybox run=busybox\n default/friend access=true\n other/stranger access=true";
     let spec = "podSelector: {matchLabels: {app: nginx}}, ingress: [{from: [{podSelector: {matchLabels: {access: 'true'}}}]}]";
-    Scene::new(pods, &policy("access-nginx", "default", spec)).check(
-        "friend -> nginx 80/TCP allowed
-         busybox,stranger,entity:world -> nginx 80/TCP denied",
+    let expected = "friend -> nginx 80/TCP allowed
+                    busybox,stranger,entity:world -> nginx 80/TCP denied";
+    Scene::new(pods, &policy("access-nginx", "default", spec)).check(expected);
+    // The same by a recommended label, which stays among those of an identity.
+    let recommended = |text: &str| text.replace("app: nginx", "app.kubernetes.io/name: nginx");
+    let pods = pods.replace("app=nginx", "app.kubernetes.io/name=nginx");
+    Scene::new(&pods, &policy("access-nginx", "default", &recommended(spec))).check(expected);
+}
+
+/// "If no `policyTypes` are specified on a NetworkPolicy then by default `Ingress` will always be set and `Egress` will be
+/// set if the NetworkPolicy has any egress rules."
+#[test]
+fn types_by_default() {
+    let of = |rules: &str| {
+        Scene::new(
+            PODS,
+            &policy("p", "default", &format!("podSelector: {{matchLabels: {{role: db}}}}{rules}")),
+        )
+    };
+    of("").check("front -> db 80/TCP denied\n db -> front,entity:world 80/TCP allowed");
+    of(", egress: [{to: [{podSelector: {matchLabels: {role: backend}}}]}]").check(
+        "front,back -> db 80/TCP denied
+         db -> back 80/TCP allowed
+         db -> front,entity:world 80/TCP denied",
     );
+}
+
+/// "With this policy in place, no additional policy or policies can cause any incoming connection to those pods to be
+/// denied", of this API's.
+#[test]
+fn what_is_open_stays_open() {
+    let open = policy("open", "default", "podSelector: {}, ingress: [{}], policyTypes: [Ingress]");
+    let shut = policy("shut", "default", "podSelector: {}, policyTypes: [Ingress, Egress]");
+    Scene::new(PODS, &format!("{open}\n---\n{shut}"))
+        .check("client,entity:world -> db 80/TCP allowed\n db -> client,entity:world 80/TCP denied");
+}
+
+/// "Since `hostNetwork` pods have the same IP addresses as the nodes they reside on, their connections will be treated as
+/// node connections. For example, you can allow traffic from a `hostNetwork` Pod using an `ipBlock` rule."
+#[test]
+fn pods_on_the_network_of_their_node() {
+    let cluster = "
+        default/db role=db ip:10.1.0.1
+        default/front role=frontend ip:10.1.0.2
+        node n1 role=client ip:192.0.2.1
+        node n2 role=client ip:192.0.2.2";
+    let from = |peer: &str| {
+        let spec = format!("podSelector: {{matchLabels: {{role: db}}}}, ingress: [{{from: [{{{peer}}}]}}]");
+        Scene::new(cluster, &policy("p", "default", &spec))
+    };
+    from("ipBlock: {cidr: 192.0.2.1/32}").check(
+        "node:n1 -> db 80/TCP allowed
+         node:n2,front,ip:192.0.2.3 -> db 80/TCP denied",
+    );
+    from("podSelector: {matchLabels: {role: client}}").check("node:n1,node:n2,front -> db 80/TCP denied");
 }

@@ -19,7 +19,7 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// `cluster` has a line for each thing: `namespace/pod label=value sa:ACCOUNT ip:ADDRESS
+    /// `cluster` has a line for each thing: `namespace/pod label=value sa:ACCOUNT cluster:NAME ip:ADDRESS
     /// port:NAME=80/TCP`, `namespace: label=value`, `service namespace/name label=value selects:label=value
     /// ip:ADDRESS`, `group name label=value net:PREFIX`, `node name label=value`, `name NAME ip:ADDRESS`.
     /// `policies` are YAML documents.
@@ -79,7 +79,8 @@ impl Scene {
         of_namespaces: &BTreeMap<&str, Vec<(&str, &str)>>,
     ) {
         let (namespace, _) = full_name.split_once('/').unwrap();
-        let pod = Pod { cluster: "default", namespace, service_account: line.account.unwrap_or("default") };
+        let cluster = line.cluster.unwrap_or("default");
+        let pod = Pod { cluster, namespace, service_account: line.account.unwrap_or("default") };
         let mut of_namespace = vec![("kubernetes.io/metadata.name", namespace)];
         of_namespace.extend(of_namespaces.get(namespace).into_iter().flatten());
         let labels = pod.labels(line.labels.iter().copied(), of_namespace).unwrap();
@@ -169,6 +170,7 @@ struct Line<'a> {
     labels: Vec<(&'a str, &'a str)>,
     selects: Vec<(&'a str, &'a str)>,
     account: Option<&'a str>,
+    cluster: Option<&'a str>,
     ips: Vec<&'a str>,
     nets: Vec<&'a str>,
     ports: Vec<&'a str>,
@@ -180,6 +182,7 @@ impl<'a> Line<'a> {
         for word in text.split_whitespace() {
             match (word.split_once(':'), word.split_once('=')) {
                 (Some(("sa", account)), _) => line.account = Some(account),
+                (Some(("cluster", name)), _) => line.cluster = Some(name),
                 (Some(("ip", address)), _) => line.ips.push(address),
                 (Some(("net", net)), _) => line.nets.push(net),
                 (Some(("port", port)), _) => line.ports.push(port),
