@@ -9,6 +9,7 @@ mod cilium_ingress;
 mod cilium_kubernetes;
 mod cilium_layer3;
 mod cilium_layer4;
+mod cilium_releases;
 mod cilium_together;
 mod cilium_unsupported;
 mod galaxy;
