@@ -323,3 +323,271 @@ fn several_specs() {
         ]
     );
 }
+
+/// "Istio": namespaces `red` and `blue` reach `httpbin`, `green` doesn't; by layer 7, which isn't kept, none does.
+#[test]
+fn namespaces_of_a_mesh() {
+    let pods = "
+        red/httpbin-red app=httpbin version=v1
+        blue/httpbin app=httpbin version=v1
+        red/shell app=netshoot
+        blue/shell2 app=netshoot
+        green/shell3 app=netshoot";
+    let policy = |port: &str, rules: &str| {
+        format!(
+            "{{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {{name: default, namespace: blue}}, specs: [{{\
+             endpointSelector: {{matchLabels: {{app: httpbin}}}}, ingress: [{{fromEndpoints: [{{matchExpressions: [\
+             {{key: io.kubernetes.pod.namespace, operator: In, values: [red, blue]}}]}}], \
+             toPorts: [{{ports: [{{port: '{port}', protocol: TCP}}]{rules}}}]}}]}}]}}"
+        )
+    };
+    // Older forms are about the port of its tunnels.
+    for port in ["80", "15008"] {
+        Scene::new(pods, &policy(port, "")).check(&format!(
+            "shell,shell2,httpbin-red -> httpbin {port}/TCP allowed
+             shell -> httpbin 81/TCP,{port}/UDP,8/ICMP denied
+             shell3,entity:world -> httpbin {port}/TCP denied
+             shell3 -> httpbin-red,shell2 80/TCP allowed"
+        ));
+    }
+    let http = Scene::new(pods, &policy("80", ", rules: {http: [{method: GET, path: /ip}]}"));
+    http.check("shell,shell2,shell3 -> httpbin 80/TCP denied");
+    assert_eq!(http.conditions(), ["Unsupported specs[0].ingress[0].toPorts[0].rules"]);
+}
+
+/// Of the mesh's log of authentications: the broker has its peers without layer 7, and its clients by it alone.
+#[test]
+fn brokers_among_themselves() {
+    let pods = "
+        default/kafka app=kafka
+        default/kafka2 app=kafka
+        default/productpage app=productpage version=v2
+        default/logger app=authaudit-logger";
+    let ports = |rules: &str| {
+        format!("toPorts: [{{ports: [{{port: '9092', protocol: TCP}}], rules: {{kafka: [{rules}]}}}}]")
+    };
+    let policy = cnp(
+        "kafka-authaudit",
+        &format!(
+            "specs: [{{endpointSelector: {{matchLabels: {{'k8s:app': kafka}}}}, ingress: [\
+             {{fromEndpoints: [{{matchLabels: {{'k8s:app': productpage, 'k8s:version': v2}}}}], {}}}, \
+             {{fromEndpoints: [{{matchLabels: {{app: kafka}}}}]}}, \
+             {{fromEndpoints: [{{matchLabels: {{'k8s:app': authaudit-logger}}}}], {}}}]}}]",
+            ports("{apiKey: produce, topic: authaudit}, {apiKey: apiversions}"),
+            ports("{apiKey: fetch, topic: authaudit}, {apiKey: metadata}")
+        ),
+    );
+    let scene = Scene::new(pods, &policy);
+    scene.check(
+        "kafka2 -> kafka 9092/TCP,2181/TCP allowed
+         productpage,logger,entity:world -> kafka 9092/TCP denied
+         kafka -> productpage,entity:world 80/TCP allowed",
+    );
+    assert_eq!(
+        scene.conditions(),
+        [0, 2].map(|rule| format!("Unsupported specs[0].ingress[{rule}].toPorts[0].rules"))
+    );
+}
+
+/// The service mesh's, in two objects: a client's HTTP beside DNS, with each way to spell a namespace.
+#[test]
+fn client_of_a_mesh() {
+    let pods = "
+        default/client kind=client
+        default/client2 kind=client other=client
+        default/echo kind=echo
+        kube-system/dns k8s-app=kube-dns
+        kube-system/coredns k8s-app=coredns
+        default/impostor k8s-app=kube-dns
+        name one.one.one.one ip:1.1.1.1";
+    let port = |port: &str, protocol: &str, rules: &str| {
+        format!("toPorts: [{{ports: [{{port: '{port}', protocol: {protocol}}}], rules: {{{rules}}}}}]")
+    };
+    let get = "http: [{method: GET, path: /}]";
+    let http = cnp(
+        "client-egress-l7-http",
+        &format!(
+            "spec: {{description: why, endpointSelector: {{matchLabels: {{other: client}}}}, egress: [\
+             {{toEndpoints: [{{matchLabels: {{'k8s:kind': echo}}}}], {}}}, {{toFQDNs: [{{matchName: one.one.one.one}}], {}}}]}}",
+            port("8080", "TCP", get),
+            port("80", "TCP", get)
+        ),
+    );
+    for key in ["'k8s:io.kubernetes.pod.namespace'", "k8s.io.kubernetes.pod.namespace"] {
+        let dns = |rules: &str| {
+            cnp(
+                "client-egress-only-dns",
+                &format!(
+                    "spec: {{endpointSelector: {{matchLabels: {{kind: client}}}}, egress: [{{toPorts: [{{ports: [\
+                     {{port: '53', protocol: ANY}}]{rules}}}], toEndpoints: [\
+                     {{matchLabels: {{{key}: kube-system, 'k8s:k8s-app': kube-dns}}}}, \
+                     {{matchLabels: {{{key}: kube-system, 'k8s:k8s-app': coredns}}}}]}}]}}"
+                ),
+            )
+        };
+        let both = |rules: &str| Scene::new(pods, &format!("{http}\n---\n{}", dns(rules)));
+        let looked_at = both(", rules: {dns: [{matchPattern: '*'}]}");
+        looked_at.check(
+            "client2 -> echo,ip:1.1.1.1 8080/TCP,80/TCP denied
+             client,client2 -> dns,coredns 53/UDP,53/TCP denied
+             echo -> client,dns 53/UDP allowed",
+        );
+        assert_eq!(
+            looked_at.conditions(),
+            [
+                "Unsupported spec.egress[0].toPorts[0].rules",
+                "Unsupported spec.egress[1].toPorts[0].rules",
+                "Unsupported spec.egress[0].toPorts[0].rules"
+            ]
+        );
+        both("").check(
+            "client,client2 -> dns,coredns 53/UDP,53/TCP allowed
+             client -> impostor,echo,ip:1.1.1.1 53/UDP,8080/TCP,80/TCP denied",
+        );
+    }
+}
+
+/// The connectivity check's: one who may reach a server and names, and those who may reach little else.
+#[test]
+fn connectivity_check() {
+    let pods = "
+        default/echo-a name=echo-a
+        default/echo-b name=echo-b
+        default/allowed name=pod-to-a-allowed-cnp
+        default/denied name=pod-to-a-denied-cnp
+        default/google name=pod-to-external-fqdn-allow-google-cnp
+        default/stream name=echo-stream
+        default/curl name=curl
+        kube-system/dns k8s-app=kube-dns
+        kube-system/local-dns k8s-app=node-local-dns
+        openshift-dns/dns-default dns.operator.openshift.io/daemonset-dns=default
+        name www.google.com ip:192.0.2.1
+        name google.com ip:192.0.2.2";
+    let dns = |kube: &str, openshift: &str| {
+        format!(
+            "{{toEndpoints: [{{matchLabels: {{'k8s:io.kubernetes.pod.namespace': kube-system, k8s-app: kube-dns}}}}], \
+             toPorts: [{{ports: [{{port: '53', protocol: {kube}}}]}}]}}, \
+             {{toEndpoints: [{{matchLabels: {{'k8s:io.kubernetes.pod.namespace': openshift-dns, \
+             'k8s:dns.operator.openshift.io/daemonset-dns': default}}}}], toPorts: [{{ports: [{{port: '5353', protocol: UDP}}]{openshift}}}]}}"
+        )
+    };
+    let of = |name: &str, egress: &str| {
+        cnp(
+            name,
+            &format!("spec: {{endpointSelector: {{matchLabels: {{name: {name}}}}}, egress: [{egress}]}}"),
+        )
+    };
+    let allowed = of(
+        "pod-to-a-allowed-cnp",
+        &format!(
+            "{{toEndpoints: [{{matchLabels: {{name: echo-a}}}}], toPorts: [{{ports: [{{port: '8080', protocol: TCP}}]}}]}}, {}",
+            dns("UDP", "")
+        ),
+    );
+    let denied = of("pod-to-a-denied-cnp", &dns("UDP", ""));
+    Scene::new(pods, &format!("{allowed}\n---\n{denied}")).check(
+        "allowed -> echo-a 8080/TCP allowed
+         allowed -> echo-a 80/TCP denied
+         denied -> echo-a 8080/TCP denied
+         allowed,denied -> dns 53/UDP allowed
+         allowed,denied -> dns-default 5353/UDP allowed
+         allowed,denied -> echo-b,local-dns,entity:world 53/UDP,8080/TCP denied
+         echo-b -> echo-a,allowed 8080/TCP allowed",
+    );
+    let google = of(
+        "pod-to-external-fqdn-allow-google-cnp",
+        &format!(
+            "{{toFQDNs: [{{matchPattern: '*.google.com'}}]}}, {}",
+            dns("ANY", ", rules: {dns: [{matchPattern: '*'}]}")
+        ),
+    );
+    let scene = Scene::new(pods, &google);
+    scene.check(
+        "google -> ip:192.0.2.1 80/TCP,443/TCP allowed
+         google -> ip:192.0.2.2,echo-a,entity:world 80/TCP denied
+         google -> dns 53/UDP,53/TCP allowed
+         google -> dns-default 5353/UDP denied",
+    );
+    assert_eq!(scene.conditions(), ["Unsupported spec.egress[2].toPorts[0].rules"]);
+    let stream = cnp(
+        "curl-to-echo-stream",
+        "spec: {endpointSelector: {matchLabels: {name: echo-stream}}, ingress: [{fromEndpoints: [{matchLabels: {name: curl}}]}]}",
+    );
+    Scene::new(pods, &stream).check(
+        "curl -> stream 80/TCP,8/ICMP allowed
+         echo-a,entity:world -> stream 80/TCP denied",
+    );
+}
+
+/// "Restrict Elasticsearch Requests" whole: the server's clients are allowed by layer 7 alone, and the second half shuts
+/// everybody.
+#[test]
+fn elasticsearch() {
+    let pods = "
+        default/es component=elasticsearch
+        default/hq name=empire-hq role=command
+        default/outpost name=outpost role=spaceship
+        far/pod app=x";
+    let rule = |peer: &str, rules: &str| {
+        format!(
+            "{{fromEndpoints: [{{matchLabels: {{{peer}}}}}], toPorts: [{{ports: [{{port: '9200', protocol: TCP}}], \
+             rules: {{http: [{rules}]}}}}]}}"
+        )
+    };
+    let first = format!(
+        "{{endpointSelector: {{matchLabels: {{component: elasticsearch}}}}, ingress: [{}, {}]}}",
+        rule("name: empire-hq, role: command", "{method: '^GET$', path: '^/_search/??[^/]*$'}"),
+        rule(
+            "'k8s:name': outpost, 'k8s:role': spaceship",
+            "{method: '^PUT$', path: '^/stats/[^/]+/??[^/]*$'}"
+        )
+    );
+    let second = "{egress: [{toEndpoints: [{matchExpressions: [{key: 'k8s:io.kubernetes.pod.namespace', operator: Exists}]}]}, \
+                  {toEntities: [cluster, host]}], endpointSelector: {}, ingress: [{}]}";
+    let scene = Scene::new(pods, &cnp("secure-empire-es", &format!("specs: [{first}, {second}]")));
+    scene.check(
+        "hq,outpost,pod,entity:world -> es 9200/TCP denied
+         es,hq -> pod,entity:host 9200/TCP allowed
+         es,hq -> entity:world 443/TCP denied
+         es -> hq 80/TCP denied",
+    );
+    assert_eq!(
+        scene.conditions(),
+        [0, 1].map(|rule| format!("Unsupported specs[0].ingress[{rule}].toPorts[0].rules"))
+    );
+}
+
+/// The same mediabot where DNS is OpenShift's, and the demo before it asks for authentication.
+#[test]
+fn other_ports_of_the_guides() {
+    let policy = cnp(
+        "fqdn",
+        "spec: {endpointSelector: {matchLabels: {org: empire, class: mediabot}}, egress: [{toFQDNs: [{matchName: api.github.com}]}, \
+         {toEndpoints: [{matchLabels: {'k8s:io.kubernetes.pod.namespace': openshift-dns}}], \
+         toPorts: [{ports: [{port: '5353', protocol: ANY}], rules: {dns: [{matchPattern: '*'}]}}]}]}",
+    );
+    let scene = Scene::new(STAR_WARS, &policy);
+    scene.check(
+        "mediabot -> ip:192.0.2.1 443/TCP allowed
+         mediabot -> ip:192.0.2.2 443/TCP denied
+         mediabot -> dns2 5353/UDP denied
+         mediabot -> dns 53/UDP denied",
+    );
+    assert_eq!(scene.conditions(), ["Unsupported spec.egress[1].toPorts[0].rules"]);
+    let echo = |rules: &str| {
+        let policy = cnp(
+            "no-mutual-auth-echo",
+            &format!(
+                "spec: {{endpointSelector: {{matchLabels: {{app: echo}}}}, ingress: [{{fromEndpoints: [\
+                 {{matchLabels: {{app: pod-worker}}}}], toPorts: [{{ports: [{{port: '3000', protocol: TCP}}]{rules}}}]}}]}}"
+            ),
+        );
+        Scene::new("default/echo app=echo\n default/worker app=pod-worker\n default/other app=x", &policy)
+    };
+    echo(", rules: {http: [{method: GET, path: /headers}]}").check("worker,other -> echo 3000/TCP denied");
+    echo("").check(
+        "worker -> echo 3000/TCP allowed
+         worker -> echo 8080/TCP denied
+         other -> echo 3000/TCP denied",
+    );
+}
