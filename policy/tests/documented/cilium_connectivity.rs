@@ -557,3 +557,237 @@ fn nodes() {
          client -> node:n1 80/TCP allowed",
     );
 }
+
+/// "client-egress-to-echo" in the words of Kubernetes' API: a port without a protocol is TCP's, `to` without a value is
+/// anybody, pods by label alone are those of the own namespace, and without types ingress is shut as well.
+#[test]
+fn egress_to_servers_in_kubernetes_words() {
+    let namespaced = "{key: k8s-app, operator: In, values: [kube-dns, coredns, node-local-dns, nodelocaldns]}, \
+                      {key: io.kubernetes.pod.namespace, operator: In, values: [kube-system]}";
+    check(
+        &knp(&format!(
+            "podSelector: {{matchLabels: {{kind: client}}}}, egress: [\
+             {{to: [{{podSelector: {{matchLabels: {{kind: echo}}, {ANY_CLUSTER}}}}}], ports: [{{port: 8080, protocol: TCP}}]}}, \
+             {{to: [{{podSelector: {{matchExpressions: [{namespaced}]}}}}], ports: [{{port: 53}}]}}, \
+             {{to: null, ports: [{{port: 53, protocol: UDP}}]}}]"
+        )),
+        "client,client2 -> echo-same,echo-other 8080/TCP allowed
+         client -> echo-same 8080/UDP,53/TCP denied
+         client -> echo-far 8080/TCP denied
+         client -> dns,local-dns,dns-default,echo-same,echo-far,entity:world 53/UDP allowed
+         client -> dns,local-dns,entity:world 53/TCP denied
+         echo-same,client2,stranger,entity:world -> client 80/TCP,8/ICMP denied
+         stranger -> echo-far,echo-same 8080/TCP allowed",
+    );
+    check(
+        &knp(&format!(
+            "podSelector: {{matchLabels: {{kind: client}}}}, ingress: [{{from: [{{podSelector: {{matchLabels: {{other: client}}, {ANY_CLUSTER}}}}}]}}]"
+        )),
+        "client2 -> client 80/TCP,8/ICMP allowed
+         echo-same,stranger,entity:world -> client 80/TCP denied
+         client -> echo-far,entity:world 80/TCP allowed",
+    );
+}
+
+/// "client-egress-to-entities-world": port 80 of the world, and DNS at each of the ports and places that it may have.
+#[test]
+fn the_world_at_one_port() {
+    let pair = |port: &str| format!("{{port: '{port}', protocol: UDP}}, {{port: '{port}', protocol: TCP}}");
+    let rules = |subject: &str| {
+        format!(
+            "{subject}, egress: [{{toEntities: [world], {}}}, \
+             {{toEndpoints: [{{matchExpressions: [{DNS}]}}], toPorts: [{{ports: [{}, {}]}}]}}, \
+             {{toEndpoints: [{{matchExpressions: [{OPENSHIFT_DNS}]}}], toPorts: [{{ports: [{}]}}]}}, \
+             {{{}, toEntities: [host, world]}}]",
+            tcp("80"),
+            pair("53"),
+            pair("8053"),
+            pair("5353"),
+            port_53("")
+        )
+    };
+    let subject = "endpointSelector: {matchLabels: {kind: client}}";
+    for policy in [cnp(&rules(subject)), ccnp(&rules(subject))] {
+        check(
+            &policy,
+            "client -> entity:world,ip:1.1.1.1 80/TCP,53/UDP,53/TCP allowed
+             client -> entity:world 443/TCP,8053/UDP,8/ICMP denied
+             client -> dns,local-dns 53/UDP,8053/UDP,8053/TCP allowed
+             client -> dns 80/TCP,5353/UDP denied
+             client -> dns-default 5353/UDP,5353/TCP allowed
+             client -> dns-default 53/UDP,8053/UDP denied
+             client -> entity:host 53/UDP,53/TCP allowed
+             client -> entity:host,entity:remote-node,echo-same 80/TCP denied
+             echo-same -> entity:world,client 443/TCP allowed",
+        );
+    }
+}
+
+/// "client-egress-to-cidr-lrp-deny" and "ingress-backend-deny": a policy that only denies shuts everything else as well,
+/// until another one allows it.
+#[test]
+fn nothing_but_what_denies() {
+    let allow = knp("podSelector: {}, policyTypes: [Egress], egress: [{}]");
+    let address = cnp(
+        "endpointSelector: {matchLabels: {kind: client}}, egressDeny: [{toCIDRSet: [{cidr: 169.254.169.255/32}]}]",
+    );
+    check(&address, "client -> ip:169.254.169.255,ip:169.254.169.254,echo-same,dns 80/TCP denied");
+    check(
+        &format!("{address}\n---\n{allow}"),
+        "client -> ip:169.254.169.255 80/TCP,53/UDP denied
+         client -> ip:169.254.169.254,echo-same,entity:world 80/TCP allowed
+         echo-same -> ip:169.254.169.255 80/TCP allowed",
+    );
+    let servers = cnp(&format!(
+        "endpointSelector: {{}}, egressDeny: [{{toEndpoints: [{{matchLabels: {{kind: echo}}, {ANY_CLUSTER}}}]}}]"
+    ));
+    check(
+        &servers,
+        "client,echo-same -> echo-same,echo-other,dns,entity:world 8080/TCP denied
+         stranger,entity:world,entity:ingress -> echo-same,client 8080/TCP allowed",
+    );
+    check(
+        &format!("{servers}\n---\n{allow}"),
+        "client -> echo-same,echo-other 8080/TCP,8/ICMP denied
+         client -> echo-far,dns,entity:world 8080/TCP allowed",
+    );
+}
+
+/// One namespace's way out and the other's way in, each in its own object, of either kind.
+#[test]
+fn both_halves_of_a_way() {
+    let pods = "
+        ccnp1/to kind=ccnp
+        ccnp2/from kind=ccnp
+        ccnp2/other kind=other
+        elsewhere/stranger kind=ccnp";
+    let half = |kind: &str, namespace: &str, list: &str, to: &str| {
+        let place =
+            if kind == "CiliumNetworkPolicy" { format!(", namespace: {namespace}") } else { String::new() };
+        format!(
+            "{{apiVersion: cilium.io/v2, kind: {kind}, metadata: {{name: half{place}}}, spec: {{endpointSelector: {{matchLabels: {{\
+             io.kubernetes.pod.namespace: {namespace}, kind: ccnp}}}}, {list}: [{{matchLabels: {{io.kubernetes.pod.namespace: {to}, kind: ccnp}}}}]}}]}}}}"
+        )
+    };
+    let kinds = ["CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy"];
+    for (out, into) in kinds.iter().flat_map(|out| kinds.iter().map(move |into| (out, into))) {
+        let out = half(out, "ccnp2", "egress: [{toEndpoints", "ccnp1");
+        let into = half(into, "ccnp1", "ingress: [{fromEndpoints", "ccnp2");
+        Scene::new(pods, &format!("{out}\n---\n{}", into.replace("name: half", "name: other-half"))).check(
+            "from -> to 80/TCP,8/ICMP allowed
+             other,stranger,entity:world -> to 80/TCP denied
+             from -> other,stranger,entity:world 80/TCP denied
+             to -> from,stranger,entity:world 80/TCP allowed
+             stranger -> from 80/TCP allowed",
+        );
+    }
+}
+
+/// The same between clusters: what names a cluster, or any, means its pods; what names none means the own one's, and so
+/// does the entity `cluster`.
+#[test]
+fn servers_of_two_clusters() {
+    let pods = format!(
+        "{CLUSTER}
+         cilium-test/echo-remote name=echo-other-node kind=echo cluster:remote
+         cilium-test/client2-remote kind=client other=client cluster:remote
+         kube-system/dns-remote k8s-app=kube-dns cluster:remote
+         cilium-test/echo-third name=echo-other-node kind=echo cluster:third"
+    );
+    let scene = |policy: &str| Scene::new(&pods, policy);
+    scene(&cnp(
+        "endpointSelector: {}, ingress: [{fromEntities: [cluster]}], egress: [{toEntities: [cluster]}]",
+    ))
+    .check(
+        "client -> echo-same,echo-far 8080/TCP allowed
+         client -> echo-remote,dns-remote,entity:world 8080/TCP denied
+         client2-remote -> echo-same 8080/TCP denied",
+    );
+    scene(&cnp(&format!(
+        "endpointSelector: {{matchLabels: {{kind: echo}}}}, ingress: [{{fromEndpoints: [{{matchLabels: {{other: client}}, {ANY_CLUSTER}}}]}}]"
+    )))
+    .check(
+        "client2,client2-remote -> echo-same,echo-remote 8080/TCP allowed
+         client,stranger -> echo-same,echo-remote 8080/TCP denied",
+    );
+    let to_echo = |more: &str, rules: &str| {
+        scene(&cnp(&format!(
+            "endpointSelector: {{matchLabels: {{kind: client}}}}, egress: [{{toPorts: [{{ports: [{{port: '8080', protocol: TCP}}]{rules}}}], \
+             toEndpoints: [{{matchLabels: {{io.kubernetes.pod.namespace: cilium-test, kind: echo}}{more}}}]}}, \
+             {{{}, toEndpoints: [{{matchExpressions: [{DNS}]}}]}}]",
+            port_53("")
+        )))
+    };
+    to_echo("", "").check(
+        "client -> echo-same,echo-other 8080/TCP allowed
+         client -> echo-remote,echo-third 8080/TCP denied
+         client -> dns 53/UDP allowed
+         client -> dns-remote 53/UDP denied",
+    );
+    to_echo(&format!(", {ANY_CLUSTER}"), "").check(
+        "client -> echo-same,echo-remote,echo-third 8080/TCP allowed
+         client -> dns-remote,echo-far 53/UDP,8080/TCP denied",
+    );
+    let two =
+        ", matchExpressions: [{key: io.cilium.k8s.policy.cluster, operator: In, values: [default, remote]}]";
+    to_echo(two, "").check(
+        "client -> echo-same,echo-remote 8080/TCP allowed
+         client -> echo-third 8080/TCP denied",
+    );
+    let http = to_echo(two, ", rules: {http: [{method: GET, path: /}]}");
+    http.check("client -> echo-same,echo-remote,echo-third 8080/TCP denied\n client -> dns 53/UDP allowed");
+    assert_eq!(http.conditions(), ["Unsupported spec.egress[0].toPorts[0].rules"]);
+}
+
+/// The host firewall's that look into packets: what is beside that counts.
+#[test]
+fn nodes_and_what_is_in_connections() {
+    check(
+        &ccnp("nodeSelector: {}, ingress: [{fromEntities: [health, kube-apiserver, remote-node, world]}]"),
+        "entity:health,entity:kube-apiserver,entity:world,ip:1.1.1.1 -> node:n1 80/TCP,8/ICMP allowed
+         client,echo-same -> node:n1 80/TCP denied
+         node:n1 -> client,entity:world 80/TCP allowed",
+    );
+    let spec = format!(
+        "nodeSelector: {{}}, egress: [{{{}, toFQDNs: [{{matchName: one.one.one.one}}]}}, \
+         {{{}, toEntities: [all]}}, {{toEntities: [cluster, kube-apiserver, remote-node]}}]",
+        tcp("80"),
+        port_53(", rules: {dns: [{matchPattern: '*'}]}")
+    );
+    let scene = Scene::new(CLUSTER, &ccnp(&spec));
+    scene.check(
+        "node:n1 -> ip:1.1.1.1 80/TCP allowed
+         node:n1 -> ip:1.1.1.1,ip:8.8.8.8,entity:world 443/TCP,53/UDP denied
+         node:n1 -> client,dns,entity:kube-apiserver,entity:remote-node 53/UDP,80/TCP allowed
+         entity:world -> node:n1 80/TCP allowed",
+    );
+    let mut conditions = scene.conditions();
+    conditions.sort();
+    assert_eq!(conditions, ["Unsupported spec.egress[1].toPorts[0].rules", "Unsupported spec.nodeSelector"]);
+}
+
+/// "Only permits DNS resolution of the allowed external target", and answers from node-local servers, on the host as well.
+#[test]
+fn dns_of_one_name() {
+    let policy = |rules: &str| {
+        cnp(&format!(
+            "endpointSelector: {{matchLabels: {{kind: client}}}}, egress: [{{{}, toEndpoints: [{{matchExpressions: [{DNS}]}}]}}, \
+             {{{}, toEntities: [host, world]}}]",
+            port_53(rules),
+            port_53(rules)
+        ))
+    };
+    check(
+        &policy(""),
+        "client -> dns,local-dns,entity:host,entity:world 53/UDP,53/TCP allowed
+         client -> entity:remote-node,echo-same,dns-default 53/UDP denied",
+    );
+    for name in ["matchName", "matchPattern"] {
+        let scene = Scene::new(CLUSTER, &policy(&format!(", rules: {{dns: [{{{name}: one.one.one.one}}]}}")));
+        scene.check("client -> dns,local-dns,entity:host,entity:world 53/UDP,53/TCP denied");
+        assert_eq!(
+            scene.conditions(),
+            [0, 1].map(|rule| format!("Unsupported spec.egress[{rule}].toPorts[0].rules"))
+        );
+    }
+}
