@@ -279,14 +279,25 @@ impl Tracer<'_> {
         for policy in self.input.policies.iter() {
             let specs = policy.specs.iter().filter(|spec| spec.subject.matches(endpoint.labels()));
             for spec in specs {
+                let mut name = None;
                 for rule in spec.rules.iter().filter(|rule| rule.list.direction() == direction) {
                     let (object, list, place) = (policy.object.clone(), rule.list, spec.place);
-                    considered.push(Considered {
+                    let part = Considered {
                         rule: RuleRef::Rule { object, spec: place, list, rule: rule.index },
                         denies: list.is_deny(),
                         matches_peer: self.matches_peer(rule, endpoint, remote),
                         matches_port: self.matches_port(rule, endpoint, remote),
-                    });
+                    };
+                    // What a rule allows and what it denies, since it can't be kept, follow each other.
+                    let this = Some((list.as_str(), rule.index));
+                    if std::mem::replace(&mut name, this) != this {
+                        considered.push(part);
+                    } else if let Some(last) = considered.last_mut()
+                        && part.matches_peer
+                        && part.matches_port
+                    {
+                        *last = part;
+                    }
                 }
             }
         }

@@ -117,6 +117,19 @@ fn a_trace_names_the_rule_that_decides() {
     assert_eq!((denied.verdict, denied.ingress.rule), (TraceVerdict::Denied, None));
 }
 
+/// What a rule allows and what it denies, since it can't be kept, is one rule of the file.
+#[test]
+fn a_trace_has_a_rule_once() {
+    let ports =
+        "toPorts: [{ports: [{port: \"443\"}]}, {ports: [{port: \"80\"}], rules: {http: [{method: GET}]}}]";
+    let set = for_deathstar(&format!("enableDefaultDeny: {{ingress: false}}\ningress: [{{{ports}}}]"));
+    for (port, denies, matches) in [(443, false, true), (80, true, true), (81, false, false)] {
+        let considered = ask(&set, TIEFIGHTER, DEATHSTAR, protocol::TCP, port).ingress.considered;
+        let found: Vec<_> = considered.iter().map(|rule| (rule.denies, rule.matches_port)).collect();
+        assert_eq!(found, [(denies, matches)], "{port}");
+    }
+}
+
 #[test]
 fn without_policies_everything_passes() {
     let none = PolicySet::new();
