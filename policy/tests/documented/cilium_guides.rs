@@ -298,6 +298,24 @@ fn dns_that_is_only_looked_at() {
     assert_eq!(scene.conditions(), ["Unsupported spec.egress[0].toPorts[0].rules"]);
 }
 
+/// An older form of "Allow HTTP GET /public from env=prod to app=service", in two rules: the first one's peers need no
+/// layer 7.
+#[test]
+fn peers_beside_layer_7() {
+    let pods = "default/service app=service\n default/prod env=prod\n default/other app=x";
+    let policy = cnp(
+        "rule1",
+        "spec: {endpointSelector: {matchLabels: {app: service}}, ingress: [{fromEndpoints: [{matchLabels: {env: prod}}]}, \
+         {toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{method: GET, path: /public}]}}]}]}",
+    );
+    let scene = Scene::new(pods, &policy);
+    scene.check(
+        "prod -> service 80/TCP,443/TCP,8/ICMP allowed
+         other,entity:world -> service 80/TCP,443/TCP denied",
+    );
+    assert_eq!(scene.conditions(), ["Unsupported spec.ingress[1].toPorts[0].rules"]);
+}
+
 /// Rules for a server and for its clients in one object, as written there; both are of layer 7.
 #[test]
 fn several_specs() {

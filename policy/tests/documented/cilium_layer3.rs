@@ -253,6 +253,18 @@ fn services() {
          app2 -> one 81/TCP,80/UDP denied
          app2 -> two 80/TCP denied",
     );
+    // "By name and, optionally, namespace": without one they are those of any.
+    for service in
+        ["k8sService: {serviceName: staging}", "k8sServiceSelector: {selector: {matchLabels: {head: none}}}"]
+    {
+        let anywhere = format!(
+            "endpointSelector: {{matchLabels: {{id: app2}}}}, egress: [{{toServices: [{{{service}}}]}}]"
+        );
+        Scene::new(&cluster.replace("env=staging selects", "head=none selects"), &cnp(&anywhere)).check(
+            "app2 -> two 80/TCP allowed
+             app2 -> one,three,ip:192.0.2.10 80/TCP denied",
+        );
+    }
     let none = cnp("endpointSelector: {matchLabels: {id: app2}}, egress: [{toServices: []}]");
     Scene::new(cluster, &none).check("app2 -> one,two,ip:192.0.2.20 80/TCP denied");
     let one_without_a_name = none.replace("[]", "[{}]");
