@@ -42,6 +42,7 @@ mod forwarding;
 mod opening;
 mod services;
 mod slots;
+mod stack;
 mod verdicts;
 
 /// Runs `test` with a pin directory in namespaces of its own, or says why it can't.
