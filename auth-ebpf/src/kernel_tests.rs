@@ -31,6 +31,8 @@ mod life;
 #[path = "../abi/tests/decide/scene.rs"]
 #[expect(dead_code, reason = "the decision's own tests use the rest")]
 mod scene;
+#[path = "../abi/tests/decide/service_model.rs"]
+mod service_model;
 #[path = "../abi/tests/decide/tables.rs"]
 mod tables;
 
@@ -40,6 +42,7 @@ mod fill;
 mod flows;
 mod forwarding;
 mod opening;
+mod service_flows;
 mod services;
 mod slots;
 mod stack;

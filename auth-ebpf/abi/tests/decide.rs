@@ -47,5 +47,7 @@ mod modes;
 mod pods;
 #[path = "decide/service_flows.rs"]
 mod service_flows;
+#[path = "decide/service_model.rs"]
+mod service_model;
 #[path = "decide/services.rs"]
 mod services;

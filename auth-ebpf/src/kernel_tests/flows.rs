@@ -33,13 +33,13 @@ const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 
 /// The programs, and what they have counted so far.
-struct Programs {
-    datapath: Datapath,
+pub(super) struct Programs {
+    pub(super) datapath: Datapath,
     counted: Metrics,
 }
 
 impl Programs {
-    fn open(pin_dir: &Path) -> Self {
+    pub(super) fn open(pin_dir: &Path) -> Self {
         let datapath = Datapath::open(&Options { pin_dir: pin_dir.to_owned() }).unwrap();
         let counted = datapath.maps().metrics().unwrap();
         Self { datapath, counted }
@@ -54,9 +54,41 @@ impl Programs {
         Model::new(SESSION)
     }
 
-    fn maps(&self) -> Maps {
+    pub(super) fn maps(&self) -> Maps {
         self.datapath.maps().clone()
     }
+
+    /// What has become of the packet that this hook has just met.
+    pub(super) fn fate(&mut self, hook: Hook) -> Fate {
+        let counted = self.datapath.maps().metrics().unwrap();
+        let mut fates: Vec<(Hook, Verdict, Option<DropReason>)> = vec![];
+        for (fate, count) in &counted.counters {
+            let before = self.counted.counters.get(fate).copied().unwrap_or_default();
+            fates.extend((before.packets < count.packets).then_some(*fate));
+        }
+        self.counted = counted;
+        assert_eq!(fates.len(), 1, "one packet has one fate");
+        let (at, verdict, reason) = fates[0];
+        assert_eq!(at, hook);
+        (verdict, reason)
+    }
+
+    /// The clock does not wait, so connections are made older; nobody is told.
+    pub(super) fn age_connections(&self, time: u64) {
+        let maps = self.maps();
+        for table in [maps.connections(), maps.half_open()] {
+            for (key, entry) in table.entries().unwrap() {
+                let last_seen = earlier(entry.last_seen, time);
+                let valid_until = earlier(entry.valid_until, time);
+                table.write(&key, &ConnectionEntry { last_seen, valid_until, ..entry }).unwrap();
+            }
+        }
+    }
+}
+
+/// So much before; of what has no end, the same.
+pub(super) fn earlier(at: u64, time: u64) -> u64 {
+    if at == u64::MAX { at } else { at.saturating_sub(time) }
 }
 
 impl Subject for Programs {
@@ -105,16 +137,10 @@ impl Subject for Programs {
         }
     }
 
-    /// The clock does not wait, so what has a time is made older; nobody is told.
     fn wait(&mut self, time: u64) {
+        self.age_connections(time);
         let maps = self.maps();
-        let earlier = |at: u64| if at == u64::MAX { at } else { at.saturating_sub(time) };
-        for table in [maps.connections(), maps.half_open()] {
-            for (key, entry) in table.entries().unwrap() {
-                let (last_seen, valid_until) = (earlier(entry.last_seen), earlier(entry.valid_until));
-                table.write(&key, &ConnectionEntry { last_seen, valid_until, ..entry }).unwrap();
-            }
-        }
+        let earlier = |at: u64| earlier(at, time);
         for (key, entry) in maps.fragments().entries().unwrap() {
             let expires = earlier(entry.expires);
             maps.fragments().write(&key, &auth_ebpf_abi::FragmentEntry { expires, ..entry }).unwrap();
@@ -146,17 +172,7 @@ impl Subject for Programs {
         program(&mut self.datapath.ebpf, hook).unwrap().test_run(options).unwrap();
         assert_eq!(after[MARK..MARK + 4], FORGED_MARK.to_ne_bytes(), "a mark was changed");
         assert_eq!(output, bytes, "no service, no change");
-        let counted = self.datapath.maps().metrics().unwrap();
-        let mut fates: Vec<(Hook, Verdict, Option<DropReason>)> = vec![];
-        for (fate, count) in &counted.counters {
-            let before = self.counted.counters.get(fate).copied().unwrap_or_default();
-            fates.extend((before.packets < count.packets).then_some(*fate));
-        }
-        self.counted = counted;
-        assert_eq!(fates.len(), 1, "one packet has one fate");
-        let (at, verdict, reason) = fates[0];
-        assert_eq!(at, hook);
-        (verdict, reason)
+        self.fate(hook)
     }
 
     fn connections(&mut self) -> Vec<(ConnectionKey, ConnectionEntry)> {
@@ -171,7 +187,7 @@ impl Subject for Programs {
 }
 
 /// Waits of which no sum is a timeout: the clock of the programs may be a tick behind that of this test.
-fn waits() -> Vec<u64> {
+pub(super) fn waits() -> Vec<u64> {
     [7_100_000, 23_010_000, 41_001_000, 97_000_100, 21_600_000_010].map(|micros| micros * 1_000).to_vec()
 }
 
