@@ -88,7 +88,8 @@ pub enum Attached {
     /// Another program had got ahead of ours, which is ahead again. All packets had met ours nevertheless,
     /// but for those that the other had kept from it.
     Displaced,
-    /// This process had attached it, and somebody has taken it off; what came meanwhile met no program.
+    /// This process had attached it, and somebody has taken it off, or put another in its place; what came
+    /// meanwhile did not meet it.
     Removed,
     /// It is in place, but a filter of another kind comes first and can keep packets from it. Only with
     /// clsact.
@@ -132,8 +133,18 @@ impl Datapath {
         }
         let keep = (self.mechanism == Mechanism::Tcx).then_some(ifindex);
         self.unpin(hook, interface, keep)?;
-        let first = self.attached.insert((hook, ifindex));
-        Ok(if found == Attached::Anew && !first { Attached::Removed } else { found })
+        let program = self.program(hook)?.info().map_err(|error| place.error("inspect it", error.into()))?;
+        let before = self.attached.insert((hook, ifindex), program.id());
+        Ok(if found == Attached::Anew && before.is_some() { Attached::Removed } else { found })
+    }
+
+    /// What it means that another program than ours was in our place: an earlier process's, unless this one
+    /// has put its own there since.
+    fn replaced(&self, place: &Place, found: u32) -> Attached {
+        match self.attached.get(&(place.hook, place.ifindex)) {
+            Some(own) if *own != found => Attached::Removed,
+            _ => Attached::Replaced,
+        }
     }
 
     /// Detaches the program of `hook` from `interface`, which may have gone meanwhile. The kernel follows
@@ -154,7 +165,7 @@ impl Datapath {
     /// # Errors
     /// If what is pinned for them cannot be removed.
     pub fn forget_gone(&mut self, alive: impl Fn(u32) -> bool) -> Result<(), Error> {
-        self.attached.retain(|(_, ifindex)| alive(*ifindex));
+        self.attached.retain(|(_, ifindex), _| alive(*ifindex));
         for pin in links::pins(&self.pin_dir)?.into_iter().filter(|pin| !alive(pin.ifindex)) {
             remove(&pin.path(&self.pin_dir))?;
         }

@@ -1,6 +1,6 @@
 //! Loading the programs, and their maps.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -35,8 +35,8 @@ pub struct Datapath {
     pub(crate) pin_dir: PathBuf,
     pub(crate) ebpf: Ebpf,
     pub(crate) mechanism: Mechanism,
-    /// What this process has attached, by hook and interface index.
-    pub(crate) attached: BTreeSet<(Hook, u32)>,
+    /// The programs that this process has attached, by hook and interface index.
+    pub(crate) attached: BTreeMap<(Hook, u32), u32>,
     maps: Maps,
 }
 
@@ -66,7 +66,7 @@ impl Datapath {
         maps.config().set(Setting::Schema, SCHEMA_VERSION)?;
         // A process before this one may have ended between a change and the word of it.
         maps.reopen_connections()?;
-        Ok(Self { pin_dir, ebpf, mechanism, attached: BTreeSet::new(), maps })
+        Ok(Self { pin_dir, ebpf, mechanism, attached: BTreeMap::new(), maps })
     }
 
     /// The maps.

@@ -60,6 +60,7 @@ impl Datapath {
 
     /// Puts our program into the filter, in one step.
     fn replace(&mut self, place: &Place, filter: &Filter) -> Result<Attached, Error> {
+        let replaced = self.replaced(place, filter.program);
         let program = self.program(place.hook)?;
         let failed = |source: Source| place.error("replace the program", source);
         if program.info().map_err(|error| failed(error.into()))?.id() == filter.program {
@@ -70,7 +71,7 @@ impl Datapath {
             .and_then(|id| program.take_link(id))
             .map(leave)
             .map_err(|error| failed(error.into()))?;
-        Ok(Attached::Replaced)
+        Ok(replaced)
     }
 }
 

@@ -40,6 +40,7 @@ impl Datapath {
             let displaced = programs.contains(&attached);
             return Ok(if displaced { Attached::Displaced } else { Attached::Anew });
         }
+        let replaced = self.replaced(place, attached);
         let program = self.program(place.hook)?;
         let failed = |source: Source| place.error("replace the program", source);
         let ours = program.info().map_err(|error| failed(error.into()))?.id();
@@ -49,7 +50,7 @@ impl Datapath {
         let link = SchedClassifierLink::try_from(link).map_err(|error| failed(error.into()))?;
         let id = program.attach_to_link(link).map_err(|error| failed(error.into()))?;
         drop(take_link(program, id).map_err(failed)?);
-        Ok(Attached::Replaced)
+        Ok(replaced)
     }
 
     /// Makes a new link at the head. One that is pinned already goes only afterwards, so no packet passes

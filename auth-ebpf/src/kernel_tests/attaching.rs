@@ -80,7 +80,9 @@ fn displaced_programs_get_ahead_again() {
     with_each_mechanism("displaced_programs_get_ahead_again", |pin_dir, mechanism| {
         veth("pod");
         let mut datapath = open(&pin_dir, mechanism);
-        datapath.attach(Hook::FromPod, "pod").unwrap();
+        for hook in [Hook::FromPod, Hook::ToPod] {
+            datapath.attach(hook, "pod").unwrap();
+        }
         let ours = programs_at(Hook::FromPod, "pod", mechanism);
         // Somebody else, who also wants to be first.
         let mut other =
@@ -95,6 +97,26 @@ fn displaced_programs_get_ahead_again() {
         eventually(|| programs_at(Hook::FromPod, "pod", mechanism).len() == 2);
         assert_eq!(programs_at(Hook::FromPod, "pod", mechanism)[1], theirs);
         assert!(datapath.attachments().unwrap()[0].at_head);
+        // What that took here is nothing that others have done there.
+        assert_ne!(datapath.attach(Hook::ToPod, "pod").unwrap(), Attached::Removed);
+        assert_eq!(datapath.attach(Hook::ToPod, "pod").unwrap(), Attached::Kept);
+    });
+}
+
+#[test]
+fn a_program_that_somebody_put_in_our_place_goes() {
+    with_each_mechanism("a_program_that_somebody_put_in_our_place_goes", |pin_dir, mechanism| {
+        veth("pod");
+        let mut ours = open(&pin_dir, mechanism);
+        let mut theirs = open(&pin_dir, mechanism);
+        assert_eq!(ours.attach(Hook::ToPod, "pod").unwrap(), Attached::Anew);
+        let before = programs_at(Hook::ToPod, "pod", mechanism);
+        assert_eq!(theirs.attach(Hook::ToPod, "pod").unwrap(), Attached::Replaced);
+        assert_ne!(programs_at(Hook::ToPod, "pod", mechanism), before);
+        for found in [Attached::Removed, Attached::Kept] {
+            assert_eq!(ours.attach(Hook::ToPod, "pod").unwrap(), found);
+            assert_eq!(programs_at(Hook::ToPod, "pod", mechanism), before);
+        }
     });
 }
 

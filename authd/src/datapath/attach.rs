@@ -102,9 +102,10 @@ impl Task {
             Attached::Displaced => {
                 ("displaced", "another program had got ahead of ours, which is ahead again")
             }
-            Attached::Removed => {
-                ("removed", "our program had been removed and is back; packets have met none meanwhile")
-            }
+            Attached::Removed => (
+                "removed",
+                "our program had been removed or replaced and is back; packets have not met it meanwhile",
+            ),
             Attached::Kept | Attached::Replaced | Attached::Anew | Attached::Behind => return,
         };
         tracing::warn!(hook = hook.as_str(), interface, cause, "{message}");
