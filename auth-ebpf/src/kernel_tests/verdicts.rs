@@ -465,10 +465,13 @@ prop_compose! {
 }
 
 #[test]
-fn events_that_find_no_room_are_counted() {
-    in_namespaces("events_that_find_no_room_are_counted", |pin_dir| {
+fn events_that_find_no_room_are_counted_and_decide_nothing() {
+    in_namespaces("events_that_find_no_room_are_counted_and_decide_nothing", |pin_dir| {
         let mut datapath = open(&pin_dir);
         let mut tables = locked();
+        hold(&mut tables);
+        allow(&mut tables, HERE_ID, Direction::Egress, NEIGHBOUR_ID, AuthType::Disabled);
+        allow(&mut tables, HERE_ID, Direction::Egress, THERE_ID, AuthType::Spire);
         at_boot_time(&mut tables);
         fill(datapath.maps(), &tables);
         let frame = udp((HERE, 1), (WORLD, 2)).ethernet();
@@ -482,10 +485,20 @@ fn events_that_find_no_room_are_counted() {
         let metrics = datapath.maps().metrics().unwrap();
         let dropped =
             metrics.counters[&(Hook::FromPod, Verdict::Dropped, Some(DropReason::PolicyDenied))].packets;
-        let mut ring = datapath.events().unwrap();
-        let taken = std::iter::from_fn(|| ring.next()).count();
         assert_eq!(dropped, 20_000);
         assert!(metrics.lost_events > 0);
+        // What has nobody to tell is decided all the same. Of what waits, two events would tell.
+        for (to, verdict, events) in
+            [(NEIGHBOUR, Verdict::Forwarded, 1), (THERE, Verdict::Held, 2), (WORLD, Verdict::Dropped, 1)]
+        {
+            let before = datapath.maps().metrics().unwrap().lost_events;
+            let bytes = syn((HERE, 1), (to, 2)).ethernet();
+            let packet = TestPacket { bytes: &bytes, repeat: 1, ..packet };
+            assert_eq!(datapath.test_run(Hook::FromPod, &packet).unwrap().0, verdict, "{to:?}");
+            assert_eq!(datapath.maps().metrics().unwrap().lost_events, before + events, "{to:?}");
+        }
+        let mut ring = datapath.events().unwrap();
+        let taken = std::iter::from_fn(|| ring.next()).count();
         assert_eq!(u64::try_from(taken).unwrap() + metrics.lost_events, dropped);
     });
 }
