@@ -1,6 +1,8 @@
 //! Services, as pods see them: each address leads to the backends, the same node's and another's, and all
 //! that authd promises of pods it promises of these.
 
+#[path = "services/beside_kube_proxy.rs"]
+mod beside_kube_proxy;
 #[path = "services/kube_proxy.rs"]
 mod kube_proxy;
 #[path = "services/ships.rs"]
@@ -14,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use authd_tests::lab::node::Family;
 use authd_tests::netstat::syns_sent_again;
 use authd_tests::star_wars::PATIENCE;
-use authd_tests::{Namespace, Pod, StarWars, skip, wait};
+use authd_tests::{Pod, StarWars, skip, wait};
 use ships::{Call, Ship};
 
 /// The port behind the services.
@@ -22,8 +24,6 @@ const BEHIND: u16 = 8080;
 const NODE_PORT: u16 = 30080;
 /// Enough that each of two backends has its turn: by chance it would fail once in a million times.
 const TRIES: usize = 20;
-/// Somebody who is no node.
-const OUTSIDER: [&str; 2] = ["10.0.0.66", "fd00:10::66"];
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// The empire's ships talk to each other once both have proven who they are.
@@ -52,38 +52,6 @@ spec:
   ports:
     - {name: tcp, port: 80, targetPort: http, nodePort: 30080}
     - {name: udp, port: 80, targetPort: http, protocol: UDP}
-";
-
-/// A service whose clients keep their backends, one on each node.
-const FLEET: &str = "apiVersion: v1
-kind: Service
-metadata: {name: fleet, namespace: default}
-spec:
-  clusterIP: 10.96.0.11
-  clusterIPs: [10.96.0.11]
-  ipFamilies: [IPv4]
-  sessionAffinity: ClientIP
-  sessionAffinityConfig: {clientIP: {timeoutSeconds: 600}}
-  ports: [{name: tcp, port: 80, targetPort: http}]
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {name: fleet-1, namespace: default, labels: {kubernetes.io/service-name: fleet}}
-addressType: IPv4
-ports: [{name: tcp, port: 8080}]
-endpoints:
-  - {addresses: ['10.244.1.12'], nodeName: node1}
-  - {addresses: ['10.244.2.10'], nodeName: node2}
-";
-
-/// The interceptor lets in the world, and opens nothing to its host.
-const OUTSIDE: &str = "apiVersion: cilium.io/v2
-kind: CiliumNetworkPolicy
-metadata: {name: outside, namespace: default}
-spec:
-  endpointSelector: {matchLabels: {class: interceptor}}
-  ingress: [{fromEntities: [world], toPorts: [{ports: [{port: \"8080\", protocol: TCP}]}]}]
-  egress: [{toEndpoints: [{matchLabels: {org: empire}}]}]
 ";
 
 fn service(family: Family) -> SocketAddr {
@@ -310,74 +278,6 @@ fn the_nodes_own_traffic_is_left_to_its_rules() {
     let met = counters.lines().find(|line| line.contains("10.96.0.10")).context("the rule").unwrap();
     assert_eq!(met.split_whitespace().next(), Some("0"), "no pod's packet has met the rule: {met}");
     check_reverse(&hangar).unwrap();
-}
-
-/// Packets that the node's rules have met from an interface, to a range or port.
-fn met(node: &Namespace, rule: &str) -> Result<u64> {
-    let table = node.exec(["nft", "list", "table", "inet", "met"])?;
-    let line = table.lines().find(|line| line.contains(rule)).with_context(|| table.clone())?;
-    let (_, count) = line.split_once("packets ").with_context(|| line.to_owned())?;
-    Ok(count.split_whitespace().next().context("a number")?.parse()?)
-}
-
-#[test]
-fn kube_proxy_and_authd_translate_each_what_is_theirs() {
-    if !skip::kube_proxy_available("kube_proxy_and_authd_translate_each_what_is_theirs") {
-        return;
-    }
-    let both = SERVICE.replace("spec:\n", "spec:\n  ipFamilies: [IPv4, IPv6]\n");
-    let mut hangar = Hangar::open("svc-kube-proxy", &both, &["interceptor"]).unwrap();
-    hangar.scene.write_manifest("outside.yaml", OUTSIDE).unwrap();
-    hangar.scene.write_manifest("fleet.yaml", FLEET).unwrap();
-    let outside = hangar.scene.lab.node("outside", &OUTSIDER.map(|it| it.parse().unwrap()), &[]).unwrap();
-    let node = hangar.scene.node("node1").unwrap().clone();
-    node.ip("route add 10.96.0.0/16 via 10.0.0.2\n").unwrap();
-    let tiefighter = hangar.pod("tiefighter").unwrap().clone();
-    let rules = format!(
-        "add table inet met; add chain inet met first {{ type filter hook prerouting priority -300; }};
-         add rule inet met first iifname {} ip daddr 10.96.0.0/16 counter;
-         add rule inet met first iifname {0} tcp dport {NODE_PORT} counter;
-         add rule inet met first iifname eth0 tcp dport {NODE_PORT} counter",
-        tiefighter.interface()
-    );
-    node.exec(["nft", &rules]).unwrap();
-    assert!(Call::open_within(&node, service(Family::V4), Duration::from_secs(1)).is_err(), "nobody's yet");
-    let proxy = kube_proxy::start(&hangar.scene, "node1").unwrap();
-
-    // The node's own, and what comes from outside, is kube-proxy's, in front of a pod that authd guards.
-    let by_proxy = |from: &Namespace, at| {
-        let answer = wait::until(PATIENCE, || Call::open(from, at).and_then(|mut call| call.ask()).ok());
-        answer.map(|(name, _)| name)
-    };
-    let own = by_proxy(&node, service(Family::V4));
-    assert_eq!(own.as_deref(), Some("interceptor"), "{}", proxy.failure("does not serve the node"));
-    for family in FAMILIES {
-        let addresses = node.addresses().to_owned();
-        let address = addresses.into_iter().find(|it| Family::of(*it) == family).unwrap();
-        let at = SocketAddr::new(address, NODE_PORT);
-        assert_eq!(by_proxy(&outside, at).as_deref(), Some("interceptor"), "{at}");
-        let mut call = Call::open(&outside, at).unwrap();
-        assert_eq!(call.whence().unwrap(), address, "it bears the node's address");
-        // What the pod answers goes to that, and is nothing that it opens.
-        call.exchange(1 << 20).unwrap();
-
-        // A pod's calls to the same addresses are authd's, and the backend sees who calls.
-        for at in [service(family), at] {
-            let mut call = Call::open(&tiefighter, at).unwrap();
-            assert_eq!(call.ask().unwrap(), "interceptor", "{at}");
-            assert_eq!(call.whence().unwrap(), tiefighter.address(family).unwrap(), "{at}");
-            let denied = Call::open_within(hangar.pod("xwing").unwrap(), at, Duration::from_millis(1500));
-            assert!(denied.is_err(), "{at}: policy is about the backend");
-        }
-    }
-    let fleet = SocketAddr::new([10, 96, 0, 11].into(), 80);
-    assert_eq!(hangar.all_answers("tiefighter", fleet).unwrap().len(), 1, "a client keeps its backend");
-    let from_pod = format!("iifname \"{}\"", tiefighter.interface());
-    for to in ["ip daddr 10.96.0.0/16", &format!("tcp dport {NODE_PORT}")] {
-        assert_eq!(met(&node, &format!("{from_pod} {to}")).unwrap(), 0, "no pod's packet meets kube-proxy");
-    }
-    assert!(met(&node, "iifname \"eth0\"").unwrap() > 0);
-    assert_eq!(hangar.scene.counted("node1", "DROPPED", "SERVICE_CONFLICT").unwrap(), 0.0);
 }
 
 /// The node's connection tracking, which sees only the backend, mistakes nothing.

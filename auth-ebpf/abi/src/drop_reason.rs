@@ -40,7 +40,7 @@ drop_reasons! {
     UnknownDestination = 2, "UNKNOWN_DESTINATION";
     /// A source inside the cluster's ranges that nobody is known to have.
     UnknownSource = 3, "UNKNOWN_SOURCE";
-    /// A pod's packet under a node's address: its identity is lost.
+    /// A pod's packet, or one from outside, under a node's address: its identity is lost.
     Masqueraded = 4, "MASQUERADED";
     /// Authentication is required of a reserved identity, which has no SVID.
     AuthImpossible = 5, "AUTH_IMPOSSIBLE";
