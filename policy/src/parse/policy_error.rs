@@ -109,10 +109,15 @@ impl From<PolicyError> for Policy {
     }
 }
 
-/// What may be meant by `found`: the nearest of `known`, the one that begins with it, or all of them if there is
-/// none such.
+/// What the two kinds of policies call the same.
+const SAME: [(&str, &str); 2] = [("podSelector", "endpointSelector"), ("endpointSelector", "podSelector")];
+
+/// What may be meant by `found`: what it is called there, the nearest of `known`, the one that begins with it, or all
+/// of them if there is none such.
 pub(super) fn hint(found: &str, known: &[&str]) -> String {
-    match nearest(found, known.iter().copied()).or_else(|| begun(found, known)) {
+    let mut same = SAME.iter().filter(|(other, name)| *other == found && known.contains(name));
+    let meant = same.next().map(|(_, name)| *name);
+    match meant.or_else(|| nearest(found, known.iter().copied())).or_else(|| begun(found, known)) {
         Some(name) => format!("did you mean `{name}`?"),
         None => format!("known are {}", known.join(", ")),
     }
@@ -137,6 +142,8 @@ mod tests {
         assert_eq!(hint("x", &known), "known are fromEndpoints, fromEntities, toPorts");
         assert_eq!(hint("http", &["tcp", "sctp"]), "known are tcp, sctp");
         assert_eq!(hint("auth", &["authentication", "icmps"]), "did you mean `authentication`?");
+        let subjects = ["nodeSelector", "endpointSelector"];
+        assert_eq!(hint("podSelector", &subjects), "did you mean `endpointSelector`?");
         assert_eq!(hint("from", &known), "known are fromEndpoints, fromEntities, toPorts");
     }
 }

@@ -106,7 +106,7 @@ fn policies_that_no_api_server_has() {
         (
             format!("{{{cilium}, description: 'A rule that will break your policy watcher', metadata: {{name: badrule}}, \
                      spec: {{podSelector: {{matchLabels: {{id: app3}}}}, egress: {{toCIDR: {{podSelector: {{ip: 8.8.8.8/32}}}}}}}}}}"),
-            "CiliumNetworkPolicy default/badrule: spec.podSelector: unknown field",
+            "CiliumNetworkPolicy default/badrule: spec.podSelector: unknown field; did you mean `endpointSelector`?",
         ),
         (
             format!("{{{cilium}, metadata: {{name: l4-rule}}, spec: {{endpointSelector: {{}}, ingress: [{{fromEndpoints: [\
