@@ -609,3 +609,53 @@ fn other_ports_of_the_guides() {
          other -> echo 3000/TCP denied",
     );
 }
+
+/// Hubble's own policies: its relay reaches agents on every node, and only its UI the relay. An earlier form names an
+/// entity that there isn't.
+#[test]
+fn hubble() {
+    let pods = "
+        kube-system/relay k8s-app=hubble-relay
+        kube-system/ui k8s-app=hubble-ui
+        kube-system/dns k8s-app=kube-dns
+        other/stranger k8s-app=hubble-ui";
+    let own =
+        "matchExpressions: [{key: 'k8s:io.kubernetes.pod.namespace', operator: In, values: [kube-system]}]";
+    let dns = "toPorts: [{ports: [{port: '53', protocol: UDP}, {port: '53', protocol: TCP}]}]";
+    let policy = |name: &str, rules: &str| {
+        format!(
+            "{{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {{name: {name}, namespace: kube-system}}, \
+             spec: {{endpointSelector: {{matchLabels: {{k8s-app: {name}}}}}, {rules}}}}}"
+        )
+    };
+    let to_dns = format!("{{toEndpoints: [{{matchLabels: {{k8s-app: kube-dns}}}}], {dns}}}");
+    let relay = policy(
+        "hubble-relay",
+        &format!(
+            "egress: [{{toEntities: [host, remote-node], toPorts: [{{ports: [{{port: '4244', protocol: TCP}}]}}]}}, {to_dns}], \
+             ingress: [{{fromEndpoints: [{{matchLabels: {{k8s-app: hubble-ui}}, {own}}}]}}]"
+        ),
+    );
+    let ui = policy(
+        "hubble-ui",
+        &format!(
+            "egress: [{{toEndpoints: [{{matchLabels: {{k8s-app: hubble-relay}}, {own}}}]}}, {to_dns}, {{toEntities: [kube-apiserver]}}]"
+        ),
+    );
+    Scene::new(pods, &format!("{relay}\n---\n{ui}")).check(
+        "relay -> entity:host,entity:remote-node,entity:kube-apiserver 4244/TCP allowed
+         relay -> entity:host,entity:remote-node,entity:kube-apiserver 6443/TCP denied
+         relay,ui -> dns 53/UDP,53/TCP allowed
+         relay,ui -> dns,entity:world 443/TCP denied
+         ui -> relay 4245/TCP,80/TCP allowed
+         stranger,dns,entity:world -> relay 4245/TCP denied
+         ui -> entity:kube-apiserver 6443/TCP allowed
+         ui -> entity:remote-node,entity:host 6443/TCP denied
+         entity:world,stranger -> ui 8081/TCP allowed",
+    );
+    let earlier = policy("hubble-relay", &format!("egress: [{{toEntities: [kube-dns], {dns}}}]"));
+    let error =
+        policy::Policy::from_value(&serde_saphyr::from_str(&earlier).unwrap()).unwrap_err().to_string();
+    let expected = "CiliumNetworkPolicy kube-system/hubble-relay: spec.egress[0].toEntities[0]: ";
+    assert!(error.starts_with(expected), "{error}");
+}
