@@ -791,3 +791,53 @@ fn dns_of_one_name() {
         );
     }
 }
+
+/// "Check that pods can access nodes when referencing them by CIDR selectors (when this feature is enabled)": it always is,
+/// but of Kubernetes' kind of policy alone.
+#[test]
+fn nodes_by_prefix() {
+    let nodes = format!("{CLUSTER}\nnode n2 kubernetes.io/os=linux ip:172.18.0.3");
+    let blocks = |prefixes: &[&str]| {
+        let blocks: Vec<String> =
+            prefixes.iter().map(|prefix| format!("{{ipBlock: {{cidr: {prefix}}}}}")).collect();
+        let peers = blocks.join(", ");
+        knp(&format!(
+            "podSelector: {{matchLabels: {{kind: client}}}}, policyTypes: [Egress], egress: [{{to: [{peers}]}}]"
+        ))
+    };
+    Scene::new(&nodes, &blocks(&["172.18.0.2/32", "172.18.0.3/32"])).check(
+        "client -> node:n1,node:n2 80/TCP,8/ICMP allowed
+         client -> ip:172.18.0.4,echo-same,entity:world 80/TCP denied
+         echo-same -> entity:world 80/TCP allowed",
+    );
+    Scene::new(&nodes, &blocks(&["172.18.0.3/32"])).check(
+        "client -> node:n2 80/TCP allowed
+         client -> node:n1,entity:remote-node,ip:172.18.0.4 80/TCP denied",
+    );
+    let cilium =
+        "endpointSelector: {matchLabels: {kind: client}}, egress: [{toCIDR: [172.18.0.2/32, 172.18.0.3/32]}]";
+    Scene::new(&nodes, &cnp(cilium)).check("client -> node:n1,node:n2,entity:remote-node 80/TCP denied");
+}
+
+/// "pod-to-ingress-service": what shuts pods and lets the proxy in, and what keeps clients from the proxy.
+#[test]
+fn servers_behind_a_proxy() {
+    let shut = cnp("endpointSelector: {}, ingress: [{}]");
+    let proxy =
+        cnp("endpointSelector: {}, ingress: [{fromEntities: [ingress]}]").replace("name: p,", "name: q,");
+    check(
+        &format!("{shut}\n---\n{proxy}"),
+        "entity:ingress -> echo-same,client 8080/TCP allowed
+         client,stranger,entity:world,entity:remote-node -> echo-same 8080/TCP denied
+         client -> entity:ingress 80/TCP allowed
+         entity:world -> entity:ingress 80/TCP allowed",
+    );
+    let to_proxy =
+        cnp("endpointSelector: {}, egressDeny: [{toEntities: [ingress]}]").replace("name: p,", "name: q,");
+    check(
+        &format!("{to_proxy}\n---\n{}", cnp("endpointSelector: {}, egress: [{toEntities: [all]}]")),
+        "client,client2 -> entity:ingress 80/TCP denied
+         client -> echo-same,entity:world 8080/TCP allowed
+         stranger,entity:world -> entity:ingress 80/TCP allowed",
+    );
+}
