@@ -1,9 +1,9 @@
 //! Packets that wait for authentication: from their hook to the device and back, and how many may.
 
 use auth_ebpf_abi::{
-    AuthFlags, AuthType, Context, Credits, Direction, DropReason, ENDPOINT_UNITS, EventKind, HOLD_LIMIT,
-    HOLD_UNITS, HoldStage, Hook, Mode, PendingEntry, Setting, TOKEN_LIMIT, Verdict, Workspace, capacity,
-    come_back, decide, has_room, hook_of, units,
+    Address, AuthFlags, AuthType, Context, Credits, Direction, DropReason, ENDPOINT_UNITS, EndpointEntry,
+    EventKind, HOLD_LIMIT, HOLD_UNITS, HoldStage, Hook, Mode, PendingEntry, Setting, TOKEN_LIMIT, Verdict,
+    Workspace, capacity, come_back, decide, has_room, hook_of, units,
 };
 use proptest::prelude::*;
 
@@ -205,6 +205,29 @@ fn others_get_nothing_through_the_device() {
     assert_eq!(leave(token), nobodys, "a second time");
 }
 
+/// What bears a remote pod's address and was made here waits where encryption is only observed. The device
+/// does not take it: anybody on the host could send the like under its token.
+#[test]
+fn what_the_host_makes_does_not_enter_even_if_it_was_held() {
+    let mut tables = waiting();
+    tables.settings.insert(Setting::EncryptionMode, Mode::Observe as u64);
+    let made_here = (context(Hook::ToPod, 0), into().1);
+    let (verdict, token) = arrive(&tables, &made_here);
+    assert_eq!(verdict, Verdict::Held);
+    let entering = tagged(context(Hook::ToHold, 0), token);
+    assert_eq!(run(&tables, entering, &made_here.1), drops(DropReason::NotHeld));
+}
+
+#[test]
+fn what_stays_longer_than_its_token_stays_for_good() {
+    let tables = waiting();
+    let tokens = [held(&tables, &out()), held(&tables, &out())];
+    tables.now.set(NOW + TOKEN_LIMIT - 1);
+    assert!(released(&tables, tokens[0]).is_some());
+    tables.now.set(NOW + TOKEN_LIMIT);
+    assert_eq!(released(&tables, tokens[1]), None, "another packet may have its token by now");
+}
+
 #[test]
 fn a_forged_tag_makes_nothing_of_a_packet() {
     let tables = waiting();
@@ -338,6 +361,29 @@ fn a_flood_leaves_room_for_others() {
     assert!(second > 100, "another pair of this endpoint: {second}");
     assert_eq!(run(&tables, into().0, &into().1), HELD, "the other direction");
     assert_eq!(run(&tables, out().0, &udp((HERE, 1), (THERE, 2)).ethernet()), drops(DropReason::HoldFull));
+}
+
+/// Each keeps to his bounds, and all together would take several times what there is.
+#[test]
+fn pods_that_flood_together_share_what_there_is() {
+    let mut tables = waiting();
+    let pods: Vec<_> = (1..=40_u8).map(|pod| (v4([10, 0, 1, 100 + pod]), 100 + u32::from(pod))).collect();
+    for (address, ifindex) in &pods {
+        let endpoint = tables.endpoints[&HERE];
+        tables.addresses.insert(*address, tables.addresses[&HERE]);
+        tables.endpoints.insert(*address, EndpointEntry { ifindex: *ifindex, ..endpoint });
+    }
+    let floods = |(address, ifindex): &(Address, u32), others: &[Address]| {
+        let at = Context { ifindex: *ifindex, ..context(Hook::FromPod, *ifindex) };
+        let to = |other: &Address| udp((*address, 1), (*other, 2)).ethernet();
+        others
+            .iter()
+            .map(|other| (0..).take_while(|_| run(&tables, at, &to(other)) == HELD).count())
+            .sum::<usize>()
+    };
+    let taken: usize = pods.iter().map(|pod| floods(pod, &[THERE, NEIGHBOUR])).sum();
+    assert!((HOLD_UNITS / 2..HOLD_UNITS).contains(&(taken as u64)), "{taken}");
+    assert!(floods(&(HERE, HERE_IFINDEX), &[THERE]) > 0, "whoever comes next finds room");
 }
 
 /// A restarted daemon gives all credits back. What comes back from before gives its own back once more.
