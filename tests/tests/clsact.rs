@@ -54,6 +54,30 @@ fn everything_works_on_clsact() {
     assert!(told.is_some());
     assert!(scene.is_refused("xwing", Family::V4));
 
+    // Another kind of filter takes the first place, where it could keep packets from ours: until it goes, the
+    // node isn't ready, and says why.
+    let node = scene.node("node2").unwrap().clone();
+    let taken = format!(
+        "tc filter del dev {interface} ingress && \
+         tc filter add dev {interface} ingress prio 1 u32 match u32 1 0xffffffff flowid 1:1"
+    );
+    node.exec(["sh", "-c", &taken]).unwrap();
+    scene
+        .wait_condition(
+            "node2",
+            &["DATAPATH_INCOMPLETE", &format!("from_pod@{interface}"), "another kind comes before ours"],
+        )
+        .unwrap();
+    assert!(!scene.agent("node2").unwrap().is_ready());
+    node.exec(["tc", "filter", "del", "dev", &interface, "ingress", "prio", "1"]).unwrap();
+    let over = || {
+        let conditions = scene.conditions("node2").ok()?;
+        (!conditions.iter().any(|text| text.contains("another kind comes before ours"))).then_some(())
+    };
+    assert!(wait::until(PATIENCE, over).is_some());
+    scene.land_over(&mut connection, PATIENCE).unwrap();
+    assert!(scene.is_refused("xwing", Family::V4));
+
     for agent in scene.agents.values_mut() {
         agent.kill9().unwrap();
     }

@@ -2,7 +2,7 @@
 
 use auth_ebpf_abi::Hook;
 
-use super::{Stranger, eventually, ip, open, programs_at, veth, with_each_mechanism};
+use super::{Stranger, eventually, in_namespaces, ip, open, programs_at, veth, with_each_mechanism};
 use crate::links::links_dir;
 use crate::{Attached, Attachment, Error, Mechanism, attachments, detach_all};
 
@@ -145,13 +145,11 @@ fn programs_that_somebody_took_off_come_back() {
 /// With TCX nothing of clsact can be ahead.
 #[test]
 fn a_filter_of_another_kind_stays_ahead_and_is_reported() {
-    if Mechanism::detect().is_ok_and(|mechanism| mechanism == Mechanism::Tcx) {
-        return;
-    }
-    with_each_mechanism("a_filter_of_another_kind_stays_ahead_and_is_reported", |pin_dir, mechanism| {
+    in_namespaces("a_filter_of_another_kind_stays_ahead_and_is_reported", |pin_dir| {
+        let mechanism = Mechanism::Clsact;
         veth("pod");
         tc("qdisc add dev pod clsact");
-        tc("filter add dev pod ingress prio 1 matchall action continue");
+        tc("filter add dev pod ingress prio 1 u32 match u32 1 0xffffffff flowid 1:1");
         let mut datapath = open(&pin_dir, mechanism);
         for _ in 0..2 {
             assert_eq!(datapath.attach(Hook::FromPod, "pod").unwrap(), Attached::Behind);
