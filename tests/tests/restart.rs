@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use auth_ebpf_abi::{Event, capacity};
 use authd_tests::lab::node::Family;
 use authd_tests::star_wars::{NODES, PATIENCE};
 use authd_tests::{StarWars, log, skip, wait};
@@ -47,6 +48,34 @@ fn a_daemon_that_is_asked_to_end_leaves_everything_in_force() {
     drop(scene.land("tiefighter", Family::V6, PATIENCE).unwrap());
     assert!(scene.is_refused("xwing", Family::V4));
     assert!(scene.is_refused("interceptor", Family::V4), "a new pair, which nobody can authenticate");
+}
+
+/// Nobody takes the events, until there is no room for more.
+#[test]
+fn events_that_are_lost_are_counted_and_change_nothing() {
+    if !skip::lab_available("events_that_are_lost_are_counted_and_change_nothing") {
+        return;
+    }
+    const FLOOD: usize = capacity::EVENTS / size_of::<Event>() + 1000;
+    let mut scene = StarWars::settled("untold", &[]).unwrap();
+    let mut connection = scene.land("tiefighter", Family::V4, PATIENCE).unwrap();
+    scene.agent("node1").unwrap().kill9().unwrap();
+    let socket = scene.pod("tiefighter").unwrap().udp_bind("0.0.0.0:0".parse().unwrap()).unwrap();
+    for _ in 0..FLOOD {
+        socket.send_to(b"x", "10.244.2.99:80").unwrap();
+    }
+    scene.land_over(&mut connection, PATIENCE).unwrap();
+    drop(scene.land("tiefighter", Family::V6, PATIENCE).unwrap());
+    assert!(scene.is_refused("xwing", Family::V4));
+    let drops = scene.authctl("node1", &["drops"]).unwrap();
+    assert!(drops.contains("events lost: counted above, but in no flow"), "{drops}");
+    scene.agent("node1").unwrap().restart().unwrap();
+    scene.agent("node1").unwrap().wait_ready(PATIENCE).unwrap();
+    let metrics = scene.agent("node1").unwrap().metrics().unwrap();
+    assert!(metrics.sum("authd_events_lost_total", &[]) >= 1000.0);
+    let dropped = scene.counted("node1", "DROPPED", "UNKNOWN_DESTINATION").unwrap();
+    assert!(dropped >= f64::from(u32::try_from(FLOOD).unwrap()), "{dropped}");
+    scene.land_over(&mut connection, PATIENCE).unwrap();
 }
 
 #[test]
