@@ -11,6 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use auth_ebpf::Maps;
+use auth_ebpf_abi::HOLD_UNITS;
 use authd_tests::lab::node::Family;
 use authd_tests::netstat::syns_sent_again;
 use authd_tests::star_wars::{NODES, PATIENCE};
@@ -192,6 +194,10 @@ fn a_flood_neither_fills_the_node_nor_delays_others() {
     });
     assert!(full.is_some(), "the flood is not bounded");
     assert!(held_now(&mut scene, "node2").unwrap() <= 300.0);
+    // What the programs have let wait, the device drops no more.
+    let queue = ["cat", "/sys/class/net/authd-hold/tx_queue_len"];
+    let queue: u64 = scene.node("node2").unwrap().exec(queue).unwrap().trim().parse().unwrap();
+    assert!(queue > HOLD_UNITS, "{queue}");
     let late = wait::until(PATIENCE, || {
         scene.counted("node2", "DROPPED", "HOLD_TIMEOUT").ok().filter(|count| *count > 0.0)
     });
@@ -310,4 +316,26 @@ fn a_daemon_killed_while_it_holds_leaves_nothing_behind() {
     lands_at_once(&scene, "stormtrooper", Family::V4).unwrap();
     // Two daemons that start at once may need a moment until their tunnel's keys agree.
     drop(scene.land("interceptor", Family::V4, PATIENCE).unwrap());
+}
+
+/// What is held for a pod that goes has nowhere to come back to, and its credits would be nobody's for good.
+#[test]
+fn what_goes_with_its_interface_takes_no_credits_along() {
+    if !skip::lab_available("what_goes_with_its_interface_takes_no_credits_along") {
+        return;
+    }
+    let mut scene = told("gone").unwrap();
+    let node = scene.node("node2").unwrap().clone();
+    let maps = Maps::open_pinned(&node.outside("/sys/fs/bpf/authd".as_ref())).unwrap();
+    scene.agent("node1").unwrap().kill9().unwrap();
+    let socket = scene.pod("interceptor").unwrap().udp_bind("0.0.0.0:0".parse().unwrap()).unwrap();
+    send_numbers(&socket, target(&scene, Family::V4).unwrap(), 50, 0).unwrap();
+    let held = wait::until(PATIENCE, || (held_now(&mut scene, "node2").ok()? >= 50.0).then_some(()));
+    assert!(held.is_some());
+    node.ip(&format!("link del {}\n", scene.pod("deathstar").unwrap().interface())).unwrap();
+    let gone = wait::until(PATIENCE, || (held_now(&mut scene, "node2").ok()? == 0.0).then_some(()));
+    assert!(gone.is_some());
+    assert!(maps.hold().taken().unwrap() >= 50, "none has come back");
+    let back = wait::until(PATIENCE, || (maps.hold().taken().ok()? == 0).then_some(()));
+    assert!(back.is_some(), "{:?}", maps.hold().taken());
 }
