@@ -1,16 +1,22 @@
 //! Beside the real kube-proxy, which keeps what hosts send to services, and what comes from outside.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use auth_ebpf::Maps;
+use auth_ebpf_abi::packet::Ports;
+use auth_ebpf_abi::{Address, ConnectionEntry, ConnectionKey};
 use authd_tests::lab::node::{Family, Node};
 use authd_tests::star_wars::{NODES, PATIENCE};
 use authd_tests::{Namespace, skip, wait};
 
 use super::kube_proxy;
 use super::ships::Call;
-use super::{FAMILIES, Hangar, NODE_PORT, SERVICE, TRIES, service};
+use super::{FAMILIES, Hangar, NODE_PORT, SERVICE, TRIES, names, service};
 
 /// Somebody who is no node.
 const OUTSIDER: [&str; 2] = ["10.0.0.66", "fd00:10::66"];
@@ -204,4 +210,152 @@ fn what_comes_from_outside_meets_backends_of_the_node_where_it_comes_in() {
         assert_eq!(masqueraded(&mut hangar), before, "{at}");
         assert_eq!(answered(node2, family).as_deref(), Some("deathstar"), "{family:?}");
     }
+}
+
+/// The interceptor lets in the world, the deathstar other nodes.
+const PORTS: &str = "apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: ports, namespace: default}
+specs:
+  - endpointSelector: {matchLabels: {class: interceptor}}
+    ingress: [{fromEntities: [world], toPorts: [{ports: [{port: \"8080\", protocol: TCP}]}]}]
+  - endpointSelector: {matchLabels: {class: deathstar}}
+    ingress: [{fromEntities: [remote-node], toPorts: [{ports: [{port: \"8080\", protocol: TCP}]}]}]
+";
+
+/// Talks until it is over, with whom it began, and counts the rounds.
+fn talk(mut call: Call, rounds: &AtomicU64, over: &AtomicBool) -> Result<()> {
+    let who = call.ask()?;
+    while !over.load(Ordering::Relaxed) {
+        call.exchange(16 << 10)?;
+        ensure!(call.ask()? == who, "another answers");
+        rounds.fetch_add(1, Ordering::Relaxed);
+        wait::pause(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// Waits until new calls are answered by these, and by nobody else.
+fn until_answered_by(from: &Namespace, at: SocketAddr, by: &[&str]) -> Result<()> {
+    let ask = || Call::open_within(from, at, IN_VAIN)?.ask();
+    let found = wait::until(PATIENCE, || {
+        let all: BTreeSet<String> = (0..TRIES).map(|_| ask()).collect::<Result<_>>().ok()?;
+        (all == names(by)).then_some(())
+    });
+    found.map(drop).with_context(|| format!("{at} is never answered by {by:?} from {}", from.name()))
+}
+
+fn until_refused(from: &Namespace, at: SocketAddr) -> Result<()> {
+    let refused = wait::until(PATIENCE, || Call::open_within(from, at, IN_VAIN).is_err().then_some(()));
+    refused.map(drop).with_context(|| format!("{at} is still answered from {}", from.name()))
+}
+
+/// The two entries of each connection of a pod's by way of a service that goes on: under its address, and
+/// under the backend's.
+fn pairs(hangar: &Hangar, pod: &str, family: Family) -> Result<Vec<[ConnectionEntry; 2]>> {
+    let maps = Maps::open_pinned(&hangar.scene.node("node1")?.outside("/sys/fs/bpf/authd".as_ref()))?;
+    let at = service(family);
+    let ends = (Address::from(hangar.pod(pod)?.address(family)?), Address::from(at.ip()));
+    let all = maps.connections().entries()?;
+    let to_service = all.iter().filter(|(key, entry)| {
+        let to_port = key.ports.destination() == at.port().to_be_bytes();
+        (key.local, key.remote) == ends && to_port && !entry.is_closed()
+    });
+    to_service
+        .map(|(key, entry)| {
+            let ports = Ports::new(key.ports.source(), entry.translation_port);
+            let backend = ConnectionKey { remote: entry.translation, ports, ..*key };
+            Ok([*entry, maps.connections().get(&backend)?.context("it has lost its partner")?])
+        })
+        .collect()
+}
+
+#[test]
+fn connections_outlast_what_changes_behind_their_service() {
+    if !skip::kube_proxy_available("connections_outlast_what_changes_behind_their_service") {
+        return;
+    }
+    let mut hangar = Hangar::open("svc-changes", &both_families(""), &["interceptor"]).unwrap();
+    hangar.scene.write_manifest("ports.yaml", PORTS).unwrap();
+    let outside = hangar.scene.lab.node("outside", &OUTSIDER.map(|it| it.parse().unwrap()), &[]).unwrap();
+    let node = hangar.scene.node("node1").unwrap().clone();
+    node.ip("route add 10.96.0.0/16 via 10.0.0.2\nroute add fd00:96::/64 via fd00:10::2\n").unwrap();
+    let tiefighter = hangar.pod("tiefighter").unwrap().clone();
+    let proxy = kube_proxy::start(&hangar.scene, "node1").unwrap();
+    let mut calls = Vec::new();
+    for family in FAMILIES {
+        let from_outside = at_node(&node, family, NODE_PORT).unwrap();
+        let callers: [(&Namespace, SocketAddr); 3] =
+            [(&outside, from_outside), (&node, service(family)), (&tiefighter, service(family))];
+        for (from, at) in callers {
+            until_answered_by(from, at, &["interceptor"])
+                .unwrap_or_else(|error| panic!("{error:#}: {}", proxy.process.failure("does not serve")));
+            calls.push(Call::open(from, at).unwrap());
+        }
+    }
+    let (over, rounds) =
+        (AtomicBool::new(false), calls.iter().map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
+    let go_on = || {
+        rounds.iter().try_for_each(|rounds| {
+            let before = rounds.load(Ordering::Relaxed);
+            let more = || (rounds.load(Ordering::Relaxed) > before + 1).then_some(());
+            wait::until(PATIENCE, more).map(drop).context("a connection has come to a halt")
+        })
+    };
+    let at = |family, port| SocketAddr::new(service(family).ip(), port);
+    let change = || -> Result<()> {
+        go_on()?;
+        hangar.write_slices(&[("deathstar", "{}")])?;
+        proxy.tell(&hangar.scene)?;
+        for family in FAMILIES {
+            until_answered_by(&node, service(family), &["deathstar"])?;
+            until_answered_by(&tiefighter, service(family), &["deathstar"])?;
+        }
+        go_on()?;
+        hangar.write_slices(&[("interceptor", "{}"), ("deathstar", "{}")])?;
+        proxy.tell(&hangar.scene)?;
+        for family in FAMILIES {
+            until_answered_by(&node, service(family), &["interceptor", "deathstar"])?;
+            until_answered_by(&tiefighter, service(family), &["interceptor", "deathstar"])?;
+        }
+        go_on()?;
+        let moved = both_families("").replace("port: 80,", "port: 81,").replace("30080", "30081");
+        hangar.scene.write_manifest("hangar.yaml", &moved)?;
+        hangar.write_slices(&[("interceptor", "{}")])?;
+        proxy.tell(&hangar.scene)?;
+        for family in FAMILIES {
+            let node_port = |port| at_node(&node, family, port);
+            until_answered_by(&node, at(family, 81), &["interceptor"])?;
+            until_answered_by(&tiefighter, at(family, 81), &["interceptor"])?;
+            until_answered_by(&outside, node_port(30081)?, &["interceptor"])?;
+            until_refused(&node, service(family))?;
+            until_refused(&tiefighter, service(family))?;
+            until_refused(&outside, node_port(NODE_PORT)?)?;
+        }
+        go_on()
+    };
+    thread::scope(|scope| {
+        let talks: Vec<_> = calls
+            .into_iter()
+            .zip(&rounds)
+            .map(|(call, rounds)| scope.spawn(|| talk(call, rounds, &over)))
+            .collect();
+        let changed = change();
+        let kept = FAMILIES.map(|family| pairs(&hangar, "tiefighter", family));
+        over.store(true, Ordering::Relaxed);
+        for talk in talks {
+            talk.join().unwrap().unwrap();
+        }
+        changed.unwrap();
+        for kept in kept {
+            let kept = kept.unwrap();
+            assert_eq!(kept.len(), 1, "the one that goes on: {kept:?}");
+            for (entry, flag) in
+                kept[0].iter().zip([ConnectionEntry::TO_BACKEND, ConnectionEntry::FROM_SERVICE])
+            {
+                assert!(entry.flags & flag != 0 && entry.is_answered() && !entry.is_closed(), "{entry:?}");
+            }
+        }
+    });
+    assert_eq!(hangar.scene.counted("node1", "DROPPED", "SERVICE_CONFLICT").unwrap(), 0.0);
 }
