@@ -10,7 +10,10 @@ mod service;
 #[cfg(test)]
 mod tests;
 
-use policy::{Input, NamedPort, Nodes, Trace, TraceVerdict, Traffic, reserved};
+use policy::{
+    Condition, ConditionKind, Input, NamedPort, Nodes, ObjectRef, RuleRef, Trace, TraceVerdict, Traffic,
+    reserved,
+};
 
 use crate::{api::v1, cluster::Cluster};
 pub use end::End;
@@ -68,7 +71,8 @@ pub fn answer(cluster: &Cluster, question: &Question) -> Result<v1::PolicyTrace,
         }
     }
     let (source, destination, trace) = strictest.ok_or_else(nobody)?;
-    let notes = notes(cluster, [source, destination], is_one);
+    let mut notes = notes(cluster, [source, destination], is_one);
+    notes.extend(unkept(cluster, &trace));
     Ok(message::trace(source.clone(), destination.clone(), &port, &trace, notes))
 }
 
@@ -147,10 +151,7 @@ fn notes(cluster: &Cluster, ends: [&Resolved; 2], is_one: bool) -> Vec<String> {
     for policy in for_nodes.filter(|_| ends.iter().any(is_node)) {
         let is_told = |path: &str| policy.refused.is_some() || path.ends_with("nodeSelector");
         let conditions = policy.conditions.iter().filter(|condition| is_told(&condition.path));
-        notes.extend(
-            conditions
-                .map(|condition| format!("{}: {}: {}", policy.object, condition.path, condition.message)),
-        );
+        notes.extend(conditions.map(|condition| in_words(&policy.object, condition)));
     }
     if !is_one {
         let names: Vec<&str> = ends.iter().filter_map(|end| end.node.as_deref()).collect();
@@ -159,6 +160,31 @@ fn notes(cluster: &Cluster, ends: [&Resolved; 2], is_one: bool) -> Vec<String> {
             "policies tell nodes apart, and it isn't said which one is meant: this is the strictest, of \
              {nodes}; name a node by ip:ADDRESS"
         ));
+    }
+    notes
+}
+
+fn in_words(object: &ObjectRef, condition: &Condition) -> String {
+    format!("{object}: {}: {}", condition.path, condition.message)
+}
+
+/// What isn't supported of the rules that were considered where it is denied.
+fn unkept(cluster: &Cluster, trace: &Trace) -> Vec<String> {
+    let denied =
+        [&trace.egress, &trace.ingress].into_iter().filter(|end| end.verdict == TraceVerdict::Denied);
+    let mut notes = Vec::new();
+    for considered in denied.flat_map(|end| &end.considered) {
+        let RuleRef::Rule { object, spec, list, rule } = &considered.rule else { continue };
+        let spec = spec.map_or_else(|| "spec".to_owned(), |place| format!("specs[{place}]"));
+        let path = format!("{spec}.{}[{rule}]", list.as_str());
+        let is_of_rule = |condition: &&Condition| {
+            let rest = condition.path.strip_prefix(&path);
+            condition.kind == ConditionKind::Unsupported
+                && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let policy = cluster.policies.iter().find(|policy| policy.object == *object);
+        let conditions = policy.into_iter().flat_map(|policy| policy.conditions.iter().filter(is_of_rule));
+        notes.extend(conditions.map(|condition| in_words(object, condition)));
     }
     notes
 }

@@ -277,6 +277,35 @@ fn nodes_by_their_labels_as_peers_and_as_subjects() {
     assert_eq!(again.verdict, "allowed", "a number that a trace gave can be asked for");
 }
 
+#[test]
+fn what_is_not_supported_of_a_rule_is_said_where_it_makes_a_difference() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("web.yaml");
+    let policy = "
+{apiVersion: v1, kind: Namespace, metadata: {name: default}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: default, labels: {app: web}}}
+---
+{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: p, namespace: default}, specs: [{endpointSelector: {}, egress: [{}]}, {endpointSelector: {matchLabels: {app: web}}, ingress: [{fromEntities: [world]}, {fromEntities: [world], toPorts: [{ports: [{port: '443'}]}, {ports: [{port: '80', protocol: TCP}], rules: {http: [{method: GET}]}}]}], ingressDeny: [{fromGroups: [{aws: {region: r}}]}]}]}
+";
+    let notes = |policy: &str, port: &str| {
+        std::fs::write(&file, policy).unwrap();
+        let cluster = cluster::load_offline(std::slice::from_ref(&file), &cluster::Site::default()).unwrap();
+        let (from, to) = ("entity:world".parse().unwrap(), "default/web".parse().unwrap());
+        answer(&cluster, &Question { from, to, port: port.parse().unwrap() }).unwrap().notes
+    };
+    let groups = "CiliumNetworkPolicy default/p: specs[1].ingressDeny[0].fromGroups: this field is not supported \
+                  yet: the rule denies all that it could mean";
+    let layer_7 = "CiliumNetworkPolicy default/p: specs[1].ingress[1].toPorts[1].rules: this field is not supported \
+                   yet: the rule allows nothing at these ports";
+    assert_eq!(notes(policy, "80/TCP"), [layer_7, groups]);
+    let without_groups = policy.replace(", ingressDeny: [{fromGroups: [{aws: {region: r}}]}]", "");
+    let closed = without_groups.replace("{fromEntities: [world]}, ", "");
+    assert_eq!(notes(&closed, "80/TCP"), [layer_7.replace("ingress[1]", "ingress[0]")]);
+    assert!(notes(&closed, "443/TCP").is_empty());
+    assert!(notes(&without_groups, "80/TCP").is_empty());
+}
+
 /// One that is refused denies nodes what it is about, and no pod; all that nobody enforces.
 #[test]
 fn a_refused_policy_for_nodes_is_about_them_alone() {
