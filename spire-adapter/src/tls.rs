@@ -16,7 +16,7 @@ use rustls::crypto::{CryptoProvider, SupportedKxGroup, WebPkiSupportedAlgorithms
 use rustls::pki_types::CertificateDer;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
-use rustls::{ClientConfig, ServerConfig, SignatureScheme};
+use rustls::{CipherSuite, ClientConfig, ServerConfig, SignatureScheme};
 
 use verifier::Verifier;
 
@@ -32,18 +32,31 @@ pub enum Groups {
     Any,
 }
 
+/// Which cipher suite the dialling side prefers. Each side accepts every one of TLS 1.3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cipher {
+    /// AES-256 with SHA-384: no weaker, against a quantum computer, than the key exchange.
+    #[default]
+    Aes256,
+    /// AES-128 with SHA-256, for connections that prove something and carry no secret: processors have instructions
+    /// for this hash, and the signatures of P-256 are no stronger.
+    Aes128,
+}
+
 /// What both roles can be told beside SVID, bundles and peer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Options {
     /// Which key exchanges may be used.
     pub groups: Groups,
+    /// Which cipher suite is preferred.
+    pub cipher: Cipher,
     /// What is asked of the peer's certificate beyond the standard.
     pub rules: Rules,
 }
 
 impl From<Groups> for Options {
     fn from(groups: Groups) -> Self {
-        Self { groups, rules: Rules::default() }
+        Self { groups, ..Self::default() }
     }
 }
 
@@ -51,23 +64,52 @@ static POST_QUANTUM: &[&dyn SupportedKxGroup] = &[kx_group::X25519MLKEM768];
 static ANY: &[&dyn SupportedKxGroup] =
     &[kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
 
-static POST_QUANTUM_PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| make_provider(POST_QUANTUM));
-static ANY_PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| make_provider(ANY));
+static POST_QUANTUM_PROVIDERS: LazyLock<Providers> = LazyLock::new(|| Providers::new(POST_QUANTUM));
+static ANY_PROVIDERS: LazyLock<Providers> = LazyLock::new(|| Providers::new(ANY));
 
-fn make_provider(groups: &[&'static dyn SupportedKxGroup]) -> Arc<CryptoProvider> {
-    Arc::new(CryptoProvider { kx_groups: groups.to_vec(), ..aws_lc_rs::default_provider() })
+/// One for each preference.
+struct Providers {
+    aes_256: Arc<CryptoProvider>,
+    aes_128: Arc<CryptoProvider>,
+}
+
+impl Providers {
+    fn new(groups: &[&'static dyn SupportedKxGroup]) -> Self {
+        let preferring = |suite| {
+            let mut provider = aws_lc_rs::default_provider();
+            provider.kx_groups = groups.to_vec();
+            provider.cipher_suites.sort_by_key(|known| known.suite() != suite);
+            Arc::new(provider)
+        };
+        Self {
+            aes_256: preferring(CipherSuite::TLS13_AES_256_GCM_SHA384),
+            aes_128: preferring(CipherSuite::TLS13_AES_128_GCM_SHA256),
+        }
+    }
+
+    const fn preferring(&self, cipher: Cipher) -> &Arc<CryptoProvider> {
+        match cipher {
+            Cipher::Aes256 => &self.aes_256,
+            Cipher::Aes128 => &self.aes_128,
+        }
+    }
 }
 
 /// The crypto provider with these key exchanges. The process's default provider is never used or set.
 pub fn provider(groups: Groups) -> Arc<CryptoProvider> {
-    Arc::clone(match groups {
-        Groups::PostQuantum => &POST_QUANTUM_PROVIDER,
-        Groups::Any => &ANY_PROVIDER,
-    })
+    preferring(groups, Cipher::default())
+}
+
+fn preferring(groups: Groups, cipher: Cipher) -> Arc<CryptoProvider> {
+    let providers: &Providers = match groups {
+        Groups::PostQuantum => &POST_QUANTUM_PROVIDERS,
+        Groups::Any => &ANY_PROVIDERS,
+    };
+    Arc::clone(providers.preferring(cipher))
 }
 
 pub(crate) fn signature_algorithms() -> WebPkiSupportedAlgorithms {
-    ANY_PROVIDER.signature_verification_algorithms
+    ANY_PROVIDERS.aes_256.signature_verification_algorithms
 }
 
 /// The dialling side: presents `svid`, accepts `expected` alone. The server name it is used with is only a hint
@@ -80,7 +122,7 @@ pub fn client_config(
     options: &Options,
 ) -> Result<Arc<ClientConfig>, Error> {
     let verifier = Verifier::new(bundles, expected, &options.rules)?;
-    let mut config = ClientConfig::builder_with_provider(provider(options.groups))
+    let mut config = ClientConfig::builder_with_provider(preferring(options.groups, options.cipher))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
@@ -100,7 +142,7 @@ pub fn server_config(
     options: &Options,
 ) -> Result<Arc<ServerConfig>, Error> {
     let verifier = Verifier::new(bundles, expected, &options.rules)?;
-    let mut config = ServerConfig::builder_with_provider(provider(options.groups))
+    let mut config = ServerConfig::builder_with_provider(preferring(options.groups, options.cipher))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified())));

@@ -14,9 +14,9 @@ use std::time::{Duration, SystemTime};
 use certificates::matrix::{Authorities, DAY, Row};
 use certificates::tls::{self, Side};
 use rustls::pki_types::CertificateDer;
-use rustls::{HandshakeKind, NamedGroup, ProtocolVersion};
+use rustls::{CipherSuite, HandshakeKind, NamedGroup, ProtocolVersion};
 use spire_adapter::authority::CertificateAuthority;
-use spire_adapter::tls::Options;
+use spire_adapter::tls::{Cipher, Options, client_config, server_config};
 use spire_adapter::verify::{KeyType, verify_chain_with, violations};
 use spire_adapter::{
     Bundles, ExpectedPeer, Groups, Rules, SpiffeId, Svid, TrustDomain, Violation, peer_svid, verify_chain,
@@ -283,6 +283,22 @@ fn peers_meet_with_post_quantum_key_exchange_and_without_resumption() {
 }
 
 #[test]
+fn the_dialling_side_says_which_cipher_suite_is_preferred() {
+    let (ca, bundles) = ca();
+    let (one, other) = (issue(&ca, "/one"), issue(&ca, "/other"));
+    let (proof, secret) = (Options { cipher: Cipher::Aes128, ..Options::default() }, Options::default());
+    let met = |dialling: &Options, accepting: &Options| {
+        let client = client_config(&one, &bundles, exact(&other), tls::ALPN, dialling).unwrap();
+        let server = server_config(&other, &bundles, exact(&one), tls::ALPN, accepting).unwrap();
+        tls::handshake(client, server, Side::Both).unwrap().server.negotiated_cipher_suite().unwrap().suite()
+    };
+    for accepting in [&proof, &secret] {
+        assert_eq!(met(&proof, accepting), CipherSuite::TLS13_AES_128_GCM_SHA256);
+        assert_eq!(met(&secret, accepting), CipherSuite::TLS13_AES_256_GCM_SHA384);
+    }
+}
+
+#[test]
 fn classical_key_exchange_is_refused_unless_allowed() {
     let (ca, bundles) = ca();
     let (one, other) = (issue(&ca, "/one"), issue(&ca, "/other"));
@@ -290,7 +306,7 @@ fn classical_key_exchange_is_refused_unless_allowed() {
     let strict = tls::our_server(&other, &bundles, exact(&one)).unwrap();
     assert!(tls::handshake(Arc::clone(&classical), strict, Side::Server).is_err());
     let any = Options::from(Groups::Any);
-    let lenient = spire_adapter::tls::server_config(&other, &bundles, exact(&one), tls::ALPN, &any).unwrap();
+    let lenient = server_config(&other, &bundles, exact(&one), tls::ALPN, &any).unwrap();
     tls::handshake(classical, lenient, Side::Both).unwrap();
 }
 

@@ -37,13 +37,14 @@ pub(super) async fn dial(shared: &Shared, key: AuthKey, name: &str, under: &Unde
     let remote = identity_on(shared, key.remote, name)?;
     let own = credential(shared, key.local)?;
     let expected = ExpectedPeer::Exact(remote);
-    let config = client_config(&own.svid, &own.bundles, expected, IDENTITY_ALPN, &shared.tls())?;
+    let config = client_config(&own.svid, &own.bundles, expected, IDENTITY_ALPN, &shared.tls_of_proofs())?;
     let not_here = || Error::UnknownIdentity { identity: key.remote, node: name.to_owned() };
     let server_name = shared.options.naming.server_name(key.remote).ok_or_else(not_here)?;
     let hints = directory.nodes.get(name).map(|node| node.addresses.clone()).unwrap_or_default();
     let addresses: Vec<SocketAddr> = std::iter::once(under.session.handshake_endpoint).chain(hints).collect();
     let stream = connect(&addresses, shared.options.setup_timeout / 4).await?.ok_or_else(not_here)?;
-    let tls = TlsConnector::from(config).connect(server_name, stream).await.map_err(Error::tls)?;
+    let tls =
+        TlsConnector::from(config).connect(server_name, stream).await.map_err(Error::tls)?;
     let (_, connection) = tls.get_ref();
     agreed(connection, IDENTITY_ALPN)?;
     let svid = peer(connection.peer_certificates())?;
@@ -93,7 +94,7 @@ pub(super) async fn accept(
     let own = credential(shared, asked)?;
     // Who the client claims to be stands in its first frame; here it is anybody of the trust domain.
     let expected = ExpectedPeer::PathPrefix(shared.options.naming.trust_domain().clone(), String::new());
-    let config = server_config(&own.svid, &own.bundles, expected, IDENTITY_ALPN, &shared.tls())?;
+    let config = server_config(&own.svid, &own.bundles, expected, IDENTITY_ALPN, &shared.tls_of_proofs())?;
     let mut tls = start.into_stream(config).await.map_err(Error::tls)?;
     let outcome = server_frames(shared, &mut tls, &own, asked, began).await;
     if let Err(error) = &outcome {

@@ -9,7 +9,7 @@ use auth_ebpf_abi::{AuthKey, IdentityNumber, NodeNumber};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use spire_adapter::PeerSvid;
-use spire_adapter::tls::{Groups, Options as TlsOptions};
+use spire_adapter::tls::{Cipher, Groups, Options as TlsOptions};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -160,6 +160,11 @@ impl Shared {
 
     pub(super) fn tls(&self) -> TlsOptions {
         TlsOptions::from(self.options.groups)
+    }
+
+    /// For connections that prove an identity and carry nothing else.
+    pub(super) fn tls_of_proofs(&self) -> TlsOptions {
+        TlsOptions { cipher: Cipher::Aes128, ..self.tls() }
     }
 
     /// Whether this is the address of another node: by cluster state, or of one that has a session from there.

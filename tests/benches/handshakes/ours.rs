@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use rustls::pki_types::{CertificateDer, ServerName};
-use spire_adapter::tls::{Options, client_config, server_config};
+use spire_adapter::tls::{Cipher, Options, client_config, server_config};
 use spire_adapter::{Bundle, Bundles, ExpectedPeer, SpiffeId, Svid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -68,7 +68,7 @@ impl Ours {
     async fn accept(&self, listener: &TcpListener, bundles: &Bundles) -> Result<()> {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        let options = Options::default();
+        let options = options();
         let config = server_config(&self.svid, bundles, self.expected(), PROTOCOL.as_bytes(), &options)?;
         let mut tls = TlsAcceptor::from(config).accept(stream).await?;
         tls.read_exact(&mut [0]).await?;
@@ -79,7 +79,7 @@ impl Ours {
 
     /// With TLS 1.3 a client learns only by reading that it was accepted.
     async fn dial(&self, listener: &TcpListener, bundles: &Bundles) -> Result<()> {
-        let options = Options::default();
+        let options = options();
         let config = client_config(&self.svid, bundles, self.expected(), PROTOCOL.as_bytes(), &options)?;
         let stream = TcpStream::connect(listener.local_addr()?).await?;
         stream.set_nodelay(true)?;
@@ -91,6 +91,11 @@ impl Ours {
         ensure!(format!("{:?}", group.name()) == "X25519MLKEM768", "{group:?}");
         Ok(())
     }
+}
+
+/// As the daemon proves identities. Go prefers the same cipher suite.
+fn options() -> Options {
+    Options { cipher: Cipher::Aes128, ..Options::default() }
 }
 
 fn processor_time() -> Result<Duration> {
