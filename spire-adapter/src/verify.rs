@@ -17,6 +17,8 @@ use rustls::pki_types::CertificateDer;
 pub use explain::violations;
 pub use violation::Violation;
 
+use leaf::Leaf;
+
 use crate::{Bundles, SpiffeId, TrustDomain, svid};
 
 /// Who may be at the other end.
@@ -127,7 +129,8 @@ pub fn verify_chain_with(
 ) -> Result<PeerSvid, Violation> {
     chain::check_size(chain)?;
     let (first, intermediates) = chain.split_first().ok_or(Violation::NoCertificate)?;
-    let leaf = leaf::read(first)?;
+    let parsed = leaf::parse(first)?;
+    let leaf = Leaf::of(&parsed)?;
     leaf.check_rules(rules, now)?;
     if !expected.matches(&leaf.spiffe_id) {
         return Err(Violation::UnexpectedPeer { found: leaf.spiffe_id });
@@ -136,6 +139,6 @@ pub fn verify_chain_with(
     let bundle = bundles
         .get(trust_domain)
         .ok_or_else(|| Violation::UnknownTrustDomain { trust_domain: trust_domain.clone() })?;
-    chain::verify(first, intermediates, bundle, now, rules)?;
+    chain::verify(first, &parsed, intermediates, bundle, now, rules)?;
     Ok(PeerSvid { not_after: leaf.not_after, leaf_hash: svid::hash(first), spiffe_id: leaf.spiffe_id })
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
+use x509_parser::prelude::X509Certificate;
 
 use super::{Rules, Violation, issuer, leaf, met};
 use crate::bundle::Authority;
@@ -25,16 +26,16 @@ pub(crate) fn check_size(chain: &[CertificateDer<'_>]) -> Result<(), Violation> 
     Ok(())
 }
 
-/// Verifies the way from `first` to an anchor of `bundle`. If it has been found before, all that could make a
-/// difference now is time.
+/// Verifies the way from `first`, which is `leaf` when parsed, to an anchor of `bundle`. If it has been found
+/// before, all that could make a difference now is time.
 pub(crate) fn verify(
     first: &CertificateDer<'_>,
+    leaf: &X509Certificate<'_>,
     intermediates: &[CertificateDer<'_>],
     bundle: &Bundle,
     now: SystemTime,
     rules: &Rules,
 ) -> Result<(), Violation> {
-    let leaf = leaf::parse(first)?;
     let mut top_issuer = leaf.issuer().as_raw().to_vec();
     let mut latest_start = der::system_time(leaf.validity().not_before);
     let mut earliest_end = der::system_time(leaf.validity().not_after);

@@ -44,7 +44,7 @@ pub fn violations(
         (der::system_time(parsed.validity().not_before), der::system_time(parsed.validity().not_after));
     let at = now.max(not_before).min(not_after);
     let trusted = bundles.map_or(Ok(()), |bundles| match bundles.get(trust_domain) {
-        Some(bundle) => chain::verify(first, intermediates, bundle, at, rules),
+        Some(bundle) => chain::verify(first, &parsed, intermediates, bundle, at, rules),
         None => Err(Violation::UnknownTrustDomain { trust_domain: trust_domain.clone() }),
     });
     found.extend(trusted.err().filter(|violation| !found.contains(violation)));

@@ -29,18 +29,7 @@ pub(crate) struct Leaf {
 
 /// Reads a leaf and checks every clause that needs neither a clock nor a bundle.
 pub(crate) fn read(certificate: &CertificateDer<'_>) -> Result<Leaf, Violation> {
-    let parsed = parse(certificate)?;
-    let spiffe_id = spiffe_id(&parsed)?;
-    if let Some(violation) = form(&parsed).into_iter().next() {
-        return Err(violation);
-    }
-    let validity = parsed.validity();
-    Ok(Leaf {
-        spiffe_id,
-        not_before: der::system_time(validity.not_before),
-        not_after: der::system_time(validity.not_after),
-        key_type: key_type(&parsed),
-    })
+    Leaf::of(&parse(certificate)?)
 }
 
 /// Every violation of the clauses on the leaf's extensions, the first to be told first.
@@ -66,6 +55,21 @@ pub(crate) fn rule_violations(
 }
 
 impl Leaf {
+    /// The same as [`read`], of what has been parsed.
+    pub(crate) fn of(parsed: &X509Certificate<'_>) -> Result<Self, Violation> {
+        let spiffe_id = spiffe_id(parsed)?;
+        if let Some(violation) = form(parsed).into_iter().next() {
+            return Err(violation);
+        }
+        let validity = parsed.validity();
+        Ok(Self {
+            spiffe_id,
+            not_before: der::system_time(validity.not_before),
+            not_after: der::system_time(validity.not_after),
+            key_type: key_type(parsed),
+        })
+    }
+
     /// Checks what the rules ask beyond the standard, and the leaf's times.
     pub(crate) fn check_rules(&self, rules: &Rules, now: SystemTime) -> Result<(), Violation> {
         let violations = judge(self.key_type, self.not_before, self.not_after, rules, now);
@@ -105,10 +109,18 @@ pub(crate) fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certi
     if !rest.is_empty() {
         return Err(Violation::Malformed { reason: "bytes after the certificate" });
     }
-    if parsed.extensions_map().is_err() {
+    if repeats(&parsed) {
         return Err(Violation::DuplicateExtension);
     }
     Ok(parsed)
+}
+
+/// Whether an extension stands there twice, in a time that many of them can't make long.
+fn repeats(parsed: &X509Certificate<'_>) -> bool {
+    let mut kinds: Vec<&[u8]> =
+        parsed.extensions().iter().map(|extension| extension.oid.as_bytes()).collect();
+    kinds.sort_unstable();
+    !kinds.is_sorted_by(|one, next| one < next)
 }
 
 /// Every URI in the subject alternative name.
