@@ -6,6 +6,7 @@
 //! A peer that offers or selects no ALPN protocol at all is let through by rustls: both ends must look at what
 //! was negotiated.
 
+mod flights;
 mod verifier;
 
 use std::sync::{Arc, LazyLock};
@@ -17,6 +18,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
 use rustls::{CipherSuite, ClientConfig, ServerConfig, SignatureScheme};
+
+pub use flights::Flights;
 
 use verifier::Verifier;
 

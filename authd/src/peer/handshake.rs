@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use auth_ebpf_abi::{AuthKey, AuthType, IdentityNumber, NodeNumber};
 use spiffe::SpiffeId;
-use spire_adapter::tls::{client_config, server_config};
+use spire_adapter::tls::{Flights, client_config, server_config};
 use spire_adapter::{ExpectedPeer, PeerSvid};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -44,7 +44,7 @@ pub(super) async fn dial(shared: &Shared, key: AuthKey, name: &str, under: &Unde
     let addresses: Vec<SocketAddr> = std::iter::once(under.session.handshake_endpoint).chain(hints).collect();
     let stream = connect(&addresses, shared.options.setup_timeout / 4).await?.ok_or_else(not_here)?;
     let tls =
-        TlsConnector::from(config).connect(server_name, stream).await.map_err(Error::tls)?;
+        TlsConnector::from(config).connect(server_name, Flights::new(stream)).await.map_err(Error::tls)?;
     let (_, connection) = tls.get_ref();
     agreed(connection, IDENTITY_ALPN)?;
     let svid = peer(connection.peer_certificates())?;
@@ -95,6 +95,7 @@ pub(super) async fn accept(
     // Who the client claims to be stands in its first frame; here it is anybody of the trust domain.
     let expected = ExpectedPeer::PathPrefix(shared.options.naming.trust_domain().clone(), String::new());
     let config = server_config(&own.svid, &own.bundles, expected, IDENTITY_ALPN, &shared.tls_of_proofs())?;
+    let start = StartHandshake::from_parts(start.accepted, Flights::new(start.io));
     let mut tls = start.into_stream(config).await.map_err(Error::tls)?;
     let outcome = server_frames(shared, &mut tls, &own, asked, began).await;
     if let Err(error) = &outcome {
@@ -108,7 +109,7 @@ pub(super) async fn accept(
 
 async fn server_frames(
     shared: &Arc<Shared>,
-    tls: &mut tokio_rustls::server::TlsStream<TcpStream>,
+    tls: &mut tokio_rustls::server::TlsStream<Flights<TcpStream>>,
     own: &Credential,
     asked: IdentityNumber,
     began: BootTime,

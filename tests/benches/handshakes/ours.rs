@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use rustls::pki_types::{CertificateDer, ServerName};
-use spire_adapter::tls::{Cipher, Options, client_config, server_config};
+use spire_adapter::tls::{Cipher, Flights, Options, client_config, server_config};
 use spire_adapter::{Bundle, Bundles, ExpectedPeer, SpiffeId, Svid};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -70,7 +70,7 @@ impl Ours {
         stream.set_nodelay(true)?;
         let options = options();
         let config = server_config(&self.svid, bundles, self.expected(), PROTOCOL.as_bytes(), &options)?;
-        let mut tls = TlsAcceptor::from(config).accept(stream).await?;
+        let mut tls = TlsAcceptor::from(config).accept(Flights::new(stream)).await?;
         tls.read_exact(&mut [0]).await?;
         tls.write_all(b"x").await?;
         tls.shutdown().await?;
@@ -84,7 +84,7 @@ impl Ours {
         let stream = TcpStream::connect(listener.local_addr()?).await?;
         stream.set_nodelay(true)?;
         let name = ServerName::try_from("256.a.test")?;
-        let mut tls = TlsConnector::from(config).connect(name, stream).await?;
+        let mut tls = TlsConnector::from(config).connect(name, Flights::new(stream)).await?;
         tls.write_all(b"x").await?;
         tls.read_exact(&mut [0]).await?;
         let group = tls.get_ref().1.negotiated_key_exchange_group().context("no key exchange")?;
