@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::authority::CertificateAuthority;
+use crate::{Bundle, ExpectedPeer, Violation, verify_chain};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -49,8 +50,8 @@ fn step() -> impl Strategy<Value = Step> {
 
 struct World {
     svids: Vec<Svid>,
-    own: crate::Bundle,
-    foreign: crate::Bundle,
+    own: Bundle,
+    foreign: Bundle,
 }
 
 impl World {
@@ -231,6 +232,48 @@ fn a_message_heals_and_a_refusal_is_told() {
     let snapshot = tracker.snapshot(SystemTime::now(), &trust);
     assert!(!snapshot.stale && snapshot.problem.is_some());
     assert_eq!(snapshot.state, State::Withdrawn);
+}
+
+/// Whether bundles come with the SVID or by the agent's own stream.
+#[test]
+fn whom_an_authority_has_vouched_for_is_refused_once_it_is_gone() {
+    let ca = || CertificateAuthority::new(expected().trust_domain()).unwrap();
+    let (old, new) = (ca(), ca());
+    let bundles = |authorities: &[&CertificateAuthority]| -> Bundles {
+        let der: Vec<u8> = authorities.iter().flat_map(|ca| ca.certificate().to_vec()).collect();
+        [Bundle::from_der(expected().trust_domain().clone(), &der).unwrap()].into_iter().collect()
+    };
+    let issue = |ca: &CertificateAuthority| ca.issue(&expected(), DAY / 24).unwrap().to_svid().unwrap();
+    let (by_old, by_new) = (issue(&old), issue(&new));
+    for with_the_svid in [true, false] {
+        let (mut tracker, mut trust) = (Tracker::new(&expected()), Trust::default());
+        let mut given = |bundles: Bundles| {
+            let svid = Some(by_new.clone());
+            let bundles = if with_the_svid {
+                Some(bundles)
+            } else {
+                trust.hear(Heard::Message(bundles));
+                None
+            };
+            tracker.hear(Heard::Message(Message { svid, bundles, ..Message::default() }));
+            tracker.snapshot(SystemTime::now(), &trust).bundles
+        };
+        let verify = |svid: &Svid, bundles: &Bundles| {
+            let peer = ExpectedPeer::Exact(expected());
+            verify_chain(svid.chain(), bundles, &peer, SystemTime::now()).map(|_| ())
+        };
+        let both = given(bundles(&[&old, &new]));
+        assert_eq!([&by_old, &by_new].map(|svid| verify(svid, &both)), [Ok(()), Ok(())]);
+        let tainted = given(bundles(&[&new]));
+        assert_eq!(verify(&by_old, &tainted), Err(Violation::Untrusted), "{with_the_svid}");
+        assert_eq!(verify(&by_new, &tainted), Ok(()), "{with_the_svid}");
+        // One more authority in its place vouches for its own only.
+        let replaced = given(bundles(&[&new, &ca()]));
+        assert_eq!(verify(&by_old, &replaced), Err(Violation::Untrusted), "{with_the_svid}");
+        // Who holds on to what was given before is not deceived either: it is another bundle.
+        assert_eq!(verify(&by_old, &both), Ok(()));
+        assert_eq!(verify(&by_old, &replaced), Err(Violation::Untrusted), "{with_the_svid}");
+    }
 }
 
 #[test]
