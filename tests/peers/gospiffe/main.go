@@ -40,6 +40,8 @@ type request struct {
 	Protocol, Label string
 	// Of time and handshakes: how often.
 	Times int
+	// Of handshakes: what is presented each time, with its key read once.
+	presented *tls.Certificate
 }
 
 type answer struct {
@@ -145,6 +147,9 @@ func measure(request *request, bundles *x509bundle.Set, answer *answer) error {
 
 // Presents whatever it is told to, unlike an x509svid.SVID.
 func certificate(request *request) (*tls.Certificate, error) {
+	if request.presented != nil {
+		return request.presented, nil
+	}
 	key, err := x509.ParsePKCS8PrivateKey(request.Key)
 	if err != nil {
 		return nil, err
@@ -198,6 +203,11 @@ func handshakes(asked *request, bundles *x509bundle.Set, found *answer) error {
 	}
 	defer listening.listener.Close()
 	asked.Address = found.Address
+	presented, err := certificate(asked)
+	if err != nil {
+		return err
+	}
+	asked.presented = presented
 	before := processorTime()
 	for range asked.Times {
 		accepted := make(chan error, 1)
