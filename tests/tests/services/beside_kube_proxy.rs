@@ -15,7 +15,7 @@ use authd_tests::star_wars::{NODES, PATIENCE};
 use authd_tests::{Namespace, skip, wait};
 
 use super::kube_proxy;
-use super::ships::Call;
+use super::ships::{Call, Datagrams};
 use super::{FAMILIES, Hangar, NODE_PORT, SERVICE, TRIES, names, service};
 
 /// Somebody who is no node.
@@ -220,7 +220,7 @@ specs:
   - endpointSelector: {matchLabels: {class: interceptor}}
     ingress: [{fromEntities: [world], toPorts: [{ports: [{port: \"8080\", protocol: TCP}]}]}]
   - endpointSelector: {matchLabels: {class: deathstar}}
-    ingress: [{fromEntities: [remote-node], toPorts: [{ports: [{port: \"8080\", protocol: TCP}]}]}]
+    ingress: [{fromEntities: [remote-node], toPorts: [{ports: [{port: \"8080\", protocol: ANY}]}]}]
 ";
 
 /// Talks until it is over, with whom it began, and counts the rounds.
@@ -293,6 +293,17 @@ fn connections_outlast_what_changes_behind_their_service() {
             calls.push(Call::open(from, at).unwrap());
         }
     }
+    let datagrams: Vec<Datagrams> = FAMILIES
+        .into_iter()
+        .flat_map(|family| [(&*node, family), (&*tiefighter, family)])
+        .map(|(from, family)| Datagrams::open(from, service(family)).unwrap())
+        .collect();
+    let until_datagrams_reach = |name: &str| {
+        datagrams.iter().try_for_each(|it| {
+            let reached = wait::until(PATIENCE, || it.ask().ok().filter(|found| found == name));
+            reached.map(drop).with_context(|| format!("datagrams never reach {name}"))
+        })
+    };
     let (over, rounds) =
         (AtomicBool::new(false), calls.iter().map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
     let go_on = || {
@@ -305,8 +316,11 @@ fn connections_outlast_what_changes_behind_their_service() {
     let at = |family, port| SocketAddr::new(service(family).ip(), port);
     let change = || -> Result<()> {
         go_on()?;
+        until_datagrams_reach("interceptor")?;
         hangar.write_slices(&[("deathstar", "{}")])?;
         proxy.tell(&hangar.scene)?;
+        // Of the same sockets, which kept to the one who was there.
+        until_datagrams_reach("deathstar")?;
         for family in FAMILIES {
             until_answered_by(&node, service(family), &["deathstar"])?;
             until_answered_by(&tiefighter, service(family), &["deathstar"])?;
