@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use rustls::pki_types::{CertificateDer, Der, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::X509Certificate;
 
@@ -78,8 +78,7 @@ fn build_path(
 ) -> Result<SystemTime, Violation> {
     let leaf = EndEntityCert::try_from(first).map_err(violation)?;
     let algorithms = tls::signature_algorithms().all;
-    let anchors: Vec<TrustAnchor<'static>> =
-        usable.iter().map(|authority| authority.anchor.clone()).collect();
+    let anchors: Vec<TrustAnchor<'_>> = usable.iter().map(|authority| borrowed(&authority.anchor)).collect();
     let time = UnixTime::since_unix_epoch(Duration::from_secs(der::unix_seconds(time)));
     // The leaf has both purposes or none, so that one of them serves for both roles.
     let path = leaf
@@ -88,6 +87,15 @@ fn build_path(
     // The same key under the same name may stand in the bundle twice.
     let same = usable.iter().filter(|authority| authority.anchor == *path.anchor());
     Ok(same.map(|authority| authority.not_after).min().unwrap_or(SystemTime::UNIX_EPOCH))
+}
+
+/// The same anchor without a copy of it.
+fn borrowed<'a>(anchor: &'a TrustAnchor<'static>) -> TrustAnchor<'a> {
+    TrustAnchor {
+        subject: Der::from_slice(&anchor.subject),
+        subject_public_key_info: Der::from_slice(&anchor.subject_public_key_info),
+        name_constraints: anchor.name_constraints.as_deref().map(Der::from_slice),
+    }
 }
 
 /// Says so if the chain would have ended at an anchor that may not be used.
