@@ -20,6 +20,7 @@ mod naming;
 mod pace;
 mod pairs;
 mod preshared;
+mod role;
 mod service;
 mod session;
 mod table;

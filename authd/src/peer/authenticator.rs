@@ -8,6 +8,8 @@
 //!
 //! Empty authenticators are not made, and refused: a refusal is a message of the session.
 
+// With its path, so that the fuzz targets can have this file too.
+#[path = "authenticator/message.rs"]
 mod message;
 #[cfg(test)]
 mod tests;
@@ -19,7 +21,7 @@ use rustls::sign::SigningKey;
 use rustls::{CommonState, SupportedCipherSuite};
 use zeroize::Zeroizing;
 
-use super::binding::Role;
+use super::role::Role;
 use message::{Message, Request};
 
 /// Longest context that a request can have.

@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use super::authenticator::{Authenticators, Hash};
 use super::error::Error;
+use super::role::Role;
 
 /// Exporter of the node session that keys the MAC.
 const SESSION_LABEL: &[u8] = b"EXPORTER-authd-identity-binding";
@@ -61,23 +62,6 @@ impl SessionKey {
 impl std::fmt::Debug for SessionKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SessionKey").finish_non_exhaustive()
-    }
-}
-
-/// Whose MAC it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
-    Client = 1,
-    Server = 2,
-}
-
-impl Role {
-    /// The other end's.
-    pub(super) const fn other(self) -> Self {
-        match self {
-            Self::Client => Self::Server,
-            Self::Server => Self::Client,
-        }
     }
 }
 

@@ -15,9 +15,9 @@ use aws_lc_rs::rand;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::authenticator::{self, Authenticators};
-use super::binding::Role;
 use super::budget::{Budget, Spend};
 use super::error::{Error, known_reason};
+use super::role::Role;
 use super::service::Shared;
 use super::wire::{MAX_FRAME, PairAnswer, PairRequest, ProofAnswer, ProofRequest, SessionMessage, WireError};
 use crate::auth::Failure;

@@ -15,8 +15,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::server::StartHandshake;
 
 use super::IDENTITY_ALPN;
-use super::binding::{End, Role, Transcript};
+use super::binding::{End, Transcript};
 use super::error::{Error, known_reason};
+use super::role::Role;
 use super::service::Shared;
 use super::session::{agreed, connect, group, peer};
 use super::table::Under;

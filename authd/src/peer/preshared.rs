@@ -12,7 +12,7 @@ use spiffe::SpiffeId;
 use wg_mesh::PresharedKey;
 use zeroize::Zeroizing;
 
-use super::binding::Role;
+use super::role::Role;
 use super::wire::Preshared;
 
 /// What the exporter's key is used for: the key itself, and its confirmation.

@@ -3,8 +3,8 @@
 use rustls::SignatureScheme;
 use rustls::pki_types::CertificateDer;
 
+use super::super::role::Role;
 use super::{Invalid, MAX_CONTEXT};
-use crate::peer::binding::Role;
 
 /// `HandshakeType`.
 const CERTIFICATE: u8 = 11;

@@ -16,13 +16,14 @@ use crate::auth::stats::Side;
 use crate::clock::BootTime;
 use crate::handover::Told;
 use crate::logging::AUDIT;
-use crate::peer::binding::{Role, SessionName};
+use crate::peer::binding::SessionName;
 use crate::peer::crossing::Completed;
 use crate::peer::error::Error;
 use crate::peer::exchange::Exchange;
 use crate::peer::pace::Pace;
 use crate::peer::pairs::{self, Over};
 use crate::peer::preshared::{Agreement, End, Mismatch};
+use crate::peer::role::Role;
 use crate::peer::service::Shared;
 use crate::peer::table::{Live, Outgoing, Session};
 use crate::peer::wire::{

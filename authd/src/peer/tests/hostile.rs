@@ -12,7 +12,8 @@ use tokio_rustls::client::TlsStream;
 use super::attacks::say_hello;
 use super::cluster::{Cluster, until};
 use crate::peer::authenticator::{self, Authenticators, Hash};
-use crate::peer::binding::{Role, SessionKey};
+use crate::peer::binding::SessionKey;
+use crate::peer::role::Role;
 use crate::peer::wire::{
     self, Announcement, MAX_FRAME, PairAnswer, PairRequest, ProofAnswer, ProofRequest, Reader, SessionFrame,
     SessionMessage,

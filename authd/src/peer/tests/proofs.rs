@@ -13,7 +13,7 @@ use crate::auth::stats::{Proving, Side};
 use crate::handover::Assigned;
 use crate::peer::PairProof;
 use crate::peer::authenticator;
-use crate::peer::binding::Role;
+use crate::peer::role::Role;
 use crate::peer::wire::{PairAnswer, ProofAnswer, ProofRequest, Revoke, SessionMessage};
 
 const SHORT: Duration = Duration::from_millis(400);

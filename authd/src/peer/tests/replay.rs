@@ -13,7 +13,8 @@ use tokio_rustls::client::TlsStream;
 
 use super::cluster::{Cluster, bundles, key, naming};
 use super::raw::bare_client;
-use crate::peer::binding::{End, Role, Transcript};
+use crate::peer::binding::{End, Transcript};
+use crate::peer::role::Role;
 use crate::peer::wire::{self, Binding, HandshakeFrame, HandshakeMessage, MAX_HANDSHAKE_FRAME, Reader};
 use crate::peer::{Error, IDENTITY_ALPN};
 

@@ -9,7 +9,7 @@ use super::proofs::{cluster, joined, refused};
 use crate::auth::stats::Proving;
 use crate::auth::{Method, Record};
 use crate::peer::authenticator;
-use crate::peer::binding::Role;
+use crate::peer::role::Role;
 use crate::peer::wire::{Announcement, ProofAnswer, SessionMessage, VERSION};
 use crate::peer::{Options, PairProof};
 
