@@ -95,7 +95,7 @@ deny: ## Licences, bans and sources of all dependencies (builds cargo-deny the f
 		--allow license-not-encountered --allow unused-wrapper licenses bans sources
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS = policy/policy policy/selector policy/label authd/manifests \
+FUZZ_TARGETS = policy/policy policy/selector policy/label authd/manifests authd/peer/frames authd/peer/authenticator \
 	spire-adapter/spiffe_id spire-adapter/svid_chain spire-adapter/bundle auth-ebpf/decide
 
 .PHONY: fuzz
@@ -104,7 +104,7 @@ fuzz: ## Fuzz what outsiders write, FUZZ_SECONDS a target (builds cargo-fuzz the
 	@rm -rf target/tools/build
 	@# What is new goes to target/, so that the committed corpus stays small: `cargo fuzz cmin` merges it.
 	@for target in $(FUZZ_TARGETS); do \
-		fuzz=$${target%/*}/fuzz one=$${target#*/} && \
+		fuzz=$${target%/*}/fuzz one=$${target##*/} && \
 		mkdir -p target/fuzz/found/$$one && \
 		RUSTUP_TOOLCHAIN=nightly target/tools/bin/cargo-fuzz run --fuzz-dir $$fuzz --target-dir target/fuzz $$one \
 			target/fuzz/found/$$one $$fuzz/corpus/$$one -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -print_final_stats=1 || exit 1; \

@@ -24,6 +24,7 @@ mod attacks;
 mod audit;
 mod clocks;
 mod cluster;
+mod corpus;
 mod handshakes;
 mod hostile;
 mod port;
