@@ -1,5 +1,7 @@
 //! The manifests that fuzzing has kept, through the function that it calls.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 #[path = "../fuzz/src/entries.rs"]
 #[expect(
     unreachable_pub,
@@ -7,20 +9,14 @@
     reason = "a crate of its own for the fuzzer; what fails is a finding"
 )]
 mod entries;
+#[path = "../../policy/tests/fuzz_corpus/failing.rs"]
+mod failing;
 
-use std::fs;
-use std::panic::catch_unwind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use failing::failing;
 
 #[test]
 fn manifests() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/manifests");
-    let mut files: Vec<PathBuf> =
-        fs::read_dir(&directory).unwrap().map(|file| file.unwrap().path()).collect();
-    assert!(!files.is_empty(), "{} is empty", directory.display());
-    files.retain(|file| {
-        let data = fs::read(file).unwrap();
-        catch_unwind(|| entries::manifests(&data)).is_err()
-    });
-    assert_eq!(files, Vec::<PathBuf>::new());
+    assert_eq!(failing("fuzz/corpus/manifests", entries::manifests), Vec::<PathBuf>::new());
 }
