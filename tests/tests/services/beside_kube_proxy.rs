@@ -61,16 +61,35 @@ fn met(node: &Namespace, rule: &str) -> Result<u64> {
     Ok(count.split_whitespace().next().context("a number")?.parse()?)
 }
 
+/// How long one who may not call waits.
+const IN_VAIN: Duration = Duration::from_millis(1500);
+
+/// The service in both families, with these lines more.
+fn both_families(more: &str) -> String {
+    SERVICE.replace("spec:\n", &format!("spec:\n  ipFamilies: [IPv4, IPv6]\n{more}"))
+}
+
+/// The node's address in this family, with a port.
+fn at_node(node: &Node, family: Family, port: u16) -> Result<SocketAddr> {
+    let address = node.addresses().iter().find(|it| Family::of(**it) == family).context("no such address")?;
+    Ok(SocketAddr::new(*address, port))
+}
+
+/// A host on the nodes' network that is none of them.
+fn outsider(hangar: &Hangar) -> Result<Node> {
+    let [v4, v6] = OUTSIDER.map(str::parse);
+    hangar.scene.lab.node("outside", &[v4?, v6?], &[])
+}
+
 #[test]
 fn kube_proxy_and_authd_translate_each_what_is_theirs() {
     if !skip::kube_proxy_available("kube_proxy_and_authd_translate_each_what_is_theirs") {
         return;
     }
-    let both = SERVICE.replace("spec:\n", "spec:\n  ipFamilies: [IPv4, IPv6]\n");
-    let mut hangar = Hangar::open("svc-kube-proxy", &both, &["interceptor"]).unwrap();
+    let mut hangar = Hangar::open("svc-kube-proxy", &both_families(""), &["interceptor"]).unwrap();
     hangar.scene.write_manifest("outside.yaml", OUTSIDE).unwrap();
     hangar.scene.write_manifest("fleet.yaml", FLEET).unwrap();
-    let outside = hangar.scene.lab.node("outside", &OUTSIDER.map(|it| it.parse().unwrap()), &[]).unwrap();
+    let outside = outsider(&hangar).unwrap();
     let node = hangar.scene.node("node1").unwrap().clone();
     node.ip("route add 10.96.0.0/16 via 10.0.0.2\n").unwrap();
     let tiefighter = hangar.pod("tiefighter").unwrap().clone();
@@ -93,12 +112,10 @@ fn kube_proxy_and_authd_translate_each_what_is_theirs() {
     let own = by_proxy(&node, service(Family::V4));
     assert_eq!(own.as_deref(), Some("interceptor"), "{}", proxy.process.failure("does not serve the node"));
     for family in FAMILIES {
-        let addresses = node.addresses().to_owned();
-        let address = addresses.into_iter().find(|it| Family::of(*it) == family).unwrap();
-        let at = SocketAddr::new(address, NODE_PORT);
+        let at = at_node(&node, family, NODE_PORT).unwrap();
         assert_eq!(by_proxy(&outside, at).as_deref(), Some("interceptor"), "{at}");
         let mut call = Call::open(&outside, at).unwrap();
-        assert_eq!(call.whence().unwrap(), address, "it bears the node's address");
+        assert_eq!(call.whence().unwrap(), at.ip(), "it bears the node's address");
         // What the pod answers goes to that, and is nothing that it opens.
         call.exchange(1 << 20).unwrap();
 
@@ -107,7 +124,7 @@ fn kube_proxy_and_authd_translate_each_what_is_theirs() {
             let mut call = Call::open(&tiefighter, at).unwrap();
             assert_eq!(call.ask().unwrap(), "interceptor", "{at}");
             assert_eq!(call.whence().unwrap(), tiefighter.address(family).unwrap(), "{at}");
-            let denied = Call::open_within(hangar.pod("xwing").unwrap(), at, Duration::from_millis(1500));
+            let denied = Call::open_within(hangar.pod("xwing").unwrap(), at, IN_VAIN);
             assert!(denied.is_err(), "{at}: policy is about the backend");
         }
     }
@@ -119,20 +136,6 @@ fn kube_proxy_and_authd_translate_each_what_is_theirs() {
     }
     assert!(met(&node, "iifname \"eth0\"").unwrap() > 0);
     assert_eq!(hangar.scene.counted("node1", "DROPPED", "SERVICE_CONFLICT").unwrap(), 0.0);
-}
-
-/// How long one who may not call waits.
-const IN_VAIN: Duration = Duration::from_millis(1500);
-
-/// The service in both families, with these lines more.
-fn both_families(more: &str) -> String {
-    SERVICE.replace("spec:\n", &format!("spec:\n  ipFamilies: [IPv4, IPv6]\n{more}"))
-}
-
-/// The node's address in this family, with a port.
-fn at_node(node: &Node, family: Family, port: u16) -> Result<SocketAddr> {
-    let address = node.addresses().iter().find(|it| Family::of(**it) == family).context("no such address")?;
-    Ok(SocketAddr::new(*address, port))
 }
 
 /// The world may call any of the empire's ships.
@@ -153,7 +156,7 @@ fn what_comes_from_outside_meets_backends_of_the_node_where_it_comes_in() {
     }
     let mut hangar = Hangar::open("svc-outside", &both_families(""), &["deathstar"]).unwrap();
     hangar.scene.write_manifest("open.yaml", OPEN).unwrap();
-    let outside = hangar.scene.lab.node("outside", &OUTSIDER.map(|it| it.parse().unwrap()), &[]).unwrap();
+    let outside = outsider(&hangar).unwrap();
     let nodes = NODES.map(|name| hangar.scene.node(name).unwrap().clone());
     let proxies = NODES.map(|name| kube_proxy::start(&hangar.scene, name).unwrap());
     let answered = |node: &Node, family| {
@@ -277,7 +280,7 @@ fn connections_outlast_what_changes_behind_their_service() {
     }
     let mut hangar = Hangar::open("svc-changes", &both_families(""), &["interceptor"]).unwrap();
     hangar.scene.write_manifest("ports.yaml", PORTS).unwrap();
-    let outside = hangar.scene.lab.node("outside", &OUTSIDER.map(|it| it.parse().unwrap()), &[]).unwrap();
+    let outside = outsider(&hangar).unwrap();
     let node = hangar.scene.node("node1").unwrap().clone();
     node.ip("route add 10.96.0.0/16 via 10.0.0.2\nroute add fd00:96::/64 via fd00:10::2\n").unwrap();
     let tiefighter = hangar.pod("tiefighter").unwrap().clone();
