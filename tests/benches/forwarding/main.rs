@@ -18,7 +18,7 @@ use authd_tests::lab::node::Family;
 use authd_tests::{Lab, Node, Pod};
 use load::{Figures, Server};
 use report::Report;
-use wall::{Raised, Wall};
+use wall::{Kind, Wall};
 
 const PORT: u16 = 8080;
 
@@ -93,25 +93,22 @@ fn main() -> Result<()> {
 
 /// Measures without the wall and behind it, as often as it can step aside.
 fn compare(site: &Site, wall: Wall, plan: &Plan, report: &mut Report) -> Result<()> {
-    let bare = measure(site, plan.each).context("without any rules")?;
-    match wall.raise(site).context("raise")? {
-        Raised::Authd(mut ours) => {
-            for turn in 0..plan.turns {
-                let behind_first = turn % 2 == 0;
-                let first = measure(site, plan.each_turn)?;
-                if behind_first { ours.detach() } else { ours.attach() }.context("step aside and back")?;
-                let second = measure(site, plan.each_turn)?;
-                let (bare, behind) = if behind_first { (second, first) } else { (first, second) };
-                report.add(wall, bare, behind);
-            }
-            ours.lower()
-        }
-        Raised::Command(command) => {
-            report.add(wall, bare, measure(site, plan.each)?);
-            command.lower()
-        }
+    if wall.kind != Kind::Authd {
+        let bare = measure(site, plan.each).context("without any rules")?;
+        let rules = wall.rules(site).context("raise")?;
+        report.add(wall, bare, measure(site, plan.each)?);
+        return rules.lower().context("lower");
     }
-    .context("lower")
+    let mut ours = wall.ours(site).context("raise")?;
+    for turn in 0..plan.turns {
+        let behind_first = turn % 2 == 0;
+        let first = measure(site, plan.each_turn)?;
+        if behind_first { ours.detach() } else { ours.attach() }.context("step aside and back")?;
+        let second = measure(site, plan.each_turn)?;
+        let (bare, behind) = if behind_first { (second, first) } else { (first, second) };
+        report.add(wall, bare, behind);
+    }
+    ours.lower().context("lower")
 }
 
 fn measure(site: &Site, each: Duration) -> Result<Figures> {

@@ -7,7 +7,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use auth_ebpf::{Datapath, Options};
 use auth_ebpf_abi::{
     Address, AddressEntry, AuthEntry, AuthKey, AuthType, Direction, EndpointEntry, Hook, PolicyEntry,
@@ -68,21 +68,15 @@ impl fmt::Display for Wall {
     }
 }
 
-/// A wall that stands, until it is lowered.
-pub(crate) enum Raised<'a> {
-    Authd(Box<Ours<'a>>),
-    Command(Command<'a>),
-}
-
-/// Our programs, which can leave their interfaces and come back while their maps stay.
+/// Our programs until they are lowered, which can leave their interfaces and come back while their maps stay.
 pub(crate) struct Ours<'a> {
     datapath: Datapath,
     pins: PathBuf,
     site: &'a Site,
 }
 
-/// Rules of a command line, and what takes them away.
-pub(crate) struct Command<'a> {
+/// Rules of somebody else's until they are lowered, and the command that takes them away.
+pub(crate) struct Rules<'a> {
     site: &'a Site,
     undo: &'static [&'static str],
 }
@@ -93,9 +87,10 @@ impl Wall {
         sizes.iter().flat_map(|rules| Kind::ALL.map(|kind| Self { kind, rules: *rules })).collect()
     }
 
-    pub(crate) fn raise<'a>(&self, site: &'a Site) -> Result<Raised<'a>> {
+    /// Raises what isn't ours.
+    pub(crate) fn rules<'a>(&self, site: &'a Site) -> Result<Rules<'a>> {
         match self.kind {
-            Kind::Authd => self.authd(site),
+            Kind::Authd => bail!("authd has no command for its rules"),
             Kind::Iptables => self.iptables(site, ""),
             Kind::IptablesConntrack => {
                 self.iptables(site, "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n")
@@ -105,16 +100,17 @@ impl Wall {
         }
     }
 
-    fn authd<'a>(&self, site: &'a Site) -> Result<Raised<'a>> {
+    /// Raises ours with as many rules.
+    pub(crate) fn ours<'a>(&self, site: &'a Site) -> Result<Ours<'a>> {
         let pins = site.node.outside(Path::new("/sys/fs/bpf/bench"));
         let datapath = Datapath::open(&Options { pin_dir: pins.clone() })?;
         fill(&datapath, site, self.rules)?;
         let mut ours = Ours { datapath, pins, site };
         ours.attach()?;
-        Ok(Raised::Authd(Box::new(ours)))
+        Ok(ours)
     }
 
-    fn iptables<'a>(&self, site: &'a Site, first: &str) -> Result<Raised<'a>> {
+    fn iptables<'a>(&self, site: &'a Site, first: &str) -> Result<Rules<'a>> {
         let (client, server) = (site.client.address(Family::V4)?, site.server.address(Family::V4)?);
         let mut rules = format!("*filter\n:FORWARD DROP [0:0]\n{first}");
         for address in self.sources(client) {
@@ -123,12 +119,12 @@ impl Wall {
         // Answers, for which nobody asks the connection.
         writeln!(rules, "-A FORWARD -s {server}/32 -p tcp -m tcp --sport {PORT} -j ACCEPT\nCOMMIT")?;
         site.node.exec_with_input(["iptables-restore"], &rules)?;
-        Ok(Raised::Command(Command { site, undo: &["iptables-restore"] }))
+        Ok(Rules { site, undo: &["iptables-restore"] })
     }
 
-    fn nftables<'a>(&self, site: &'a Site, rules: &str) -> Result<Raised<'a>> {
+    fn nftables<'a>(&self, site: &'a Site, rules: &str) -> Result<Rules<'a>> {
         site.node.exec_with_input(["nft", "-f", "-"], rules)?;
-        Ok(Raised::Command(Command { site, undo: &["nft", "delete", "table", "ip", "bench"] }))
+        Ok(Rules { site, undo: &["nft", "delete", "table", "ip", "bench"] })
     }
 
     fn nftables_chain(&self, site: &Site) -> Result<String> {
@@ -165,20 +161,22 @@ impl Wall {
 
 impl Ours<'_> {
     pub(crate) fn attach(&mut self) -> Result<()> {
-        self.site.node.run(|| -> Result<()> {
-            for pod in [&self.site.client, &self.site.server] {
-                self.datapath.attach(Hook::FromPod, pod.interface())?;
-                self.datapath.attach(Hook::ToPod, pod.interface())?;
-            }
-            Ok(())
-        })?
+        self.at_each_hook(|datapath, hook, interface| datapath.attach(hook, interface).map(drop))
     }
 
     pub(crate) fn detach(&mut self) -> Result<()> {
-        self.site.node.run(|| -> Result<()> {
+        self.at_each_hook(Datapath::detach)
+    }
+
+    fn at_each_hook<E: Into<anyhow::Error>>(
+        &mut self,
+        change: impl Fn(&mut Datapath, Hook, &str) -> Result<(), E> + Sync,
+    ) -> Result<()> {
+        self.site.node.run(|| {
             for pod in [&self.site.client, &self.site.server] {
-                self.datapath.detach(Hook::FromPod, pod.interface())?;
-                self.datapath.detach(Hook::ToPod, pod.interface())?;
+                for hook in [Hook::FromPod, Hook::ToPod] {
+                    change(&mut self.datapath, hook, pod.interface()).map_err(Into::into)?;
+                }
             }
             Ok(())
         })?
@@ -191,7 +189,7 @@ impl Ours<'_> {
     }
 }
 
-impl Command<'_> {
+impl Rules<'_> {
     pub(crate) fn lower(self) -> Result<()> {
         // Nothing to read but for `iptables-restore`, which empties its table.
         let rules = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n";
