@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -122,6 +123,23 @@ fn each_node_has_its_own_bpf_file_system_and_run_directory() {
     assert!(one.outside("/run/authd/here".as_ref()).exists());
     assert!(pair.lab.exec(["ip", "netns", "list"]).unwrap().contains("client"));
     assert!(!std::path::Path::new("/run/netns/client").exists());
+}
+
+#[test]
+fn an_address_that_a_forked_child_still_holds_is_waited_for() {
+    if !skip::lab_available("an_address_that_a_forked_child_still_holds_is_waited_for") {
+        return;
+    }
+    let lab = Lab::new("released").unwrap();
+    let listener = lab.underlay().tcp_listen("127.0.0.1:9000".parse().unwrap()).unwrap();
+    let held = listener.try_clone().unwrap();
+    drop(listener);
+    let child = thread::spawn(move || {
+        wait::pause(Duration::from_millis(200));
+        drop(held);
+    });
+    drop(lab.underlay().tcp_listen("[::]:9000".parse().unwrap()).unwrap());
+    child.join().unwrap();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,11 +15,14 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use super::holder::Holder;
 use super::marked;
+use crate::wait;
 
 /// The variable that tells a lab's processes from all others.
 pub(crate) const VARIABLE: &str = "AUTHD_LAB";
 /// Seconds that a command of [`Namespace::exec`] may take.
 const LIMIT: &str = "30";
+/// How long an address that is in use may take to be released.
+const RELEASE: Duration = Duration::from_secs(5);
 
 /// A node has its own BPF file system and its own /run/authd, as a machine has.
 const NODE_SCRIPT: &str = "
@@ -244,7 +247,7 @@ impl Namespace {
     /// # Errors
     /// When the address is taken.
     pub fn tcp_listen(&self, at: SocketAddr) -> Result<TcpListener> {
-        self.run(|| TcpListener::bind(at))?.with_context(|| format!("listen in {} at {at}", self.name()))
+        self.bind(|| TcpListener::bind(at)).with_context(|| format!("listen in {} at {at}", self.name()))
     }
 
     /// Opens a datagram socket here.
@@ -252,7 +255,18 @@ impl Namespace {
     /// # Errors
     /// When the address is taken.
     pub fn udp_bind(&self, at: SocketAddr) -> Result<UdpSocket> {
-        self.run(|| UdpSocket::bind(at))?.with_context(|| format!("bind in {} at {at}", self.name()))
+        self.bind(|| UdpSocket::bind(at)).with_context(|| format!("bind in {} at {at}", self.name()))
+    }
+
+    /// Waits for an address that is in use: a child that another test's thread has forked keeps a
+    /// socket which is closed here until it executes its program.
+    fn bind<T: Send>(&self, socket: impl Fn() -> io::Result<T> + Sync) -> Result<T> {
+        let bound = wait::until(RELEASE, || match self.run(&socket) {
+            Ok(Err(err)) if err.kind() == io::ErrorKind::AddrInUse => None,
+            bound => Some(bound),
+        });
+        let (bound, _) = bound.context("still in use")?;
+        Ok(bound??)
     }
 
     /// Sets kernel parameters of this network namespace, named by their path under /proc/sys/net.
