@@ -201,6 +201,7 @@ impl Metrics {
             observing: Family::default(),
         };
         metrics.register_authentication();
+        metrics.register_svids();
         metrics.register_node();
         metrics.registry.register_collector(Box::new(PacketCollector(Mutex::new(packets))));
         metrics
@@ -248,11 +249,16 @@ impl Metrics {
             "Pairs that wait for their turn to authenticate",
             self.handshakes_waiting.clone(),
         );
+        registry.register("node_sessions", "Sessions with other nodes by state", self.node_sessions.clone());
         registry.register(
             "auth_rewritten",
             "Authentications that were missing from the map and written again",
             self.auth_rewritten.clone(),
         );
+    }
+
+    fn register_svids(&mut self) {
+        let registry = &mut self.registry;
         registry.register(
             "svids_refused",
             "Times that the SPIRE agent had SVIDs of other SPIFFE IDs for an identity, and none of its own",
@@ -269,7 +275,6 @@ impl Metrics {
             Unit::Seconds,
             self.svid_expiry.clone(),
         );
-        registry.register("node_sessions", "Sessions with other nodes by state", self.node_sessions.clone());
         registry.register("svids", "SVIDs of local identities by state", self.svids.clone());
         registry.register_with_unit(
             "node_svid_expiry",

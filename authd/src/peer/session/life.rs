@@ -82,28 +82,7 @@ impl Established {
         hello: &Announcement,
         side: Side,
     ) -> Result<Self, Error> {
-        let expires = other.own_not_after.min(other.svid.not_after);
-        let session = Session {
-            number: other.node.number,
-            spiffe_id: other.svid.spiffe_id.clone(),
-            wireguard_key: None,
-            preshared_key: None,
-            preshared_since: None,
-            wireguard_endpoint: other.address,
-            handshake_endpoint: other.address,
-            identities: Arc::default(),
-            epoch: 0,
-            group: other.group,
-            version: 0,
-            since: shared.clock.wall(),
-            expires,
-            ends: shared
-                .svids
-                .ends(other.own.leaf_hash, other.own_not_after)
-                .min(shared.svids.ends(other.svid.leaf_hash, other.svid.not_after)),
-            live: true,
-        };
-        let session = announced(&other.name, session, hello)?;
+        let session = announced(&other.name, opened(shared, &other), hello)?;
         let (sender, outbox) = mpsc::channel(OUTBOX);
         let stop = CancellationToken::new();
         let id = other.key.name;
@@ -202,7 +181,7 @@ impl Established {
         let mut announced = shared.svids.announced();
         // What changed since our Hello was written.
         own.mark_changed();
-        let mut look = tokio::time::interval(LOOK);
+        let mut looks = tokio::time::interval(LOOK);
         let mut pace = Pace::new(FRAMES.0, FRAMES.1);
         let mut proofs_pace = Pace::new(FRAMES_OF_PROOFS.0, FRAMES_OF_PROOFS.1);
         let mut said = Vec::new();
@@ -246,28 +225,34 @@ impl Established {
                 Ok(()) = announced.changed(), if room => {
                     self.say(shared, SessionMessage::Update(announcement(shared)))?;
                 }
-                _ = look.tick() => {
-                    let now = shared.clock.now();
-                    if now >= self.session.ends {
-                        return Ok(());
-                    }
-                    if now.since(heard) > shared.options.silence {
-                        return Err(Error::Timeout { stage: "ping" });
-                    }
-                    if self.output.is_stuck(now, shared.options.silence) {
-                        return Err(Error::Timeout { stage: "writing" });
-                    }
-                    self.check_node(shared)?;
-                    let directory = shared.directory();
-                    self.over.exchange.prune(|identity| directory.runs_on(identity, &self.name), now);
-                    self.check_trust(shared)?;
-                    if now.since(pinged) >= shared.options.ping {
-                        pinged = now;
-                        self.say(shared, SessionMessage::Ping(Ping { number: now.0 }))?;
-                    }
-                }
+                _ = looks.tick() => if self.look(shared, heard, &mut pinged)? {
+                    return Ok(());
+                },
             }
         }
+    }
+
+    /// What only time and cluster state bring about. Whether the session is over.
+    fn look(&mut self, shared: &Shared, heard: BootTime, pinged: &mut BootTime) -> Result<bool, Error> {
+        let now = shared.clock.now();
+        if now >= self.session.ends {
+            return Ok(true);
+        }
+        if now.since(heard) > shared.options.silence {
+            return Err(Error::Timeout { stage: "ping" });
+        }
+        if self.output.is_stuck(now, shared.options.silence) {
+            return Err(Error::Timeout { stage: "writing" });
+        }
+        self.check_node(shared)?;
+        let directory = shared.directory();
+        self.over.exchange.prune(|identity| directory.runs_on(identity, &self.name), now);
+        self.check_trust(shared)?;
+        if now.since(*pinged) >= shared.options.ping {
+            *pinged = now;
+            self.say(shared, SessionMessage::Ping(Ping { number: now.0 }))?;
+        }
+        Ok(false)
     }
 
     fn say(&mut self, shared: &Shared, message: SessionMessage) -> Result<(), Error> {
@@ -408,6 +393,30 @@ impl Established {
             node.spiffe_id == self.session.spiffe_id && node.number == self.session.number
         });
         if same { Ok(()) } else { Err(Error::UnknownNode { node: self.name.clone() }) }
+    }
+}
+
+/// What TLS has said of the other end, before its Hello.
+fn opened(shared: &Shared, other: &Other) -> Session {
+    Session {
+        number: other.node.number,
+        spiffe_id: other.svid.spiffe_id.clone(),
+        wireguard_key: None,
+        preshared_key: None,
+        preshared_since: None,
+        wireguard_endpoint: other.address,
+        handshake_endpoint: other.address,
+        identities: Arc::default(),
+        epoch: 0,
+        group: other.group,
+        version: 0,
+        since: shared.clock.wall(),
+        expires: other.own_not_after.min(other.svid.not_after),
+        ends: shared
+            .svids
+            .ends(other.own.leaf_hash, other.own_not_after)
+            .min(shared.svids.ends(other.svid.leaf_hash, other.svid.not_after)),
+        live: true,
     }
 }
 
