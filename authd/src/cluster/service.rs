@@ -24,6 +24,20 @@ pub struct Service {
     pub slices: Vec<Slice>,
 }
 
+impl Service {
+    /// The other nodes to whose backends kube-proxy at `node` may send on what comes from outside.
+    #[must_use]
+    pub fn sent_on_from(&self, node: &str) -> BTreeSet<&str> {
+        let is_reached = !self.external.is_empty() || self.ports.iter().any(|port| port.node_port != 0);
+        if self.external_local || self.is_left_alone || !is_reached {
+            return BTreeSet::new();
+        }
+        let endpoints = self.slices.iter().flat_map(|slice| &slice.endpoints);
+        let ready = endpoints.filter(|endpoint| endpoint.is_ready);
+        ready.filter_map(|endpoint| endpoint.node.as_deref()).filter(|other| *other != node).collect()
+    }
+}
+
 /// A port of a service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServicePort {
@@ -89,4 +103,34 @@ pub struct ServiceEndpoint {
     pub for_zones: Vec<String>,
     /// The nodes whose clients it is meant for; empty if nothing says so.
     pub for_nodes: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(node: &str, is_ready: bool) -> ServiceEndpoint {
+        ServiceEndpoint { node: Some(node.to_owned()), is_ready, ..ServiceEndpoint::default() }
+    }
+
+    fn behind(endpoints: &[ServiceEndpoint]) -> Service {
+        let slices = vec![Slice { endpoints: endpoints.to_vec(), ..Slice::default() }];
+        Service { slices, ports: vec![ServicePort::default()], ..Service::default() }
+    }
+
+    #[test]
+    fn only_what_is_reached_from_outside_is_sent_on_to_the_nodes_of_ready_backends() {
+        let inside = behind(&[endpoint("here", true), endpoint("there", true), endpoint("away", false)]);
+        assert!(inside.sent_on_from("here").is_empty());
+        let mut by_port = inside.clone();
+        by_port.ports.push(ServicePort { node_port: 30080, ..ServicePort::default() });
+        let by_address = Service { external: [[203, 0, 113, 7].into()].into(), ..inside };
+        for service in [by_port, by_address] {
+            assert_eq!(service.sent_on_from("here"), ["there"].into());
+            assert_eq!(service.sent_on_from("elsewhere"), ["here", "there"].into());
+            let local = Service { external_local: true, ..service.clone() };
+            let of_others = Service { is_left_alone: true, ..service };
+            assert!(local.sent_on_from("here").is_empty() && of_others.sent_on_from("here").is_empty());
+        }
+    }
 }

@@ -179,11 +179,16 @@ fn what_comes_from_outside_meets_backends_of_the_node_where_it_comes_in() {
     let options = ["--verdict", "DROPPED", "--reason", "MASQUERADED"];
     let flows = hangar.scene.flows("node1", &options).unwrap();
     assert!(flows.iter().all(|flow| flow["hook"] == "TO_WIREGUARD"), "{flows:?}");
+    let told = ["SERVICE_FROM_OUTSIDE", "Service default/hangar", "on node2", "externalTrafficPolicy: Local"];
+    hangar.scene.wait_condition("node1", &told).unwrap();
+    assert!(hangar.scene.conditions("node2").unwrap().is_empty(), "its only backend is there");
 
     // One backend on each node.
     hangar.scene.write_manifest("hangar.yaml", &both_families("  externalTrafficPolicy: Local\n")).unwrap();
     hangar.write_slices(&[("deathstar", "{}"), ("interceptor", "{}")]).unwrap();
     proxies.iter().try_for_each(|proxy| proxy.tell(&hangar.scene)).unwrap();
+    let quiet = wait::until(PATIENCE, || hangar.scene.conditions("node1").ok()?.is_empty().then_some(()));
+    assert!(quiet.is_some(), "{:?}", hangar.scene.conditions("node1"));
     for family in FAMILIES {
         for (node, expected) in [(node1, "interceptor"), (node2, "deathstar")] {
             assert_eq!(answered(node, family).as_deref(), Some(expected), "{family:?}");

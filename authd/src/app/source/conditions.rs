@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use auth_ebpf_abi::{NodeNumber, Setting};
+use auth_ebpf_abi::{Mode, NodeNumber, Setting};
 
 use super::{DaemonSource, v1};
 use crate::{
@@ -72,6 +72,7 @@ impl DaemonSource {
                 message.to_owned(),
             ));
         }
+        self.service_conditions(cluster, &mut conditions);
         self.svid_conditions(&mut conditions);
         // Stable: what is equally bad stays in the order above.
         conditions.sort_by_key(|condition| std::cmp::Reverse(condition.severity));
@@ -102,6 +103,27 @@ impl DaemonSource {
             condition(v1::Severity::Info, "SVID_SOURCE", String::new(), message)
         };
         by_reason.into_iter().map(told).collect()
+    }
+
+    /// Services that answer those outside at this node by chance: kube-proxy may choose a backend elsewhere, and
+    /// gives what it sends there this node's address.
+    fn service_conditions(&self, cluster: &Cluster, conditions: &mut Vec<v1::Condition>) {
+        if self.config.policy_mode == Mode::Observe {
+            return;
+        }
+        for ((namespace, name), service) in &cluster.services {
+            let others: Vec<&str> = service.sent_on_from(&self.config.node_name).into_iter().collect();
+            if others.is_empty() {
+                continue;
+            }
+            let message = format!(
+                "what comes from outside at this node, and kube-proxy sends on to a backend on {}, drops \
+                 (MASQUERADED): set externalTrafficPolicy: Local, so that it stays with the backends here",
+                others.join(", ")
+            );
+            let object = format!("Service {namespace}/{name}");
+            conditions.push(condition(v1::Severity::Warning, "SERVICE_FROM_OUTSIDE", object, message));
+        }
     }
 
     fn svid_conditions(&self, conditions: &mut Vec<v1::Condition>) {
