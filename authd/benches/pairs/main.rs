@@ -1,17 +1,19 @@
 //! What it takes to authenticate all pairs of the identities of two nodes, by handshakes and over the session. Part of
 //! `make bench-auth`; without `--bench` it runs once with few of them, as a test.
 //!
-//! Both nodes are in this process, with all of the daemon that has to do with it but the kernel's map: SVIDs of a CA,
+//! Before that, pairs of strangers beside handshakes of Go's. Both nodes are in this process, with all of the daemon that has to do with it but the kernel's map: SVIDs of a CA,
 //! their session, the driver and its machine. Time and processor time are those of both.
 
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a benchmark says what it finds, and ends when it can't go on"
+    clippy::indexing_slicing,
+    reason = "a benchmark says what it finds, and ends when it can't go on; indexing JSON doesn't panic"
 )]
 
 mod node;
+mod strangers;
 
 use std::env;
 use std::path::Path;
@@ -32,7 +34,7 @@ fn main() {
     let is_benchmark = env::args().any(|argument| argument == "--bench");
     let ways = [("session", PairProof::Session), ("handshake", PairProof::Handshake)];
     let sizes: &[u32] = if is_benchmark { &[10, 30, 100, 300] } else { &[3] };
-    let mut figures = Vec::new();
+    let mut figures = strangers::compare(is_benchmark);
     for size in sizes {
         for (word, way) in ways {
             // The small ones are over too soon to say much once.

@@ -182,16 +182,20 @@ impl Node {
 
     /// All pairs, seen from the first node: in turns, so that no identity comes only when another is done.
     pub(crate) fn pairs(size: u32) -> impl Iterator<Item = AuthKey> {
+        (0..size)
+            .flat_map(move |turn| (0..size).map(move |number| Self::pair(number, (number + turn) % size)))
+    }
+
+    /// Of an identity of the first node and one of the second, both counted from 0; seen from the first node.
+    pub(crate) const fn pair(local: u32, remote: u32) -> AuthKey {
         let [first, second] = FIRST;
-        (0..size).flat_map(move |turn| {
-            (0..size).map(move |number| AuthKey {
-                local: first + number,
-                remote: second + (number + turn) % size,
-                node: 2,
-                auth_type: AuthType::Spire as u8,
-                pad: 0,
-            })
-        })
+        AuthKey {
+            local: first + local,
+            remote: second + remote,
+            node: 2,
+            auth_type: AuthType::Spire as u8,
+            pad: 0,
+        }
     }
 
     pub(crate) fn ask(&self, key: AuthKey) -> bool {
