@@ -111,8 +111,9 @@ pub struct Context {
     pub tagged: bool,
     /// That tag.
     pub tag: u16,
-    /// It stands for several segments, which a device may have to make of it.
-    pub segments: bool,
+    /// Where it stands for several segments, which a device may have to make of it, how much of its payload each
+    /// has; else 0.
+    pub segment: u32,
     /// Since when it was held, if it comes back from there; else 0.
     pub held_since: u64,
     /// [`AuthType`](crate::AuthType) for which it was held: none where it was for an announcement.

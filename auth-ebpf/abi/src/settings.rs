@@ -33,6 +33,8 @@ pub enum Setting {
     SameNodeEncryption = 11,
     /// Seed of the [`Multipliers`](crate::Multipliers), the same for as long as the maps live.
     Seed = 12,
+    /// Whether the hold device takes datagrams in one, as the kernel's UDP segmentation leaves them: 1 for yes.
+    HoldDatagrams = 13,
 }
 
 impl Setting {
@@ -52,7 +54,12 @@ impl Setting {
             | Self::WireguardPort
             | Self::HandshakePort
             | Self::SameNodeEncryption => true,
-            Self::Schema | Self::HoldIfindex | Self::HoldUntil | Self::Generation | Self::Seed => false,
+            Self::Schema
+            | Self::HoldIfindex
+            | Self::HoldUntil
+            | Self::Generation
+            | Self::Seed
+            | Self::HoldDatagrams => false,
         }
     }
 
@@ -73,6 +80,7 @@ impl Setting {
             Self::Generation => "generation",
             Self::SameNodeEncryption => "same-node-encryption",
             Self::Seed => "seed",
+            Self::HoldDatagrams => "hold-datagrams",
         }
     }
 }

@@ -93,7 +93,7 @@ fn run(ctx: &TcContext, hook: Hook) -> i32 {
         length: skb.len,
         tagged: skb.vlan_present != 0,
         tag: skb.vlan_tci as u16,
-        segments: skb.gso_size != 0,
+        segment: skb.gso_size,
         held_since: 0,
         held_for: 0,
     };

@@ -44,6 +44,11 @@ impl Device {
         Ok(Self { device })
     }
 
+    /// Whether it takes datagrams in one (since Linux 6.2); else the kernel would make a frame of each.
+    pub(super) fn takes_datagrams(&self) -> bool {
+        self.device.udp_gso()
+    }
+
     /// Waits until there is a frame.
     pub(super) async fn readable(&self) -> io::Result<()> {
         self.device.readable().await

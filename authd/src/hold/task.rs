@@ -130,6 +130,8 @@ impl Task {
             Ok(device) => {
                 // What was held before has gone with whoever held it.
                 self.parts.maps.hold().forget_all()?;
+                let takes_datagrams = u64::from(device.takes_datagrams());
+                self.parts.maps.config().set(Setting::HoldDatagrams, takes_datagrams)?;
                 tracing::info!(interface = device::INTERFACE, "attached to the hold device");
                 self.device = Some(device);
                 self.prolong();

@@ -13,6 +13,11 @@ const TOKENS: u16 = {
     (capacity::HELD - 1) as u16
 };
 
+/// Length from which on the kernel makes segments of any packet for a device that hasn't said how much it takes.
+const TOO_LARGE: u32 = 65_536;
+/// As many datagrams as the kernel takes in one from a socket, and their headers.
+const MAX_FRAMES: u32 = 128 + 2;
+
 /// Takes back a packet that has been held at this very hook: `context` becomes that with which it came
 /// here first, and its tag is to be taken off. Whatever else carries a tag stays as it is.
 #[inline(always)]
@@ -129,13 +134,34 @@ impl<S: State> Judge<'_, S> {
         Err(DropReason::AuthRequired)
     }
 
-    /// Whether there is a device, somebody who reads it, and only one frame for each token.
+    /// Whether there is a device that takes the packet as it is, and somebody who reads it.
     #[inline(always)]
     fn can_hold(&self) -> bool {
-        let one_frame = !self.context.segments || self.event.protocol == protocol::TCP;
-        one_frame
+        self.is_held_whole()
             && self.state.setting(Setting::HoldIfindex) != 0
             && self.now() < self.state.setting(Setting::HoldUntil)
+    }
+
+    /// Whether the device makes one frame of the packet, as there is one token.
+    #[inline(always)]
+    fn is_held_whole(&self) -> bool {
+        if self.context.segment == 0 {
+            return true;
+        }
+        let takes = match self.event.protocol {
+            protocol::TCP => true,
+            protocol::UDP => self.frames() <= MAX_FRAMES && self.state.setting(Setting::HoldDatagrams) != 0,
+            _ => false,
+        };
+        takes && self.context.length < TOO_LARGE
+    }
+
+    /// How many frames the device may make of the packet. Datagrams in one that a socket sends, it takes as they are;
+    /// but a pod can send others by a packet socket that look the same.
+    #[inline(always)]
+    fn frames(&self) -> u32 {
+        let Context { length, segment, .. } = self.context;
+        if segment == 0 || self.event.protocol != protocol::UDP { 1 } else { 1 + length / segment }
     }
 
     /// Takes a token and the credits for it.
@@ -153,7 +179,7 @@ impl<S: State> Judge<'_, S> {
             node: key.node,
             auth_type: key.auth_type,
             hook: self.context.hook as u8,
-            units: units(self.context.length),
+            units: units(self.context.length).max(self.frames()),
             stage: HoldStage::TAKEN,
             pad: 0,
         };

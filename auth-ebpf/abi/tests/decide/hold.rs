@@ -1,5 +1,6 @@
 //! Packets that wait for authentication: from their hook to the device and back, and how many may.
 
+use auth_ebpf_abi::packet::protocol;
 use auth_ebpf_abi::{
     Address, AuthFlags, AuthType, Context, Credits, Direction, DropReason, ENDPOINT_UNITS, EndpointEntry,
     EventKind, HOLD_LIMIT, HOLD_UNITS, HoldStage, Hook, Mode, PendingEntry, Setting, TOKEN_LIMIT, Verdict,
@@ -175,14 +176,43 @@ fn what_cannot_be_satisfied_or_is_only_observed_is_not_held() {
     assert_eq!(run(&tables, out().0, &out().1), drops(DropReason::PolicyDenied));
 }
 
+/// What becomes of a packet of `length` bytes that stands for segments.
+fn in_one(tables: &Tables, (length, segment): (u32, u32), bytes: &[u8]) -> Verdict {
+    let context = Context { length, segment, ..out().0 };
+    decide(tables, bytes, &context, &mut Workspace::default())
+}
+
 #[test]
-fn what_a_device_might_take_apart_is_held_only_if_it_is_tcp() {
-    let tables = waiting();
-    let segments = Context { segments: true, ..out().0 };
-    assert_eq!(run(&tables, segments, &out().1), HELD);
-    let datagrams = udp((HERE, 1), (THERE, 80)).ethernet();
-    assert_eq!(run(&tables, segments, &datagrams), drops(DropReason::AuthRequired));
-    assert_eq!(run(&tables, out().0, &datagrams), HELD);
+fn what_the_device_might_take_apart_is_not_held() {
+    let mut tables = waiting();
+    let segments = out().1;
+    assert_eq!(in_one(&tables, (65_535, 100), &segments), Verdict::Held);
+    assert_eq!(in_one(&tables, (65_536, 1_000), &segments), Verdict::Dropped, "larger than the device takes");
+    let mut datagrams = udp((HERE, 1), (THERE, 80)).ethernet();
+    assert_eq!(in_one(&tables, (1_042, 0), &datagrams), Verdict::Held);
+    assert_eq!(in_one(&tables, (5_042, 1_000), &datagrams), Verdict::Dropped, "it doesn't take them");
+    tables.settings.insert(Setting::HoldDatagrams, 1);
+    assert_eq!(in_one(&tables, (5_042, 1_000), &datagrams), Verdict::Held);
+    assert_eq!(in_one(&tables, (65_536, 1_000), &datagrams), Verdict::Dropped);
+    assert_eq!(
+        in_one(&tables, (128 * 50 + 62, 50), &datagrams),
+        Verdict::Held,
+        "as many as a socket sends in one"
+    );
+    assert_eq!(in_one(&tables, (60_000, 8), &datagrams), Verdict::Dropped, "more");
+    datagrams[14 + 9] = protocol::SCTP;
+    assert_eq!(in_one(&tables, (5_042, 1_000), &datagrams), Verdict::Dropped);
+}
+
+/// The kernel might make a frame of each after all.
+#[test]
+fn datagrams_in_one_take_a_credit_each() {
+    let mut tables = waiting();
+    tables.settings.insert(Setting::HoldDatagrams, 1);
+    in_one(&tables, (5_042, 500), &udp((HERE, 1), (THERE, 80)).ethernet());
+    assert_eq!(credits(&tables), 3 * 11);
+    in_one(&tables, (5_042, 500), &out().1);
+    assert_eq!(credits(&tables), 3 * 12, "a segment of TCP is one frame");
 }
 
 #[test]

@@ -162,7 +162,7 @@ pub(crate) fn context(hook: Hook, ingress_ifindex: u32) -> Context {
         length: 0,
         tagged: false,
         tag: 0,
-        segments: false,
+        segment: 0,
         held_since: 0,
         held_for: 0,
     }
