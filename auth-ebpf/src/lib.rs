@@ -26,4 +26,4 @@ pub use datapath::{Datapath, Options};
 pub use error::Error;
 pub use events::Events;
 pub use maps::{Backends, Changes, Config, HoldMaps, Maps, Metrics, Swept, Table, TableKey, TableValue};
-pub use test_run::{Choices, TestPacket};
+pub use test_run::{Baseline, Choices, TestPacket};

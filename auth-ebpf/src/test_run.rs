@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use auth_ebpf_abi::{Hook, Verdict};
 use aya::maps::{Array, Map, ProgramArray};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::links::FdLink;
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{LinkOrder, SchedClassifier, TestRun, TestRunOptions};
 
 use crate::Datapath;
 use crate::datapath::{program, program_named};
 use crate::error::{Error, Source};
+use crate::object::attach_type;
 
 /// A packet to run through a program.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +34,12 @@ pub struct Choices {
     pub addresses: u32,
     /// Ports, at least one and less than 2^12.
     pub ports: u32,
+}
+
+/// The program that does nothing, attached until this is dropped.
+#[derive(Debug)]
+pub struct Baseline {
+    _link: FdLink,
 }
 
 /// The programs of `programs/src/bench.rs`.
@@ -79,6 +88,19 @@ impl Datapath {
     /// As there.
     pub fn test_run_baseline(&mut self, packet: &TestPacket<'_>) -> Result<Duration, Error> {
         Ok(run(self.bench_program(BASELINE)?, packet, None)?.1)
+    }
+
+    /// Attaches the program that does nothing where `hook` of `interface` has its own, by TCX: what every program
+    /// costs there, whatever it does.
+    ///
+    /// # Errors
+    /// If there is no such interface, or the kernel refuses.
+    pub fn attach_baseline(&mut self, hook: Hook, interface: &str) -> Result<Baseline, Error> {
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let program = self.bench_program(BASELINE)?;
+        let id = program.attach_with_options(interface, attach_type(hook), options).map_err(failed)?;
+        let link = program.take_link(id).map_err(failed)?;
+        Ok(Baseline { _link: FdLink::try_from(link).map_err(failed)? })
     }
 
     /// How long the program of `hook`, or the one that does nothing, takes if each run chooses another

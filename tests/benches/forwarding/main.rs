@@ -1,10 +1,11 @@
 //! What deciding on every packet costs between two pods of a node, beside iptables and nftables with the
-//! same allow-list, at sizes up to 100,000 rules.
+//! same allow-list, at sizes up to 100,000 rules; and beside programs that do nothing, for what of it is the
+//! hooks' own.
 //!
 //! `make bench-forwarding`; without cargo's `--bench`, as in `cargo test`, everything runs once and briefly.
 //! Each wall is measured beside the same path without any, and only the ratio of such neighbours counts: the
-//! machine's mood hits both. Ours, of which a hundredth is asked, can step aside and back within milliseconds,
-//! and does so many times.
+//! machine's mood hits both. Programs, of which a hundredth is asked, can step aside and back within
+//! milliseconds, and do so many times.
 
 mod load;
 mod report;
@@ -14,11 +15,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use auth_ebpf_abi::Hook;
 use authd_tests::lab::node::Family;
 use authd_tests::{Lab, Node, Pod};
 use load::{Figures, Server};
 use report::Report;
-use wall::{Kind, Wall};
+use wall::Wall;
 
 const PORT: u16 = 8080;
 
@@ -39,6 +41,16 @@ impl Site {
 
     fn target(&self) -> Result<SocketAddr> {
         Ok(SocketAddr::new(self.server.address(Family::V4)?, PORT))
+    }
+
+    /// Changes something at every hook of both pods.
+    fn at_each_hook(&self, mut change: impl FnMut(Hook, &str) -> Result<()> + Send) -> Result<()> {
+        self.node.run(|| {
+            let pods = [&self.client, &self.server].into_iter();
+            let mut hooks =
+                pods.flat_map(|pod| [Hook::FromPod, Hook::ToPod].map(|hook| (hook, pod.interface())));
+            hooks.try_for_each(|(hook, interface)| change(hook, interface))
+        })?
     }
 }
 
@@ -79,7 +91,7 @@ fn main() -> Result<()> {
     let _server = Server::start(&site.server, site.target()?)?;
     let mut report = Report::default();
     for round in 0..plan.rounds {
-        let mut walls = Wall::all(plan.sizes);
+        let mut walls = Wall::all(plan.sizes)?;
         if round % 2 == 1 {
             walls.reverse();
         }
@@ -93,22 +105,22 @@ fn main() -> Result<()> {
 
 /// Measures without the wall and behind it, as often as it can step aside.
 fn compare(site: &Site, wall: Wall, plan: &Plan, report: &mut Report) -> Result<()> {
-    if wall.kind != Kind::Authd {
+    if !wall.kind.steps_aside() {
         let bare = measure(site, plan.each).context("without any rules")?;
         let rules = wall.rules(site).context("raise")?;
         report.add(wall, bare, measure(site, plan.each)?);
         return rules.lower().context("lower");
     }
-    let mut ours = wall.ours(site).context("raise")?;
+    let mut programs = wall.programs(site).context("raise")?;
     for turn in 0..plan.turns {
         let behind_first = turn % 2 == 0;
         let first = measure(site, plan.each_turn)?;
-        if behind_first { ours.detach() } else { ours.attach() }.context("step aside and back")?;
+        if behind_first { programs.detach() } else { programs.attach() }.context("step aside and back")?;
         let second = measure(site, plan.each_turn)?;
         let (bare, behind) = if behind_first { (second, first) } else { (first, second) };
         report.add(wall, bare, behind);
     }
-    ours.lower().context("lower")
+    programs.lower().context("lower")
 }
 
 fn measure(site: &Site, each: Duration) -> Result<Figures> {

@@ -1,4 +1,5 @@
-//! The walls: authd's datapath, iptables and nftables, each with `n` rules of which the last one allows.
+//! The walls: authd's datapath, iptables and nftables, each with `n` rules of which the last one allows; and
+//! programs that do nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,10 +9,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use auth_ebpf::{Datapath, Options};
+use auth_ebpf::{Baseline, Datapath, Mechanism, Options};
 use auth_ebpf_abi::{
-    Address, AddressEntry, AuthEntry, AuthKey, AuthType, Direction, EndpointEntry, Hook, PolicyEntry,
-    PolicyKey, identity,
+    Address, AddressEntry, AuthEntry, AuthKey, AuthType, Direction, EndpointEntry, PolicyEntry, PolicyKey,
+    identity,
 };
 use authd_tests::Pod;
 use authd_tests::lab::node::Family;
@@ -35,6 +36,8 @@ pub(crate) struct Wall {
 /// Who decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
+    /// Programs that do nothing, where ours would be: what of their cost is the hooks' own.
+    Nothing,
     /// Our programs; the rule that allows requires authentication, which is there.
     Authd,
     /// A chain of rules.
@@ -48,11 +51,18 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 5] =
+    /// Those that decide.
+    const DECIDING: [Self; 5] =
         [Self::Authd, Self::Iptables, Self::IptablesConntrack, Self::Nftables, Self::NftablesSet];
+
+    /// Whether it can leave the pods' interfaces and come back within milliseconds.
+    pub(crate) const fn steps_aside(self) -> bool {
+        matches!(self, Self::Nothing | Self::Authd)
+    }
 
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
+            Self::Nothing => "programs that do nothing",
             Self::Authd => "authd",
             Self::Iptables => "iptables",
             Self::IptablesConntrack => "iptables with conntrack",
@@ -68,11 +78,14 @@ impl fmt::Display for Wall {
     }
 }
 
-/// Our programs until they are lowered, which can leave their interfaces and come back while their maps stay.
-pub(crate) struct Ours<'a> {
+/// Programs until they are lowered, which can leave their interfaces and come back while their maps stay.
+pub(crate) struct Programs<'a> {
     datapath: Datapath,
     pins: PathBuf,
     site: &'a Site,
+    kind: Kind,
+    /// Those that do nothing, while they are attached.
+    baselines: Vec<Baseline>,
 }
 
 /// Rules of somebody else's until they are lowered, and the command that takes them away.
@@ -82,15 +95,18 @@ pub(crate) struct Rules<'a> {
 }
 
 impl Wall {
-    /// Every kind in every size.
-    pub(crate) fn all(sizes: &[usize]) -> Vec<Self> {
-        sizes.iter().flat_map(|rules| Kind::ALL.map(|kind| Self { kind, rules: *rules })).collect()
+    /// Those that decide in every size, and before them those that do nothing, where the kernel has TCX.
+    pub(crate) fn all(sizes: &[usize]) -> Result<Vec<Self>> {
+        let nothing = Mechanism::detect()? == Mechanism::Tcx;
+        let nothing = nothing.then_some(Self { kind: Kind::Nothing, rules: 0 });
+        let walls = sizes.iter().flat_map(|rules| Kind::DECIDING.map(|kind| Self { kind, rules: *rules }));
+        Ok(nothing.into_iter().chain(walls).collect())
     }
 
-    /// Raises what isn't ours.
+    /// Raises what is made of rules.
     pub(crate) fn rules<'a>(&self, site: &'a Site) -> Result<Rules<'a>> {
         match self.kind {
-            Kind::Authd => bail!("authd has no command for its rules"),
+            Kind::Nothing | Kind::Authd => bail!("{self} are programs"),
             Kind::Iptables => self.iptables(site, ""),
             Kind::IptablesConntrack => {
                 self.iptables(site, "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n")
@@ -100,14 +116,14 @@ impl Wall {
         }
     }
 
-    /// Raises ours with as many rules.
-    pub(crate) fn ours<'a>(&self, site: &'a Site) -> Result<Ours<'a>> {
+    /// Raises what is made of programs.
+    pub(crate) fn programs<'a>(&self, site: &'a Site) -> Result<Programs<'a>> {
         let pins = site.node.outside(Path::new("/sys/fs/bpf/bench"));
         let datapath = Datapath::open(&Options { pin_dir: pins.clone() })?;
         fill(&datapath, site, self.rules)?;
-        let mut ours = Ours { datapath, pins, site };
-        ours.attach()?;
-        Ok(ours)
+        let mut programs = Programs { datapath, pins, site, kind: self.kind, baselines: vec![] };
+        programs.attach()?;
+        Ok(programs)
     }
 
     fn iptables<'a>(&self, site: &'a Site, first: &str) -> Result<Rules<'a>> {
@@ -159,27 +175,22 @@ impl Wall {
     }
 }
 
-impl Ours<'_> {
+impl Programs<'_> {
     pub(crate) fn attach(&mut self) -> Result<()> {
-        self.at_each_hook(|datapath, hook, interface| datapath.attach(hook, interface).map(drop))
+        let Self { datapath, site, baselines, .. } = self;
+        if self.kind == Kind::Nothing {
+            return site.at_each_hook(|hook, interface| {
+                baselines.push(datapath.attach_baseline(hook, interface)?);
+                Ok(())
+            });
+        }
+        site.at_each_hook(|hook, interface| Ok(datapath.attach(hook, interface).map(drop)?))
     }
 
     pub(crate) fn detach(&mut self) -> Result<()> {
-        self.at_each_hook(Datapath::detach)
-    }
-
-    fn at_each_hook<E: Into<anyhow::Error>>(
-        &mut self,
-        change: impl Fn(&mut Datapath, Hook, &str) -> Result<(), E> + Sync,
-    ) -> Result<()> {
-        self.site.node.run(|| {
-            for pod in [&self.site.client, &self.site.server] {
-                for hook in [Hook::FromPod, Hook::ToPod] {
-                    change(&mut self.datapath, hook, pod.interface()).map_err(Into::into)?;
-                }
-            }
-            Ok(())
-        })?
+        self.baselines.clear();
+        let Self { datapath, site, .. } = self;
+        site.at_each_hook(|hook, interface| Ok(datapath.detach(hook, interface)?))
     }
 
     pub(crate) fn lower(mut self) -> Result<()> {
