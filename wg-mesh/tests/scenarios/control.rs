@@ -4,14 +4,14 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     os::unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use tokio_util::sync::CancellationToken;
 use wg_mesh::{Backend as _, Desired, Error, Mesh, Peer, Userspace, tunnel};
 
 use crate::{
-    namespace::runtime,
+    namespace::{close, runtime, start},
     node::{INTERFACE, Node},
 };
 
@@ -85,6 +85,7 @@ fn a_taken_port_leaves_the_old_state() {
     assert!(message.contains("4444"), "{message}");
     assert_eq!(node.status().observed(), Some(Desired::default()));
     drop(taken);
+    close();
     assert_eq!(node.apply(&Desired { listen_port: 4444, ..Desired::default() }).changes.len(), 1);
 }
 
@@ -127,10 +128,12 @@ fn only_the_owner_may_speak() {
     // By another process: a descriptor that is open for writing here would be inherited by other tests' children,
     // and the program be busy.
     let this = std::env::current_exe().expect("path of the test");
-    assert!(Command::new("cp").args([&this, &program]).status().expect("run cp").success());
+    let mut copying = start(Command::new("cp").args([&this, &program]));
+    assert!(copying.wait().expect("run cp").success());
     let mut command = Command::new(program);
     command.args(["--exact", "control::stranger", "--nocapture"]).env(BE_STRANGER, &node.socket);
-    let output = command.uid(65_534).gid(65_534).current_dir("/").output().expect("run as nobody");
+    command.uid(65_534).gid(65_534).current_dir("/").stdout(Stdio::piped());
+    let output = start(&mut command).wait_with_output().expect("run as nobody");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("uid 65534 may not control this tunnel"), "{said}");
 }

@@ -5,12 +5,26 @@ use std::{
     fs::File,
     future::Future,
     os::fd::AsRawFd as _,
-    process::{Command, Stdio},
-    sync::Arc,
+    process::{Child, Command, Stdio},
+    sync::{Arc, RwLock},
     thread::{self, JoinHandle},
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
+
+/// Held for reading while a process is being started: until it executes its program, it has all that is open here.
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// Starts a process.
+pub(crate) fn start(command: &mut Command) -> Child {
+    let _starting = STARTING.read().expect("no panic while one starts");
+    command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"))
+}
+
+/// Waits until what this process has closed is held open by none that another test has just started.
+pub(crate) fn close() {
+    drop(STARTING.write().expect("no panic while one starts"));
+}
 
 /// A network namespace with `lo` up.
 #[derive(Clone)]
@@ -74,7 +88,9 @@ impl Namespace {
     pub(crate) fn ip(&self, words: &str) -> String {
         let words: Vec<String> = words.split_whitespace().map(Into::into).collect();
         self.run(move || {
-            let output = Command::new("ip").args(&words).stdin(Stdio::null()).output().expect("run ip");
+            let mut command = Command::new("ip");
+            command.args(&words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let output = start(&mut command).wait_with_output().expect("run ip");
             assert!(output.status.success(), "ip {words:?}: {}", String::from_utf8_lossy(&output.stderr));
             String::from_utf8_lossy(&output.stdout).into_owned()
         })

@@ -17,7 +17,7 @@ use wg_mesh::{
     tunnel,
 };
 
-use crate::namespace::{Namespace, runtime};
+use crate::namespace::{Namespace, close, runtime, start};
 
 pub(crate) const INTERFACE: &str = "authd0";
 /// Tells a process of this test binary to be a tunnel: socket, then interface.
@@ -81,7 +81,7 @@ impl Node {
             let test = std::env::current_exe().expect("path of the test");
             let mut command = Command::new(test);
             command.args(["--exact", "node::tunnel_process"]).env(BE_TUNNEL, variable);
-            command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("start a tunnel process")
+            start(command.stdin(Stdio::null()).stdout(Stdio::null()))
         });
         self.tunnel = Some(Tunnel::Process(child));
         self.wait_for_socket();
@@ -99,7 +99,9 @@ impl Node {
         match self.tunnel.take() {
             Some(Tunnel::Thread { shutdown, thread }) => {
                 shutdown.cancel();
-                thread.join().expect("tunnel thread")
+                let ended = thread.join().expect("tunnel thread");
+                close();
+                ended
             }
             Some(Tunnel::Process(mut child)) => {
                 child.kill().expect("kill");
@@ -227,7 +229,7 @@ impl Node {
     fn wait_for_socket(&self) {
         let client = Userspace::new(&self.socket);
         let up = self.namespace.block_on(move || async move {
-            for _ in 0..250 {
+            for _ in 0..1000 {
                 if client.status().await.is_ok() {
                     return true;
                 }

@@ -1,8 +1,13 @@
 //! Routes and rules as `ip` shows them, and where packets would go.
 
+use std::process::{Command, Stdio};
+
 use wg_mesh::steering::{self, Changed, Steering};
 
-use crate::node::{Node, pair};
+use crate::{
+    namespace::start,
+    node::{Node, pair},
+};
 
 fn count(node: &Node, words: &str) -> usize {
     node.namespace.ip(words).lines().filter(|line| !line.is_empty()).count()
@@ -11,8 +16,9 @@ fn count(node: &Node, words: &str) -> usize {
 fn route_to(node: &Node, words: &str) -> String {
     let (namespace, words) = (node.namespace.clone(), words.to_owned());
     namespace.run(move || {
-        let output = std::process::Command::new("ip").args(["route", "get"]).args(words.split(' ')).output();
-        let output = output.expect("run ip");
+        let mut command = Command::new("ip");
+        command.args(["route", "get"]).args(words.split(' ')).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = start(&mut command).wait_with_output().expect("run ip");
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
     })
 }
