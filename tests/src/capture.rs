@@ -19,8 +19,10 @@ use nix::unistd::Pid;
 use crate::lab::namespace::Namespace;
 use crate::wait;
 
-/// How long a frame may take from the wire into the file.
+/// How long a frame that has been sent may take to the wire.
 const SETTLE: Duration = Duration::from_millis(100);
+/// How long frames may take from the wire into the file.
+const WRITTEN: Duration = Duration::from_secs(20);
 
 /// A running `tcpdump` that writes whole frames.
 #[derive(Debug)]
@@ -61,8 +63,8 @@ impl Capture {
     ///
     /// # Errors
     /// When the file is no capture.
-    pub fn frames(&self) -> Result<Frames> {
-        wait::pause(SETTLE);
+    pub fn frames(&mut self) -> Result<Frames> {
+        self.settle()?;
         Frames::parse(&fs::read(&self.file)?)
     }
 
@@ -71,9 +73,8 @@ impl Capture {
     /// # Errors
     /// When the kernel dropped frames from the capture: then it proves nothing.
     pub fn stop(mut self) -> Result<Frames> {
-        wait::pause(SETTLE);
-        let pid = i32::try_from(self.child.id())?;
-        kill(Pid::from_raw(pid), Signal::SIGINT).context("end tcpdump")?;
+        self.settle()?;
+        self.signal(Signal::SIGINT)?;
         let mut said = String::new();
         self.stderr.read_to_string(&mut said)?;
         self.child.wait()?;
@@ -83,6 +84,36 @@ impl Capture {
             Some(count) => Err(anyhow!("the kernel dropped {count} frames from the capture")),
             None => Err(anyhow!("tcpdump did not say whether it lost frames: {said}")),
         }
+    }
+
+    /// Waits until what was on the wire is in the file: at its end tcpdump leaves what it has not read yet.
+    fn settle(&mut self) -> Result<()> {
+        wait::pause(SETTLE);
+        let written = wait::until(WRITTEN, || match self.lags() {
+            Ok(true) => None,
+            Ok(false) => Some(Ok(())),
+            Err(error) => Some(Err(error)),
+        });
+        written.context("tcpdump does not write what it has been given")?.0
+    }
+
+    /// Whether the kernel has counted frames for it that it has not written yet.
+    fn lags(&mut self) -> Result<bool> {
+        self.signal(Signal::SIGUSR1)?;
+        let mut said = String::new();
+        while !said.contains("received by filter") {
+            if self.stderr.read_line(&mut said)? == 0 {
+                bail!("tcpdump ended: {said}");
+            }
+        }
+        // "tcpdump: 1 packet captured, 2 packets received by filter, 0 packets dropped by kernel"
+        let numbers = said.split(' ').filter_map(|word| word.parse::<u64>().ok()).collect::<Vec<_>>();
+        let [captured, received, dropped] = numbers[..] else { bail!("tcpdump counts otherwise: {said}") };
+        Ok(captured + dropped < received)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), signal).context("signal tcpdump")
     }
 }
 

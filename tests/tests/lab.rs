@@ -91,6 +91,32 @@ fn an_idle_underlay_is_silent() {
 }
 
 #[test]
+fn a_capture_has_what_tcpdump_had_yet_to_read() {
+    if !skip::lab_available("a_capture_has_what_tcpdump_had_yet_to_read") {
+        return;
+    }
+    let pair = pair("behind").unwrap();
+    let _server = serve(&pair).unwrap();
+    let capture = pair.lab.capture().unwrap();
+    let signal = |lab: &Lab, signal: &str| {
+        let to = format!("grep -lx tcpdump /proc/*/comm | cut -d/ -f3 | xargs kill -{signal}");
+        lab.exec(["sh", "-c", &to]).unwrap();
+    };
+    signal(&pair.lab, "STOP");
+    let to = SocketAddr::new(pair.server.address(Family::V4).unwrap(), 80);
+    let mut connection = Connection::open(&pair.client, to, LIMIT).unwrap();
+    connection.request("POST", "/v1/request-landing", NEEDLE, LIMIT).unwrap();
+    let lab = pair.lab.clone();
+    let going_on = thread::spawn(move || {
+        wait::pause(Duration::from_millis(300));
+        signal(&lab, "CONT");
+    });
+    let frames = capture.stop().unwrap();
+    going_on.join().unwrap();
+    assert!(frames.containing(NEEDLE.as_bytes()) >= 1);
+}
+
+#[test]
 fn a_probe_sees_when_traffic_stops_and_flows() {
     if !skip::lab_available("a_probe_sees_when_traffic_stops_and_flows") {
         return;

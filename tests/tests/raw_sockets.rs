@@ -96,7 +96,7 @@ fn every_protocol_reaches_whom_policy_lets_it() {
     }
     let scene = cluster("protocols").unwrap();
     let deathstar = scene.pod("deathstar").unwrap().clone();
-    let capture = Capture::start(&deathstar, "eth0").unwrap();
+    let mut capture = Capture::start(&deathstar, "eth0").unwrap();
     let mut sent = vec![];
     for family in Family::ALL {
         for number in NUMBERS.map(Some).into_iter().chain([None]) {
@@ -134,7 +134,7 @@ fn no_mark_and_no_frame_gets_past_the_tunnel_or_policy() {
     let mut scene = cluster("marks").unwrap();
     drop(scene.land("tiefighter", Family::V4, PATIENCE).unwrap());
     let (node, deathstar) = (scene.node("node1").unwrap().clone(), scene.pod("deathstar").unwrap().clone());
-    let (wire, inside) = (scene.lab.capture().unwrap(), Capture::start(&deathstar, "eth0").unwrap());
+    let (wire, mut inside) = (scene.lab.capture().unwrap(), Capture::start(&deathstar, "eth0").unwrap());
     let needle = |from: &str, family, mark: u32| format!("It's {from} by {family} with {mark:#010x}.");
     let marks: Vec<u32> = (0..32).map(|bit| 1 << bit).chain([u32::MAX]).collect();
     let senders: [(&str, Namespace); 3] = [

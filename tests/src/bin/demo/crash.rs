@@ -29,7 +29,7 @@ const BACK: Duration = Duration::from_secs(15);
 /// Kills the daemon of tiefighter's node, then its tunnel, then starts both again.
 pub(crate) fn crash(
     scene: &mut Scene,
-    capture: &Capture,
+    capture: &mut Capture,
     connection: &mut Connection,
     report: &mut Report,
 ) -> Result<()> {
@@ -60,7 +60,7 @@ fn daemon_dies(scene: &mut Scene, connection: &mut Connection, report: &mut Repo
 
 fn tunnel_dies(
     scene: &mut Scene,
-    capture: &Capture,
+    capture: &mut Capture,
     connection: &mut Connection,
     report: &mut Report,
 ) -> Result<()> {

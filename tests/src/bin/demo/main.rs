@@ -102,7 +102,7 @@ fn demo(options: &Options) -> Result<bool> {
 fn play(scene: &mut Scene, issuer: Kind, report: &mut Report) -> Result<()> {
     start::in_the_clear(scene, report)?;
     let registry = start::issuer(scene, issuer, report)?;
-    let capture = scene.lab.capture()?;
+    let mut capture = scene.lab.capture()?;
     start::daemons(scene, report)?;
     land::tiefighter(scene, report)?;
     land::stormtrooper(scene, report)?;
@@ -110,7 +110,7 @@ fn play(scene: &mut Scene, issuer: Kind, report: &mut Report) -> Result<()> {
     land::entries(scene, report)?;
     let mut connection = land::keep_open(scene)?;
     withdraw::withdraw(scene, &registry, &mut connection, report)?;
-    crash::crash(scene, &capture, &mut connection, report)?;
+    crash::crash(scene, &mut capture, &mut connection, report)?;
     on_the_wire(scene, capture, report)
 }
 
