@@ -1,8 +1,10 @@
 //! Long-running programs, in a lab or on this machine, with their logs.
 
 use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -15,6 +17,15 @@ use crate::wait;
 
 /// How many lines of a log an error shows.
 const TAIL: usize = 25;
+
+/// Where a program on this machine may listen: a loopback address of this process's own, so that nobody takes the port
+/// before it does, and each port once, below those that the kernel gives away.
+#[must_use]
+pub fn own_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(10_000);
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    (Ipv4Addr::new(127, 64 + a % 64, b, c), NEXT.fetch_add(1, Ordering::Relaxed)).into()
+}
 
 /// A program that runs until it is killed, or dropped.
 #[derive(Debug)]

@@ -8,24 +8,22 @@ mod node_ca;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use spire_adapter::{SpiffeId, TrustDomain};
 
 use self::config::Address;
 use self::node_ca::NodeCa;
+use crate::process::own_address;
 use crate::{Lab, Process, binaries, wait};
 
 /// How long server and agents may take to serve.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// How often a port is chosen anew that somebody else took meanwhile.
-const ATTEMPTS: u32 = 3;
 
 /// What a trust domain is to be like.
 #[derive(Clone, Debug)]
@@ -87,7 +85,7 @@ impl Spire {
     /// # Errors
     /// When one does not, with the end of its log.
     pub fn start(place: Place, options: Options) -> Result<Self> {
-        let address = place.free_address()?;
+        let address = place.address();
         let mut spire = Self { place, options, address, agents: BTreeMap::new(), server: None };
         let nodes = spire.options.nodes.clone();
         spire.write_files(&nodes)?;
@@ -178,19 +176,11 @@ impl Spire {
     /// # Errors
     /// When it does not, with the end of its log.
     pub fn start_server(&mut self) -> Result<()> {
-        for _ in 0..ATTEMPTS {
-            drop(fs::remove_file(self.server_socket()));
-            let mut server = self.launch("server", "spire-server", "server.conf")?;
-            if serves(&mut server, &self.server_socket())? {
-                self.server = Some(server);
-                return Ok(());
-            }
-            let error = server.failure("does not serve");
-            ensure!(server.log()?.contains("address already in use"), error);
-            self.address = self.place.free_address()?;
-            self.write_files(&self.options.nodes)?;
-        }
-        bail!("no port is free for the server")
+        drop(fs::remove_file(self.server_socket()));
+        let mut server = self.launch("server", "spire-server", "server.conf")?;
+        ensure!(serves(&mut server, &self.server_socket())?, server.failure("does not serve"));
+        self.server = Some(server);
+        Ok(())
     }
 
     /// Kills a node's agent at once, as a crash would. Its socket files stay.
@@ -352,19 +342,14 @@ impl Place {
         }
     }
 
-    /// Where a server may listen. A loopback address of this process's own, lest others take the port.
-    fn free_address(&self) -> Result<Address> {
+    /// Where a server listens.
+    fn address(&self) -> Address {
         match self {
             Self::Here(_) => {
-                let [_, a, b, c] = std::process::id().to_be_bytes();
-                let host = format!("127.{}.{b}.{c}", 64 + a % 64);
-                // Both held at once, so that they differ.
-                let listeners =
-                    [TcpListener::bind((host.as_str(), 0))?, TcpListener::bind((host.as_str(), 0))?];
-                let [port, bundle_port] = listeners.map(|listener| listener.local_addr().map(|it| it.port()));
-                Ok(Address { host, port: port?, bundle_port: bundle_port? })
+                let (server, bundle) = (own_address(), own_address());
+                Address { host: server.ip().to_string(), port: server.port(), bundle_port: bundle.port() }
             }
-            Self::Lab(..) => Ok(Address { host: "127.0.0.1".to_owned(), port: 8081, bundle_port: 8443 }),
+            Self::Lab(..) => Address { host: "127.0.0.1".to_owned(), port: 8081, bundle_port: 8443 },
         }
     }
 

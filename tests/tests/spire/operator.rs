@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use authd_tests::process::own_address;
 use authd_tests::scrape::Samples;
 use authd_tests::{Process, binaries, wait};
 use spire_adapter::registration::Owner;
@@ -50,7 +51,7 @@ impl Operator {
         fs::write(directory.join("nodes.yaml"), NODES).unwrap();
         place(&directory, pods);
         allocate(&directory);
-        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let http = own_address();
         let selectors: Vec<_> = this_program().iter().map(ToString::to_string).collect();
         let flags = [
             ("--cluster-dir", directory.display().to_string()),
@@ -68,7 +69,7 @@ impl Operator {
 
     /// Another one with all the same.
     fn beside(&self, spire: &UnderTest) -> Self {
-        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let http = own_address();
         let ours = self.http.to_string();
         let theirs = |it: &String| if *it == ours { http.to_string() } else { it.clone() };
         let arguments = self.arguments.iter().map(theirs).collect();
