@@ -1,6 +1,7 @@
 //! A cluster of nodes in this process.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,7 +11,7 @@ use auth_ebpf_abi::{AuthEntry, AuthKey, AuthType};
 use spiffe::{SpiffeId, TrustDomain};
 use spire_adapter::authority::CertificateAuthority;
 use spire_adapter::{Bundle, Bundles, Snapshot, State, Svid};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -97,6 +98,8 @@ pub(super) struct Cluster {
     pub(super) ca: CertificateAuthority,
     pub(super) naming: Naming,
     pub(super) nodes: BTreeMap<String, TestNode>,
+    /// Bound to the nodes' addresses and never listening: the ports of nodes that have stopped go to nobody else.
+    _reserved: Vec<TcpSocket>,
 }
 
 pub(super) struct TestNode {
@@ -263,6 +266,31 @@ pub(super) async fn listen() -> TcpListener {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap()
 }
 
+/// A socket that never listens, and a listener at the same address.
+async fn reserved() -> (TcpSocket, TcpListener) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let listener = listen_again(socket.local_addr().unwrap()).await;
+    (socket, listener)
+}
+
+/// Listens where somebody has listened before: a child that another test has just forked may hold that listener until
+/// it executes its program.
+async fn listen_again(address: SocketAddr) -> TcpListener {
+    let listening = async {
+        loop {
+            match TcpListener::bind(address).await {
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                bound => return bound.unwrap(),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), listening).await.expect("the address stays in use")
+}
+
 impl Cluster {
     /// Nodes `n1`, `n2`, … with these identities, all of them well.
     pub(super) async fn start(identities: &[&[u32]]) -> Self {
@@ -277,10 +305,11 @@ impl Cluster {
         let naming = naming();
         let ca = CertificateAuthority::new(naming.trust_domain()).unwrap();
         let mut directory = Directory::default();
-        let mut listeners = Vec::new();
+        let (mut listeners, mut reserving) = (Vec::new(), Vec::new());
         for (number, identities) in (1u16..).zip(identities) {
             let name = format!("n{number}");
-            let listener = listen().await;
+            let (reserved, listener) = reserved().await;
+            reserving.push(reserved);
             let node = Node {
                 number,
                 spiffe_id: naming.node(&name).unwrap(),
@@ -292,7 +321,7 @@ impl Cluster {
             listeners.push(listener);
         }
         let directory = Arc::new(directory);
-        let mut cluster = Self { ca, naming, nodes: BTreeMap::new() };
+        let mut cluster = Self { ca, naming, nodes: BTreeMap::new(), _reserved: reserving };
         for (name, listener) in directory.nodes.keys().zip(listeners) {
             let mut options = Options::new(name.clone(), cluster.naming.clone());
             options.redial = (Duration::from_millis(20), Duration::from_millis(200));
@@ -353,7 +382,7 @@ impl Cluster {
     pub(super) async fn start_again(&mut self, name: &str) {
         let old = self.nodes.remove(name).unwrap();
         let directory = Arc::clone(&old.directory.borrow());
-        let listener = TcpListener::bind(old.address).await.unwrap();
+        let listener = listen_again(old.address).await;
         let node =
             self.start_node(old.options.clone(), listener, &directory, TTL, Arc::clone(&old.table)).await;
         self.nodes.insert(name.to_owned(), node);
