@@ -223,9 +223,12 @@ fn a_flood_of_one_address_is_not_answered_for_long() {
     let (mut left, mut right) = pair();
     left.send(&v4([10, 1, 0, 1], [10, 2, 0, 1], 64));
     let (initiation, _) = left.out.network.remove(0);
+    let began = Instant::now();
     (0..50).for_each(|_| right.receive(&initiation, left.at));
     assert_eq!(right.out.network.len(), 1, "the same initiation is answered once");
-    assert!(right.counters().dropped_flood >= 45);
+    // But for a burst, and twenty a second.
+    let admitted = 5 + u64::try_from(began.elapsed().as_millis() / 50).unwrap();
+    assert!(right.counters().dropped_flood + admitted >= 50, "{admitted}");
 }
 
 #[test]
