@@ -13,7 +13,10 @@ use std::{
 
 use futures::StreamExt;
 use hyper_util::rt::TokioIo;
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{
+    net::{UnixSocket, UnixStream},
+    time::timeout,
+};
 use tonic::{
     Code, Streaming,
     transport::{Channel, Endpoint},
@@ -108,7 +111,8 @@ async fn a_socket_on_which_another_program_listens_is_not_taken() {
 async fn a_stale_socket_is_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("authd.sock");
-    drop(net::UnixListener::bind(&socket).unwrap());
+    // Without ever having listened: a child that another test has just forked may hold a listener for a while.
+    UnixSocket::new_stream().unwrap().bind(&socket).unwrap();
     Listener::bind(&socket).unwrap();
 }
 

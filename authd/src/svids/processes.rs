@@ -230,6 +230,7 @@ pub(super) fn socket_id(path: &Path) -> Option<SocketId> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
     use std::process::{Child, Command};
 
     use sandboxes::PodLink;
@@ -270,7 +271,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let started = |name: &str| {
             let program = dir.path().join(name);
-            fs::copy("/bin/sleep", &program).unwrap();
+            // No copy: what this process has written, another test's child may hold open just when it is executed.
+            symlink("/bin/sleep", &program).unwrap();
             Running(Command::new(program).arg("100").spawn().unwrap())
         };
         let pid = |running: &Running| i32::try_from(running.0.id()).unwrap();
