@@ -27,7 +27,7 @@ use self::report::Report;
 use self::scene::Scene;
 
 /// The demo ends within this time, well or not.
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(240);
 
 /// Shows on two nodes made of network namespaces what authd does.
 #[derive(Debug, Parser)]

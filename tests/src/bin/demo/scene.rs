@@ -23,7 +23,7 @@ const HANDSHAKE: u16 = 4250;
 /// What the server answers.
 pub(crate) const ANSWER: &str = "Ship landed\n";
 /// How long anything local may take that is no expectation of its own.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
 /// Everything on the stage. Daemons end before the lab does.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use crate::report::Report;
 use crate::scene::{PATIENCE, Scene, TRUST_DOMAIN};
 
 /// How long daemons may take until they have what they need of each other.
-const SETTLE: Duration = Duration::from_secs(20);
+const SETTLE: Duration = Duration::from_secs(40);
 
 /// Lands without authd. What a capture does not see now it could not see later either.
 pub(crate) fn in_the_clear(scene: &Scene, report: &mut Report) -> Result<()> {

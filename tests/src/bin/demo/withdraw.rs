@@ -17,8 +17,7 @@ use crate::scene::{PATIENCE, Scene};
 
 /// Silence for longer than a connection of the probe may take.
 const QUIET: Duration = Duration::from_millis(700);
-/// How soon traffic must flow again: the agent's word, a handshake, and an established connection's
-/// next retransmission, which TCP has put off further and further.
+/// How soon traffic must flow again: the agent's word and a handshake.
 const RESTORED: Duration = Duration::from_secs(8);
 
 /// Withdraws tiefighter's SVID at its issuer, where nobody mends it, and has the operator give it back.
@@ -50,10 +49,12 @@ pub(crate) fn withdraw(
 
     report.part("and restored");
     let restored = Instant::now();
+    // The next retransmission, which TCP puts off by as long again each time.
+    let retransmitted = RESTORED + withdrawn.elapsed();
     scene.operator()?.restart()?;
     report.time("SVID restored: new connections flow again", probe.flows_after(restored, RESTORED), RESTORED);
-    let answered = connection.receive(RESTORED)?.map(|_answer| restored.elapsed());
-    report.time("SVID restored: the established connection goes on", answered, RESTORED);
+    let answered = connection.receive(retransmitted)?.map(|_answer| restored.elapsed());
+    report.time("SVID restored: the established connection goes on", answered, retransmitted);
     Ok(())
 }
 
