@@ -322,6 +322,22 @@ impl StarWars {
         Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
 
+    /// The same, when there are such flows: a packet goes on before the daemon has heard of it.
+    ///
+    /// # Errors
+    /// When they don't come; with those that are there.
+    pub fn wait_flows(
+        &self,
+        node: &str,
+        options: &[&str],
+        wanted: impl Fn(&[Value]) -> bool,
+    ) -> Result<Vec<Value>> {
+        let found =
+            wait::until(PATIENCE, || self.flows(node, options).ok().filter(|flows| wanted(flows.as_slice())));
+        let there = || format!("no flows of {node} with {options:?}, but {:?}", self.flows(node, options));
+        found.map(|(flows, _)| flows).with_context(there)
+    }
+
     /// The authentications of a node between an identity here and one elsewhere, by their pods.
     ///
     /// # Errors

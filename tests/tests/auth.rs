@@ -376,7 +376,7 @@ fn what_would_fail_is_tried_and_reported_while_policy_is_observed() {
         drop(scene.land("tiefighter", family, PATIENCE).unwrap());
     }
     let options = ["--verdict", "AUDIT", "--reason", "AUTH_REQUIRED", "--from-pod", "default/tiefighter"];
-    assert!(!scene.flows("node2", &options).unwrap().is_empty());
+    scene.wait_flows("node2", &options, |flows| !flows.is_empty()).unwrap();
     let asked = || {
         let explained = explained(&scene, "node2", &["--port", "80/TCP"]).ok()?;
         (state(&explained, "remote-svid") == "FAILED" && state(&explained, "entry") == "WAITING")

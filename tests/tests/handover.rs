@@ -117,7 +117,8 @@ fn who_gets_an_address_on_the_same_node_is_not_taken_for_who_had_it() {
     assert!(counts(&mut scene, "node2", "POLICY_DENIED"), "it is not known as who it is");
     assert!(probes.iter().all(|probe| probe.last().is_none()), "it has landed");
     let options = ["--verdict", "DROPPED", "--reason", "POLICY_DENIED", "--from-pod", "default/rebel"];
-    assert!(!scene.flows("node2", &options).unwrap().is_empty(), "its flows don't name it");
+    let named = scene.wait_flows("node2", &options, |flows| !flows.is_empty());
+    named.context("its flows don't name it").unwrap();
 }
 
 #[test]

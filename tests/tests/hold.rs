@@ -89,8 +89,8 @@ fn the_first_connection_of_a_pair_loses_no_syn() {
     assert!(scene.counted("node2", "HELD", "").unwrap() >= 3.0);
     assert_eq!(scene.counted("node2", "DROPPED", "AUTH_REQUIRED").unwrap(), 0.0);
     assert_eq!(held_now(&mut scene, "node2").unwrap(), 0.0);
-    let flows = scene.flows("node2", &["--verdict", "HELD", "--from-pod", "default/tiefighter"]).unwrap();
-    assert!(flows.iter().any(|flow| flow["hook"] == "TO_POD"), "{flows:?}");
+    let options = ["--verdict", "HELD", "--from-pod", "default/tiefighter"];
+    scene.wait_flows("node2", &options, |flows| flows.iter().any(|flow| flow["hook"] == "TO_POD")).unwrap();
     assert!(scene.is_refused("xwing", Family::V4));
 }
 

@@ -9,6 +9,7 @@ use authd_tests::lab::node::{Family, Node};
 use authd_tests::star_wars::PATIENCE;
 use authd_tests::{StarWars, skip, wait};
 use etherparse::PacketBuilder;
+use serde_json::Value;
 
 const VXLAN: u16 = 4789;
 /// Of its header, that there is a network identifier.
@@ -115,8 +116,8 @@ fn an_overlays_device_is_guarded_like_an_uplink() {
         Ok(())
     })
     .unwrap();
-    let flows = scene.flows("node1", &["--verdict", "DROPPED", "--reason", "UNENCRYPTED"]).unwrap();
-    assert!(flows.iter().any(|flow| flow["interface"] == "flannel.7"), "{flows:?}");
+    let by_device = |flows: &[Value]| flows.iter().any(|flow| flow["interface"] == "flannel.7");
+    scene.wait_flows("node1", &["--verdict", "DROPPED", "--reason", "UNENCRYPTED"], by_device).unwrap();
     assert_eq!(capture.stop().unwrap().containing(scene.needle().as_bytes()), 0);
 }
 

@@ -192,7 +192,7 @@ fn a_pod_comes_and_goes() {
     let to = SocketAddr::new(addresses[0], 80);
     assert!(scene.pod("stormtrooper").unwrap().tcp_connect(to, Duration::from_millis(500)).is_err());
     let denied = ["--reason", "POLICY_DENIED", "--to-pod", "default/bomber"];
-    assert!(!scene.flows("node1", &denied).unwrap().is_empty());
+    scene.wait_flows("node1", &denied, |flows| !flows.is_empty()).unwrap();
 
     std::fs::remove_file(scene.lab.outside("cluster/bomber.yaml")).unwrap();
     let gone = || {

@@ -167,11 +167,12 @@ fn every_address_of_a_service_leads_to_its_backends() {
     // Two ports on an address of each family, one of them a NodePort as well; two backends behind each.
     assert_eq!(metrics.sum("authd_service_ports", &[]), 6.0);
     assert_eq!(metrics.sum("authd_service_backends", &[]), 8.0);
-    let flows = hangar.scene.flows("node1", &["--from-pod", "default/tiefighter"]).unwrap();
     let by_service = |flow: &&serde_json::Value| flow["service"] == "default/hangar:80";
-    let to: BTreeSet<&str> =
-        flows.iter().filter(by_service).filter_map(|flow| flow["destination"]["pod"].as_str()).collect();
-    assert_eq!(to, ["default/deathstar", "default/interceptor"].into(), "{flows:?}");
+    let to_both = |flows: &[serde_json::Value]| {
+        let to = flows.iter().filter(by_service).filter_map(|flow| flow["destination"]["pod"].as_str());
+        to.collect::<BTreeSet<_>>() == ["default/deathstar", "default/interceptor"].into()
+    };
+    hangar.scene.wait_flows("node1", &["--from-pod", "default/tiefighter"], to_both).unwrap();
 }
 
 #[test]

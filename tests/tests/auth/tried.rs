@@ -52,7 +52,7 @@ fn authenticates_and_reports(name: &str, policy: &str, namespace: Option<&str>) 
         drop(scene.land("tiefighter", family, PATIENCE)?);
     }
     let options = ["--verdict", "AUDIT", "--reason", "AUTH_REQUIRED", "--from-pod", "default/tiefighter"];
-    assert!(!scene.flows("node2", &options)?.is_empty());
+    scene.wait_flows("node2", &options, |flows| !flows.is_empty())?;
     assert!(counted(&mut scene, audited)? >= 2.0);
     let verdict = explained(&scene, "node2", &["--port", "80/TCP"])?;
     assert_eq!(state(&verdict, "remote-svid"), "FAILED", "it was tried: {verdict:#}");
