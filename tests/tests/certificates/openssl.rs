@@ -87,9 +87,10 @@ impl Running {
     pub(crate) fn start(command: &mut Command) -> Self {
         let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = pipes.spawn().unwrap();
-        child.stdin.as_mut().unwrap().write_all(b"x\n").unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
-        Self { child, output }
+        let mut running = Self { child, output };
+        running.say();
+        running
     }
 
     /// Where an `s_server` listens; `None` if it never does.
@@ -104,9 +105,9 @@ impl Running {
         None
     }
 
-    /// Says another byte.
+    /// Says another byte, unless it has ended already.
     pub(crate) fn say(&mut self) {
-        self.child.stdin.as_mut().unwrap().write_all(b"x\n").unwrap();
+        drop(self.child.stdin.as_mut().unwrap().write_all(b"x\n"));
     }
 
     /// Has it end when it has said what it had to say.
