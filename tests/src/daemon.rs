@@ -18,6 +18,9 @@ use crate::{binaries, http, wait};
 /// Where the daemon of each node answers HTTP.
 pub const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::LOCALHOST), 9465);
 
+/// How long an answer may take on a machine that has much else to do.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// What is the same for all daemons of a cluster.
 #[derive(Clone, Debug)]
 pub struct Cluster {
@@ -181,7 +184,7 @@ impl Daemon {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         match &self.ready {
-            Ready::Http => http::get(&self.namespace, HTTP, "/readyz", Duration::from_secs(1))
+            Ready::Http => http::get(&self.namespace, HTTP, "/readyz", ANSWER)
                 .is_ok_and(|response| response.status == 200),
             Ready::Sockets(paths) => paths.iter().all(|path| UnixStream::connect(path).is_ok()),
         }
@@ -217,7 +220,7 @@ impl Daemon {
     /// # Errors
     /// When it does not answer.
     pub fn metrics(&self) -> Result<Samples> {
-        let response = http::get(&self.namespace, HTTP, "/metrics", Duration::from_secs(2))
+        let response = http::get(&self.namespace, HTTP, "/metrics", ANSWER)
             .with_context(|| format!("metrics of {}", self.name))?;
         Ok(Samples::parse(&response.body))
     }
