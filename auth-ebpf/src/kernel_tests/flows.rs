@@ -32,17 +32,24 @@ const MARK: usize = 8;
 const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 
-/// The programs, and what they have counted so far.
+/// The programs, what they have counted so far, and until when their time has been told.
 pub(super) struct Programs {
     pub(super) datapath: Datapath,
     counted: Metrics,
+    told: u64,
 }
 
 impl Programs {
     pub(super) fn open(pin_dir: &Path) -> Self {
         let datapath = Datapath::open(&Options { pin_dir: pin_dir.to_owned() }).unwrap();
         let counted = datapath.maps().metrics().unwrap();
-        Self { datapath, counted }
+        Self { datapath, counted, told: boot_time() }
+    }
+
+    /// How much time has gone by since this was last asked: the clock does not wait for a slow machine.
+    pub(super) fn since_told(&mut self) -> u64 {
+        let now = boot_time();
+        now - std::mem::replace(&mut self.told, now)
     }
 
     /// Nothing is known but the scene.
@@ -51,6 +58,7 @@ impl Programs {
         let session = NodeEntry { expires: boot_time() + SESSION, epoch: 7, acknowledged: 1 };
         tables.nodes.insert(NODE, session);
         fill(self.datapath.maps(), &tables);
+        self.since_told();
         Model::new(SESSION)
     }
 
@@ -153,6 +161,10 @@ impl Subject for Programs {
             let expires = earlier(entry.expires).max(1);
             maps.nodes().write(&key, &NodeEntry { expires, ..entry }).unwrap();
         }
+    }
+
+    fn passed(&mut self) -> u64 {
+        self.since_told()
     }
 
     fn run(&mut self, hook: Hook, ingress: u32, parts: &Parts) -> Fate {

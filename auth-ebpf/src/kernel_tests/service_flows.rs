@@ -59,6 +59,10 @@ impl Subject for Programs {
         }
     }
 
+    fn passed(&mut self) -> u64 {
+        self.since_told()
+    }
+
     fn run(&mut self, hook: Hook, ingress: u32, parts: &Parts) -> Outcome {
         let sent = sealed(&parts.ethernet());
         let packet = TestPacket { ifindex: HERE_IFINDEX, ingress_ifindex: ingress, bytes: &sent, repeat: 1 };
@@ -91,6 +95,7 @@ impl Programs {
         tables.nodes.insert(NODE, session);
         tables.addresses.entry(SERVICE).or_default().flags |= AddressFlags::SERVICE;
         fill(&self.maps(), &tables);
+        self.since_told();
     }
 }
 

@@ -136,6 +136,10 @@ pub(crate) enum Step {
 pub(crate) trait Subject {
     fn change(&mut self, change: &Change);
     fn wait(&mut self, time: u64);
+    /// How much time has gone by of itself since this was last asked.
+    fn passed(&mut self) -> u64 {
+        0
+    }
     fn run(&mut self, hook: Hook, ingress: u32, parts: &Parts) -> Fate;
     /// Every connection, wherever it stands.
     fn connections(&mut self) -> Vec<(ConnectionKey, ConnectionEntry)>;
@@ -768,6 +772,7 @@ pub(crate) fn follow(
 ) -> Result<Vec<Fate>, TestCaseError> {
     let mut fates = vec![];
     for (number, step) in steps.iter().enumerate() {
+        model.wait(subject.passed());
         match step {
             Step::Packet(sent) => {
                 let parts = sent.parts();

@@ -44,6 +44,10 @@ pub(crate) trait Subject {
     /// Lets the pod talk to these alone.
     fn allow(&mut self, ends: &BTreeSet<usize>);
     fn wait(&mut self, time: u64);
+    /// How much time has gone by of itself since this was last asked.
+    fn passed(&mut self) -> u64 {
+        0
+    }
     fn run(&mut self, hook: Hook, ingress: u32, parts: &Parts) -> Outcome;
 }
 
@@ -206,6 +210,7 @@ pub(crate) fn follow(
     };
     let all = BTreeSet::from([0, 1]);
     for step in [Step::Allow(all.clone()), Step::Behind(all)].iter().chain(steps) {
+        model.now += subject.passed();
         match step {
             Step::Call(port, flags) => {
                 let parts = segment((HERE, *port), (SERVICE, PORT), *flags);
