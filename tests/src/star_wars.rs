@@ -20,6 +20,7 @@ use crate::issuer::{Issuer, Kind, SVID_TTL};
 use crate::lab::Options;
 use crate::lab::node::{Family, Node, Pod};
 use crate::manifests::{Manifests, World};
+use crate::netstat::syns_sent_again;
 use crate::registry::Registry;
 use crate::scrape::Samples;
 use crate::{Lab, Process, binaries, wait};
@@ -30,6 +31,10 @@ pub const TRUST_DOMAIN: &str = "empire.example";
 pub const PATIENCE: Duration = Duration::from_secs(40);
 /// How long one who may not land keeps trying: the first SYN and the next.
 pub const IN_VAIN: Duration = Duration::from_millis(1500);
+/// When a SYN is sent again.
+const SENT_AGAIN: Duration = Duration::from_secs(1);
+/// What is answered so much later than that is not answered because of it.
+const LATE: Duration = Duration::from_millis(250);
 /// The nodes: tiefighter, xwing and interceptor are on the first, deathstar and stormtrooper on the other.
 pub const NODES: [&str; 2] = ["node1", "node2"];
 /// What the server answers.
@@ -244,6 +249,27 @@ impl StarWars {
         let mut connection = self.connect(pod, family, limit)?;
         self.land_over(&mut connection, limit)?;
         Ok(connection)
+    }
+
+    /// Has a pod land, and expects that no SYN of its connection was lost.
+    ///
+    /// # Errors
+    /// When it does not land, or a SYN had to be sent again, and not just because it was answered late.
+    pub fn land_at_once(&self, pod: &str, family: Family) -> Result<()> {
+        let from = self.pod(pod)?;
+        let (before, dropped) = (syns_sent_again(from)?, self.dropped());
+        let connect_time = self.land(pod, family, PATIENCE)?.connect_time;
+        let again = syns_sent_again(from)? - before;
+        // One that was lost is made up for by the next.
+        let is_late = connect_time > SENT_AGAIN + LATE && self.dropped() <= dropped;
+        ensure!(again == 0 || is_late, "{pod} over {family}: {again} SYNs again, {connect_time:?}");
+        Ok(())
+    }
+
+    /// How many packets have dropped, as far as daemons are there to tell.
+    fn dropped(&self) -> f64 {
+        let metrics = self.agents.values().filter_map(|agent| agent.metrics().ok());
+        metrics.map(|it| it.sum("authd_packets_total", &[("verdict", "DROPPED")])).sum()
     }
 
     /// Lands over a connection.

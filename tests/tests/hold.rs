@@ -67,25 +67,15 @@ fn held_now(scene: &mut StarWars, node: &str) -> Result<f64> {
     Ok(scene.agent(node)?.metrics()?.sum("authd_held_packets", &[]))
 }
 
-/// Lands and expects that no SYN was sent again.
-fn lands_at_once(scene: &StarWars, pod: &str, family: Family) -> Result<()> {
-    let from = scene.pod(pod)?;
-    let before = syns_sent_again(from)?;
-    let connection = scene.land(pod, family, PATIENCE)?;
-    let again = syns_sent_again(from)? - before;
-    ensure!(again == 0, "{pod} over {family}: {again} SYNs again, {:?}", connection.connect_time);
-    Ok(())
-}
-
 #[test]
 fn the_first_connection_of_a_pair_loses_no_syn() {
     if !skip::lab_available("the_first_connection_of_a_pair_loses_no_syn") {
         return;
     }
     let mut scene = StarWars::settled("first", &[]).unwrap();
-    lands_at_once(&scene, "tiefighter", Family::V4).unwrap();
-    lands_at_once(&scene, "interceptor", Family::V6).unwrap();
-    lands_at_once(&scene, "stormtrooper", Family::V6).unwrap();
+    scene.land_at_once("tiefighter", Family::V4).unwrap();
+    scene.land_at_once("interceptor", Family::V6).unwrap();
+    scene.land_at_once("stormtrooper", Family::V6).unwrap();
     assert!(scene.counted("node2", "HELD", "").unwrap() >= 3.0);
     assert_eq!(scene.counted("node2", "DROPPED", "AUTH_REQUIRED").unwrap(), 0.0);
     assert_eq!(held_now(&mut scene, "node2").unwrap(), 0.0);
@@ -100,7 +90,7 @@ fn both_ends_hold_before_and_behind_the_tunnel() {
         return;
     }
     let mut scene = cluster("both").unwrap();
-    lands_at_once(&scene, "tiefighter", Family::V6).unwrap();
+    scene.land_at_once("tiefighter", Family::V6).unwrap();
     assert!(scene.counted("node1", "HELD", "").unwrap() >= 1.0, "its own policy wants it first");
     for node in NODES {
         assert_eq!(scene.counted(node, "DROPPED", "AUTH_REQUIRED").unwrap(), 0.0, "{node}");
@@ -192,7 +182,7 @@ fn a_flood_neither_fills_the_node_nor_delays_others() {
     let to = target(&scene, Family::V4).unwrap();
     let begun = Instant::now();
     send_numbers(&socket, to, 0, FLOOD).unwrap();
-    lands_at_once(&scene, "stormtrooper", Family::V4).unwrap();
+    scene.land_at_once("stormtrooper", Family::V4).unwrap();
     let full = wait::until(PATIENCE, || {
         scene.counted("node2", "DROPPED", "HOLD_FULL").ok().filter(|count| *count > 100.0)
     });
@@ -220,7 +210,7 @@ fn what_others_throw_into_the_device_drops() {
     let (node, to) = (scene.node("node2").unwrap().clone(), target(&scene, Family::V4).unwrap());
     let SocketAddr::V4(to) = to else { panic!("{to} is not of IPv4") };
     // As from one who has authenticated.
-    lands_at_once(&scene, "tiefighter", Family::V4).unwrap();
+    scene.land_at_once("tiefighter", Family::V4).unwrap();
     let before = scene.counted("node2", "DROPPED", "NOT_HELD").unwrap();
     let forged = |tag: Option<u16>| {
         let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
@@ -317,7 +307,7 @@ fn a_daemon_killed_while_it_holds_leaves_nothing_behind() {
         scene.agent("node2").ok()?.metrics().ok().filter(|all| all.sum("authd_hold_up", &[]) > 0.0)
     });
     assert!(ready.is_some());
-    lands_at_once(&scene, "stormtrooper", Family::V4).unwrap();
+    scene.land_at_once("stormtrooper", Family::V4).unwrap();
     // Two daemons that start at once may need a moment until their tunnel's keys agree.
     drop(scene.land("interceptor", Family::V4, PATIENCE).unwrap());
 }
