@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-pub use self::words::Link;
+pub use self::words::{Link, is_session_known};
 use crate::capture::Expected;
 use crate::daemon::{Cluster, Daemon};
 use crate::http::Connection;
@@ -181,7 +181,7 @@ impl StarWars {
         }
     }
 
-    /// Waits until each daemon has a session with the other node, a peer, programs, and its SVIDs.
+    /// Waits until each daemon has a session with the other node that its programs know, a peer, programs, and its SVIDs.
     ///
     /// # Errors
     /// When one lacks something for too long.
@@ -198,7 +198,11 @@ impl StarWars {
             wait::until(PATIENCE, || agent.metrics().ok().filter(settled))
                 .ok_or_else(|| agent.process().failure("lacks a session, a peer, a program or an SVID"))?;
         }
-        Ok(())
+        self.agents.keys().try_for_each(|name| {
+            let node = self.node(name)?;
+            let known = wait::until(PATIENCE, || is_session_known(node).ok()?.then_some(()));
+            known.map(drop).with_context(|| format!("the programs of {name} know no session"))
+        })
     }
 
     /// A node.

@@ -11,6 +11,8 @@ use crate::{Namespace, binaries};
 
 /// Where links are pinned.
 const LINKS: &str = "/sys/fs/bpf/authd/links";
+/// Where the programs find sessions.
+const SESSIONS: &str = "/sys/fs/bpf/authd/nodes";
 
 /// An attached program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +72,15 @@ pub(super) fn kernel_links(node: &Namespace) -> Result<BTreeMap<u64, u64>> {
     // Some kinds of links have no program.
     let links = shown.as_array().context("no links")?.iter().filter_map(|shown| link(shown).ok());
     Ok(links.map(|link| (link.id, link.program)).collect())
+}
+
+/// Whether the programs of a node know of a session. Its daemon has one a little before it has told them.
+///
+/// # Errors
+/// When `bpftool` fails.
+pub fn is_session_known(node: &Namespace) -> Result<bool> {
+    let sessions = bpftool(node, &["map", "dump", "pinned", SESSIONS])?;
+    Ok(sessions.as_array().is_some_and(|all| !all.is_empty()))
 }
 
 fn bpftool(node: &Namespace, arguments: &[&str]) -> Result<Value> {

@@ -8,6 +8,7 @@ use authd_tests::issuer::{Kind, SVID_TTL};
 use authd_tests::lab::node::Family;
 use authd_tests::manifests::Manifests;
 use authd_tests::registry::Registry;
+use authd_tests::star_wars::is_session_known;
 use authd_tests::{Node, wait};
 
 use crate::authctl;
@@ -83,8 +84,10 @@ pub(crate) fn daemons(scene: &mut Scene, report: &mut Report) -> Result<()> {
 /// Waits until a node has a session with every other one, each of them as a peer, and the SVIDs of all
 /// that it hosts.
 pub(crate) fn wait_settled(node: &Node) -> Result<()> {
-    let settled =
-        wait::until(SETTLE, || authctl::status(node).is_ok_and(|status| status.settled()).then_some(()));
+    let settled = wait::until(SETTLE, || {
+        let has_all = authctl::status(node).is_ok_and(|status| status.settled());
+        (has_all && is_session_known(node).is_ok_and(|known| known)).then_some(())
+    });
     settled.map(drop).with_context(|| {
         let status = authctl::run(node, &["status"]).unwrap_or_else(|error| format!("{error:#}"));
         format!("{} lacks a session, a peer or an SVID:\n{status}", node.name())
