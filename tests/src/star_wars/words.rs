@@ -5,14 +5,15 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use auth_ebpf::Maps;
 use serde_json::Value;
 
 use crate::{Namespace, binaries};
 
 /// Where links are pinned.
 const LINKS: &str = "/sys/fs/bpf/authd/links";
-/// Where the programs find sessions.
-const SESSIONS: &str = "/sys/fs/bpf/authd/nodes";
+/// Where maps are pinned.
+const MAPS: &str = "/sys/fs/bpf/authd";
 
 /// An attached program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,10 +78,12 @@ pub(super) fn kernel_links(node: &Namespace) -> Result<BTreeMap<u64, u64>> {
 /// Whether the programs of a node know of a session. Its daemon has one a little before it has told them.
 ///
 /// # Errors
-/// When `bpftool` fails.
+/// When its maps can't be read.
 pub fn is_session_known(node: &Namespace) -> Result<bool> {
-    let sessions = bpftool(node, &["map", "dump", "pinned", SESSIONS])?;
-    Ok(sessions.as_array().is_some_and(|all| !all.is_empty()))
+    let maps = Maps::open_pinned(&node.outside(MAPS.as_ref()))?;
+    let sessions = maps.nodes().entries()?;
+    // Under number 0 stands what the node itself keeps there.
+    Ok(sessions.iter().any(|(node, session)| *node != 0 && session.expires != 0))
 }
 
 fn bpftool(node: &Namespace, arguments: &[&str]) -> Result<Value> {
