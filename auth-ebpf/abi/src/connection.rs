@@ -14,6 +14,8 @@ pub const TCP_OPENING_TIMEOUT: u64 = 60 * SECOND;
 pub const TCP_CLOSED_TIMEOUT: u64 = 10 * SECOND;
 /// The same for every other protocol.
 pub const CONNECTION_TIMEOUT: u64 = 120 * SECOND;
+/// How much older than a connection's last packet the time may be that is noted of it.
+pub const LAST_SEEN_STEP: u64 = SECOND;
 /// How long fragments may follow their first, as long as Linux waits for them itself.
 pub const FRAGMENT_TIMEOUT: u64 = 30 * SECOND;
 /// Connections in `connections` that one interface may have; those beyond stay in `half_open`, where they
@@ -55,22 +57,13 @@ impl ConnectionKey {
 
 plain! {
     /// State of a connection, with all that the next packet needs to pass without another lookup. Written
-    /// only when a packet has passed everything.
-    pub struct ConnectionEntry [88] {
-        /// When a packet last passed.
+    /// only when a packet has passed everything, and then only if there is something to write.
+    pub struct ConnectionEntry [64] {
+        /// When a packet last passed, or up to [`LAST_SEEN_STEP`] before.
         pub last_seen: u64,
         /// Until when packets pass on the strength of this entry: the end of the authentication and of the
         /// node's session that it rests on, `u64::MAX` if on none, 0 if each packet must be decided anew.
         pub valid_until: u64,
-        /// Packets in the opening direction.
-        pub packets: u64,
-        /// Bytes in the opening direction.
-        pub bytes: u64,
-        /// Packets of replies.
-        pub reply_packets: u64,
-        /// With [`ConnectionEntry::TO_BACKEND`] the backend's address, with
-        /// [`ConnectionEntry::FROM_SERVICE`] the service's.
-        pub translation: Address,
         /// Identity of the endpoint.
         pub local_identity: u32,
         /// Identity at the other end.
@@ -83,18 +76,21 @@ plain! {
         pub peer_ifindex: u32,
         /// Another one by which they may, if the other end is a port of that bridge; else 0.
         pub peer_bridge: u32,
-        /// Node of the other end.
-        pub node: u16,
-        /// [`AuthType`](crate::AuthType) that it rests on.
-        pub auth_type: u8,
         /// The [`Direction`] in which it was opened.
         pub direction: u8,
         /// [`ConnectionEntry::AUDITED`] and the other bits there.
         pub flags: u8,
         /// What TCP has come to, and whether there was an answer: bits of this module.
         pub state: u8,
+        /// [`AuthType`](crate::AuthType) that it rests on.
+        pub auth_type: u8,
+        /// Node of the other end.
+        pub node: u16,
         /// The port that belongs to [`ConnectionEntry::translation`], network order.
         pub translation_port: [u8; 2],
+        /// With [`ConnectionEntry::TO_BACKEND`] the backend's address, with
+        /// [`ConnectionEntry::FROM_SERVICE`] the service's.
+        pub translation: Address,
     }
 }
 
@@ -168,21 +164,19 @@ impl ConnectionEntry {
             && self.translation_port == other.translation_port
     }
 
-    /// Takes down a packet that has passed.
+    /// Takes down a packet that has passed. The packets of a connection come by several CPUs, and each must
+    /// fetch what another has written: so most write nothing.
     #[inline(always)]
-    pub const fn record(&mut self, packet: &Packet, reply: bool, length: u32, now: u64) {
-        self.last_seen = now;
-        if reply {
-            self.reply_packets = self.reply_packets.wrapping_add(1);
-            if !self.is_answered() && packet.answers() {
-                self.state |= Self::ANSWERED;
-            }
-        } else {
-            self.packets = self.packets.wrapping_add(1);
-            self.bytes = self.bytes.wrapping_add(length as u64);
+    pub const fn record(&mut self, packet: &Packet, reply: bool, now: u64) {
+        let before = self.state;
+        if reply && !self.is_answered() && packet.answers() {
+            self.state |= Self::ANSWERED;
         }
         if packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
             self.end(packet.tcp_flags, reply);
+        }
+        if self.state != before || now.saturating_sub(self.last_seen) >= LAST_SEEN_STEP {
+            self.last_seen = now;
         }
     }
 

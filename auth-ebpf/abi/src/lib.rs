@@ -25,7 +25,7 @@ mod translation;
 
 pub use connection::{
     CONNECTION_QUOTA, CONNECTION_TIMEOUT, ConnectionEntry, ConnectionKey, FRAGMENT_TIMEOUT, FragmentEntry,
-    FragmentKey, QuotaEntry, TCP_CLOSED_TIMEOUT, TCP_OPENING_TIMEOUT, TCP_TIMEOUT,
+    FragmentKey, LAST_SEEN_STEP, QuotaEntry, TCP_CLOSED_TIMEOUT, TCP_OPENING_TIMEOUT, TCP_TIMEOUT,
 };
 pub use decide::{Context, Place, State, Workspace, come_back, decide, hook_of, longest, ruling};
 pub use drop_reason::DropReason;

@@ -43,11 +43,10 @@ fn bytes_lie_where_the_fields_are() {
 
     });
     fields!(ConnectionEntry {
-        last_seen = u64::MAX, valid_until = u64::MAX, packets = u64::MAX, bytes = u64::MAX,
-        reply_packets = u64::MAX, local_identity = u32::MAX, remote_identity = u32::MAX,
+        last_seen = u64::MAX, valid_until = u64::MAX, local_identity = u32::MAX, remote_identity = u32::MAX,
         generation = u32::MAX, ifindex = u32::MAX, peer_ifindex = u32::MAX, peer_bridge = u32::MAX,
-        node = u16::MAX, auth_type = 255, direction = 255, flags = 255, state = 255,
-        translation = ADDRESS, translation_port = [255; 2],
+        direction = 255, flags = 255, state = 255, auth_type = 255, node = u16::MAX,
+        translation_port = [255; 2], translation = ADDRESS,
     });
     assert_eq!(QuotaEntry { established: u64::MAX }.to_bytes(), [255; 8]);
     assert_eq!(PendingEntry { pending: u32::MAX }.to_bytes(), [255; 4]);

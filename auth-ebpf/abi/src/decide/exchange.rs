@@ -187,7 +187,7 @@ impl<S: State> Judge<'_, S> {
         if !opens {
             return Ok(());
         }
-        entry.record(packet, false, self.context.length, self.now());
+        entry.record(packet, false, self.now());
         if self.state.open(key, entry) {
             self.notes().opening = true;
             return Ok(());
@@ -216,11 +216,11 @@ impl<S: State> Judge<'_, S> {
         if !outwards && alive && known.flags & ConnectionEntry::TO_BACKEND != 0 {
             return Ok(());
         }
-        let renewal = known.renew(decided, opens, alive);
+        let renewal = known.renew(decided, opens, alive, self.now());
         if matches!(renewal, Renewal::Refused) {
             return Ok(());
         }
-        known.record(packet, reply, self.context.length, self.now());
+        known.record(packet, reply, self.now());
         decided.last_seen = known.last_seen;
         decided.state = known.state;
         self.notes().opening = matches!(renewal, Renewal::New);
@@ -255,9 +255,9 @@ enum Renewal {
 }
 
 impl ConnectionEntry {
-    /// Makes this the entry that was decided on now. Counters and state go on if it is the same connection.
+    /// Makes this the entry that was decided on now. State goes on if it is the same connection.
     #[inline(always)]
-    fn renew(&mut self, decided: &Self, opens: bool, alive: bool) -> Renewal {
+    fn renew(&mut self, decided: &Self, opens: bool, alive: bool, now: u64) -> Renewal {
         let same = alive
             && self.local_identity == decided.local_identity
             && self.remote_identity == decided.remote_identity
@@ -268,9 +268,7 @@ impl ConnectionEntry {
             return Renewal::Refused;
         }
         if !same {
-            self.packets = 0;
-            self.bytes = 0;
-            self.reply_packets = 0;
+            self.last_seen = now;
             self.state = 0;
             self.translation = decided.translation;
             self.translation_port = decided.translation_port;

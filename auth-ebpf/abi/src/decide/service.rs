@@ -222,7 +222,6 @@ impl<S: State> Judge<'_, S> {
         *entry = ConnectionEntry {
             last_seen: self.now(),
             valid_until: u64::MAX,
-            packets: 1,
             translation: translation.new,
             translation_port: translation.new_port,
             local_identity: identity,

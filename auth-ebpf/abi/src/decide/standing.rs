@@ -121,7 +121,7 @@ impl<S: State> Judge<'_, S> {
         {
             let reply = entry.direction != direction as u8;
             let before = (entry.last_seen, entry.state);
-            entry.record(packet, reply, self.context.length, now);
+            entry.record(packet, reply, now);
             if translates {
                 translation.tell(before, entry);
             }

@@ -2,8 +2,8 @@
 
 use auth_ebpf_abi::packet::{icmp as types, tcp as flags};
 use auth_ebpf_abi::{
-    AuthType, CONNECTION_QUOTA, CONNECTION_TIMEOUT, Direction, DropReason, Hook, Setting, TCP_CLOSED_TIMEOUT,
-    TCP_OPENING_TIMEOUT, TCP_TIMEOUT, Verdict, identity,
+    AuthType, CONNECTION_QUOTA, CONNECTION_TIMEOUT, ConnectionEntry, Direction, DropReason, Hook,
+    LAST_SEEN_STEP, Setting, TCP_CLOSED_TIMEOUT, TCP_OPENING_TIMEOUT, TCP_TIMEOUT, Verdict, identity,
 };
 
 use super::frames::{Parts, ack, error, icmp, syn, syn_ack, tcp, udp};
@@ -43,6 +43,24 @@ fn out(port: u16) -> Parts {
 
 fn back(port: u16) -> Parts {
     ack((THERE, 80), (HERE, port))
+}
+
+/// Each write to an entry is one that another CPU has to fetch.
+#[test]
+fn what_changes_nothing_writes_nothing() {
+    let tables = established(AuthType::Disabled);
+    let (_, before) = connections(&tables)[0];
+    tables.now.set(NOW + LAST_SEEN_STEP - 1);
+    sends(&tables, &out(1));
+    receives(&tables, &back(1));
+    assert_eq!(connections(&tables)[0].1, before);
+    tables.now.set(NOW + LAST_SEEN_STEP);
+    receives(&tables, &back(1));
+    assert_eq!(connections(&tables)[0].1, ConnectionEntry { last_seen: NOW + LAST_SEEN_STEP, ..before });
+    // Time counts exactly from where a connection ends.
+    tables.now.set(NOW + LAST_SEEN_STEP + 1);
+    sends(&tables, &tcp((HERE, 1), (THERE, 80), flags::RST));
+    assert_eq!(connections(&tables)[0].1.last_seen, NOW + LAST_SEEN_STEP + 1);
 }
 
 #[test]
@@ -283,7 +301,7 @@ fn a_new_connection_on_old_ports_starts_anew() {
     assert_eq!(sends(&tables, &syn((HERE, 1), (THERE, 80))), PASSES);
     let (_, connection) = connections(&tables)[0];
     assert!(!connection.is_closed());
-    assert_eq!((connection.packets, connection.reply_packets), (1, 0));
+    assert!(!connection.is_answered());
     assert_eq!(tables.events.borrow().len(), 2, "both were announced");
 }
 

@@ -154,9 +154,6 @@ struct Connection {
     identity: u32,
     node: u16,
     life: Life,
-    packets: u64,
-    replies: u64,
-    bytes: u64,
     /// Nothing has changed since it was decided, until this time.
     rests_until: u64,
     stale: bool,
@@ -199,7 +196,6 @@ struct Seen {
     /// Of an echo, whether its request goes out.
     asked: Option<bool>,
     opens: bool,
-    length: u64,
 }
 
 impl Model {
@@ -275,8 +271,8 @@ impl Model {
     }
 
     /// Decides, and remembers.
-    pub(crate) fn judge(&mut self, sent: &Sent, length: u64) -> Fate {
-        let Some(seen) = self.see(sent, length) else { return drops(DropReason::Fragment) };
+    pub(crate) fn judge(&mut self, sent: &Sent) -> Fate {
+        let Some(seen) = self.see(sent) else { return drops(DropReason::Fragment) };
         match self.decide(sent, &seen) {
             Ok(()) => {
                 if matches!(sent.kind, Kind::First) {
@@ -290,9 +286,8 @@ impl Model {
     }
 
     /// What can be seen of it; a later fragment shows nothing unless its first one has.
-    fn see(&self, sent: &Sent, length: u64) -> Option<Seen> {
-        let mut seen =
-            Seen { ports: sent.ports, protocol: protocol::UDP, tcp: 0, asked: None, opens: true, length };
+    fn see(&self, sent: &Sent) -> Option<Seen> {
+        let mut seen = Seen { ports: sent.ports, protocol: protocol::UDP, tcp: 0, asked: None, opens: true };
         match sent.kind {
             Kind::Tcp(flags) => {
                 seen.protocol = protocol::TCP;
@@ -431,9 +426,6 @@ impl Model {
             identity: owner.identity,
             node: owner.node,
             life: Life::default(),
-            packets: 0,
-            replies: 0,
-            bytes: 0,
             rests_until,
             stale: false,
         };
@@ -455,12 +447,6 @@ impl Model {
             (connection.stale, connection.rests_until) = (false, rests_until);
         }
         let reply = by_us != sent.out;
-        if reply {
-            connection.replies += 1;
-        } else {
-            connection.packets += 1;
-            connection.bytes += seen.length;
-        }
         connection.life.record(now, (seen.protocol == protocol::TCP).then_some(seen.tcp), reply);
         self.connections.insert(key, connection);
     }
@@ -478,17 +464,12 @@ impl Model {
     }
 }
 
-/// What is compared of a connection: who has opened it, with whom, what has passed, and how far it has come.
-type Told = (bool, (u32, u16), (u64, u64, u64), (bool, bool));
+/// What is compared of a connection: who has opened it, with whom, and how far it has come.
+type Told = (bool, (u32, u16), (bool, bool));
 
 impl Connection {
     const fn told(&self) -> Told {
-        (
-            self.opened_by_us,
-            (self.identity, self.node),
-            (self.packets, self.replies, self.bytes),
-            (self.life.answered, self.life.is_closed()),
-        )
+        (self.opened_by_us, (self.identity, self.node), (self.life.answered, self.life.is_closed()))
     }
 }
 
@@ -496,7 +477,6 @@ fn told(entry: &ConnectionEntry) -> Told {
     (
         entry.direction == Direction::Egress as u8,
         (entry.remote_identity, entry.node),
-        (entry.packets, entry.reply_packets, entry.bytes),
         (entry.is_answered(), entry.is_closed()),
     )
 }
@@ -776,9 +756,8 @@ pub(crate) fn follow(
         match step {
             Step::Packet(sent) => {
                 let parts = sent.parts();
-                let length = u64::try_from(parts.ethernet().len()).unwrap();
                 let fate = subject.run(sent.hook(), sent.ingress(), &parts);
-                prop_assert_eq!(fate, model.judge(sent, length), "step {}: {:?}", number, sent);
+                prop_assert_eq!(fate, model.judge(sent), "step {}: {:?}", number, sent);
                 fates.push(fate);
             }
             Step::Change(change) => {

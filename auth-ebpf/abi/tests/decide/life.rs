@@ -30,7 +30,7 @@ impl Life {
 
     /// Takes in a packet; one without flags is none of TCP's.
     pub(crate) fn record(&mut self, now: u64, flags: Option<u8>, reply: bool) {
-        self.seen = now;
+        let before = *self;
         let flags = flags.unwrap_or(flags::SYN | flags::ACK);
         let has = |wanted| flags & wanted == wanted;
         self.answered |= reply && has(flags::SYN | flags::ACK);
@@ -41,6 +41,10 @@ impl Life {
             } else {
                 self.finished.0 = true;
             }
+        }
+        // To a second, but when it ends exactly.
+        if *self != before || now - self.seen >= SECOND {
+            self.seen = now;
         }
     }
 }
