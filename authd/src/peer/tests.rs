@@ -22,6 +22,7 @@ use both_ways;
 mod addresses;
 mod attacks;
 mod audit;
+mod ciphers;
 mod clocks;
 mod cluster;
 mod corpus;
