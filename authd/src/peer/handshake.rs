@@ -103,6 +103,7 @@ pub(super) async fn accept(
         let refusal = Refusal { reason: error.as_str().to_owned() };
         send(&mut tls, HandshakeMessage::Refused(refusal)).await?;
     }
+    tls.get_ref().0.conclude().map_err(Error::Tls)?;
     // The client has what it needs; whether it hears our farewell is all the same.
     tls.shutdown().await.or_else(|_| Ok::<(), Error>(()))?;
     outcome

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 /// How much is held back at most.
 const LIMIT: usize = 16 * 1024;
@@ -38,6 +39,13 @@ impl<S: AsyncWrite + Unpin> Flights<S> {
     /// Makes room; nothing is taken in while there is none.
     fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.held.len() < LIMIT { Poll::Ready(Ok(())) } else { self.poll_send(context) }
+    }
+}
+
+impl Flights<TcpStream> {
+    /// What is said from now on is the last: it leaves with the end of the stream, in one packet instead of two.
+    pub fn conclude(&self) -> io::Result<()> {
+        Ok(rustix::net::sockopt::set_tcp_cork(&self.stream, true)?)
     }
 }
 
@@ -103,8 +111,10 @@ impl<S: AsyncWrite + Unpin> Drop for Flights<S> {
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
+    use std::time::{Duration, Instant};
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
 
     use super::*;
 
@@ -203,5 +213,36 @@ mod tests {
         }
         stream.shutdown().await.unwrap();
         assert_eq!(wire.sent().concat().len(), 100_003);
+    }
+
+    /// How long the kernel holds the last packet back at most.
+    const CORKED: Duration = Duration::from_millis(200);
+
+    #[tokio::test]
+    async fn the_last_words_leave_with_the_end_of_the_stream() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // Where the kernel has had time to send them anyway, there was nothing to see.
+        for _ in 0..100 {
+            let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            near.set_nodelay(true).unwrap();
+            let (mut far, _) = listener.accept().await.unwrap();
+            let mut near = Flights::new(near);
+            near.conclude().unwrap();
+            near.write_all(b"last").await.unwrap();
+            let began = Instant::now();
+            std::future::poll_fn(|context| near.poll_send(context)).await.unwrap();
+            tokio::time::sleep(CORKED / 8).await;
+            let early = far.try_read(&mut [0; 4]).map_err(|error| error.kind());
+            let judged = began.elapsed() < CORKED / 2;
+            near.shutdown().await.unwrap();
+            if judged {
+                assert_eq!(early, Err(io::ErrorKind::WouldBlock), "before the end");
+                let mut said = Vec::new();
+                far.read_to_end(&mut said).await.unwrap();
+                assert_eq!(said, b"last");
+                return;
+            }
+        }
+        panic!("never quick enough");
     }
 }

@@ -73,6 +73,7 @@ impl Ours {
         let mut tls = TlsAcceptor::from(config).accept(Flights::new(stream)).await?;
         tls.read_exact(&mut [0]).await?;
         tls.write_all(b"x").await?;
+        tls.get_ref().0.conclude()?;
         tls.shutdown().await?;
         Ok(())
     }
