@@ -173,9 +173,9 @@ fn rotation() -> Duration {
     Duration::from_secs(seconds.unwrap_or(20))
 }
 
-/// SVIDs of ten seconds, renewed every five: entries and sessions with them.
+/// SVIDs of six seconds, renewed every three: entries and sessions with them.
 fn rotates_without_loss(name: &str, kind: Kind) -> Result<()> {
-    let mut scene = cluster(name, kind, Duration::from_secs(10))?;
+    let mut scene = cluster(name, kind, Duration::from_secs(6))?;
     let mut connection = scene.land("tiefighter", Family::V6, PATIENCE)?;
     let (stream, ()) = Stream::during(&mut scene, Family::V4, |scene| {
         let begun = Instant::now();
@@ -194,7 +194,7 @@ fn rotates_without_loss(name: &str, kind: Kind) -> Result<()> {
     };
     for node in NODES {
         let log = scene.agent(node)?.process().log()?;
-        let times = rotation().as_secs() / 10;
+        let times = rotation().as_secs() / 6;
         ensure!(u64::try_from(renewed(&log))? >= times, "{node}: renewed {} times", renewed(&log));
         ensure!(!log::contains(&log, &[("event", "pair_ended")]), "{node}: an entry has ended");
         writeln!(
