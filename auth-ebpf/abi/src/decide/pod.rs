@@ -186,8 +186,8 @@ impl<S: State> Judge<'_, S> {
         }
         self.exchange(packet, place, standing, &endpoint, &remote)?;
         if place.translation.kind == TranslationKind::END {
-            let state = place.entry.state;
-            self.tell_partner(place, state);
+            let ConnectionEntry { last_seen, state, .. } = place.entry;
+            self.tell_partner(place, last_seen, state);
         }
         Ok(())
     }

@@ -13,9 +13,6 @@ use crate::{
 
 /// Nanoseconds in a second.
 const SECOND: u64 = 1_000_000_000;
-/// Bits of a time below which the two entries of a connection need not agree on when it was last used:
-/// 17 seconds.
-const COARSE: u32 = 34;
 
 /// To what a connection's entry translates a packet at this hook, if it does.
 #[inline(always)]
@@ -58,32 +55,31 @@ impl Translation {
     }
 
     /// Takes down whether a connection's entry has something to tell the other one now that a packet has
-    /// passed: that it was answered or has ended, or, now and then, that it is still in use.
+    /// passed: what it has written itself.
     #[inline(always)]
     pub(super) const fn tell(&mut self, before: (u64, u8), entry: &ConnectionEntry) {
         self.state = entry.state;
         // Of itself, a pod has both directions in each.
         self.news = entry.flags & ConnectionEntry::HAIRPIN == 0
-            && (before.0 >> COARSE != entry.last_seen >> COARSE || before.1 != entry.state);
+            && (before.0 != entry.last_seen || before.1 != entry.state);
     }
 }
 
 impl<S: State> Judge<'_, S> {
-    /// Tells the other entry of a connection what this packet has changed.
+    /// Tells the other entry of a connection what this packet has changed: when one was last seen, and the state.
     #[inline(always)]
-    pub(super) fn tell_partner(&mut self, place: &mut Place, state: u8) {
+    pub(super) fn tell_partner(&mut self, place: &mut Place, seen: u64, state: u8) {
         let Place { connection, service, translation, .. } = place;
         *service = ConnectionKey {
             remote: translation.new,
             ports: Ports::new(connection.ports.source(), translation.new_port),
             ..*connection
         };
-        let now = self.now();
         let end = (connection.remote, connection.ports.destination());
         let tell = |entry: &mut ConnectionEntry| {
             // The service's port may have been called anew, and lead to another backend.
             if entry.translation == end.0 && entry.translation_port == end.1 {
-                entry.last_seen = now;
+                entry.last_seen = entry.last_seen.max(seen);
                 entry.state |= state;
             }
         };

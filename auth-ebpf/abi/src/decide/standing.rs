@@ -64,7 +64,7 @@ impl<S: State> Judge<'_, S> {
         let standing = self.find(packet, place);
         if place.translation.news {
             let state = place.translation.state;
-            self.tell_partner(place, state);
+            self.tell_partner(place, self.now(), state);
         }
         standing
     }

@@ -51,7 +51,8 @@ impl Subject for Tables {
 }
 
 fn waits() -> Vec<u64> {
-    vec![1_000, 300 * SECOND, 7 * 3600 * SECOND]
+    let parts = [7_100, 23_010, 41_001].map(|milliseconds| milliseconds * SECOND / 1000);
+    [1_000, 300 * SECOND, 7 * 3600 * SECOND].into_iter().chain(parts).collect()
 }
 
 proptest! {

@@ -3,8 +3,8 @@
 use auth_ebpf_abi::packet::{Packet, icmp as types, parse_ethernet, protocol, tcp as flags};
 use auth_ebpf_abi::{
     Address, AddressEntry, AddressFlags, AffinityKey, AuthType, CONNECTION_TIMEOUT, ConnectionEntry, Context,
-    Direction, DropReason, Hook, Mode, ServiceEntry, Setting, Translation, TranslationKind, Verdict,
-    Workspace, decide, identity, loopback,
+    Direction, DropReason, Hook, Mode, ServiceEntry, Setting, TCP_CLOSED_TIMEOUT, Translation,
+    TranslationKind, Verdict, Workspace, decide, identity, loopback,
 };
 use proptest::prelude::*;
 
@@ -248,6 +248,18 @@ fn both_entries_of_a_connection_end_together() {
     // The same ports again: a connection of its own, of which the old one's end says nothing.
     goes_to(tables, &syn((HERE, 1), (SERVICE, 80)));
     assert!(connections(tables).iter().all(|(_, entry)| !entry.is_closed()));
+}
+
+#[test]
+fn what_is_still_said_of_an_ended_connection_keeps_both_its_entries() {
+    let mut tables = service(AuthType::Disabled);
+    goes_to(&tables, &syn((HERE, 1), (SERVICE, 80)));
+    comes_from(&tables, &tcp((THERE, 8080), (HERE, 1), flags::RST));
+    tables.now.set(tables.now.get() + TCP_CLOSED_TIMEOUT * 2 / 3);
+    goes_to(&tables, &ack((HERE, 1), (SERVICE, 80)));
+    tables.policy.clear();
+    tables.now.set(tables.now.get() + TCP_CLOSED_TIMEOUT * 2 / 3);
+    assert_eq!(comes_from(&tables, &ack((THERE, 8080), (HERE, 1))), (SERVICE, 80));
 }
 
 #[test]
