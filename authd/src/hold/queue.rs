@@ -58,7 +58,7 @@ pub enum Event {
     Announced(NodeNumber),
     /// Nobody holds anything any more.
     Ended,
-    /// Time has passed.
+    /// Time has passed, and the device has nothing more to give.
     Tick,
 }
 
@@ -87,8 +87,10 @@ pub struct Queue {
     draining: BTreeMap<AuthKey, Draining>,
     /// Pairs that have just failed, and when.
     failed: BTreeMap<AuthKey, BootTime>,
-    /// When a pair needs a look: its oldest frame is late, or it has drained.
-    timers: BTreeSet<(BootTime, AuthKey)>,
+    /// When a pair's oldest frame is late.
+    late: BTreeSet<(BootTime, AuthKey)>,
+    /// When a pair has drained, if none of its frames comes before.
+    quiet: BTreeSet<(BootTime, AuthKey)>,
     held: usize,
     units: u64,
     actions: VecDeque<Action>,
@@ -105,9 +107,9 @@ impl Queue {
                 let ends = now.saturating_add(DRAINING);
                 let quiet_at = now.saturating_add(QUIET);
                 if let Some(before) = self.draining.insert(key, Draining { quiet_at, ends }) {
-                    self.timers.remove(&(before.quiet_at, key));
+                    self.quiet.remove(&(before.quiet_at, key));
                 }
-                self.timers.insert((quiet_at, key));
+                self.quiet.insert((quiet_at, key));
             }
             Event::Failed(key) => {
                 self.release(key, None);
@@ -116,9 +118,9 @@ impl Queue {
             }
             Event::Announced(node) => self.release_all(|key| key.node == node && is_announcement(key)),
             Event::Ended => self.release_all(|_| true),
-            Event::Tick => {}
+            Event::Tick => return self.pass(now, true),
         }
-        self.run_timers(now);
+        self.pass(now, false);
     }
 
     /// What is to be done. Removes it.
@@ -129,7 +131,8 @@ impl Queue {
     /// When [`Event::Tick`] is due at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<BootTime> {
-        self.timers.first().map(|(at, _)| *at)
+        let firsts = [self.late.first(), self.quiet.first()];
+        firsts.into_iter().flatten().map(|(at, _)| *at).min()
     }
 
     /// Frames that are held.
@@ -156,7 +159,7 @@ impl Queue {
         }
         let queue = self.pairs.entry(key).or_default();
         if queue.is_empty() {
-            self.timers.insert((frame.deadline(), key));
+            self.late.insert((frame.deadline(), key));
             self.actions.push_back(Action::Ask(key));
         }
         self.held += 1;
@@ -167,9 +170,9 @@ impl Queue {
     /// A packet of the pair has come by the device: it is not quiet yet.
     fn postpone(&mut self, key: AuthKey, now: BootTime) {
         if let Some(draining) = self.draining.get_mut(&key) {
-            self.timers.remove(&(draining.quiet_at, key));
+            self.quiet.remove(&(draining.quiet_at, key));
             draining.quiet_at = now.saturating_add(QUIET).min(draining.ends);
-            self.timers.insert((draining.quiet_at, key));
+            self.quiet.insert((draining.quiet_at, key));
         }
     }
 
@@ -177,7 +180,7 @@ impl Queue {
     fn release(&mut self, key: AuthKey, late: Option<BootTime>) {
         let Some(queue) = self.pairs.get_mut(&key) else { return };
         if let Some(first) = queue.front() {
-            self.timers.remove(&(first.deadline(), key));
+            self.late.remove(&(first.deadline(), key));
         }
         while let Some(frame) = queue.pop_front_if(|frame| late.is_none_or(|now| frame.deadline() <= now)) {
             self.held = self.held.saturating_sub(1);
@@ -185,10 +188,9 @@ impl Queue {
             self.actions.push_back(Action::Release(frame));
         }
         match queue.front() {
-            Some(first) => drop(self.timers.insert((first.deadline(), key))),
+            Some(first) => drop(self.late.insert((first.deadline(), key))),
             None => drop(self.pairs.remove(&key)),
         }
-        self.keep_draining_timer(key);
     }
 
     fn release_all(&mut self, which: impl Fn(&AuthKey) -> bool) {
@@ -198,24 +200,22 @@ impl Queue {
         }
     }
 
-    /// Both of a pair's timers may stand at one moment, of which a set keeps one.
-    fn keep_draining_timer(&mut self, key: AuthKey) {
-        if let Some(draining) = self.draining.get(&key) {
-            self.timers.insert((draining.quiet_at, key));
-        }
-    }
-
-    fn run_timers(&mut self, now: BootTime) {
-        while let Some((at, key)) = self.timers.first().copied()
+    /// Lets go what is late, and settles what has drained: while the device may have more to give, only pairs that
+    /// have taken too long, for frames of theirs could be among it.
+    fn pass(&mut self, now: BootTime, is_empty: bool) {
+        while let Some((at, key)) = self.late.first().copied()
             && at <= now
         {
-            self.timers.pop_first();
+            self.late.pop_first();
             self.release(key, Some(now));
-            if self.draining.get(&key).is_some_and(|draining| draining.quiet_at <= now) {
-                self.draining.remove(&key);
-                self.timers.remove(&(at, key));
-                self.actions.push_back(Action::Settle(key));
-            }
+        }
+        let due = self.quiet.iter().take_while(|(at, _)| *at <= now);
+        let ended = |key| self.draining.get(key).is_none_or(|draining| draining.ends <= now);
+        let settled: Vec<_> = due.filter(|(_, key)| is_empty || ended(key)).copied().collect();
+        for (at, key) in settled {
+            self.quiet.remove(&(at, key));
+            self.draining.remove(&key);
+            self.actions.push_back(Action::Settle(key));
         }
     }
 }

@@ -99,11 +99,17 @@ impl Task {
                 _ = reopen.tick(), if self.device.is_none() => self.reopen(),
                 () = self.parts.outcomes.come() => self.outcomes(),
                 ended = readable(self.device.as_ref()), if waits => match ended {
-                    Ok(()) => self.receive(),
+                    Ok(()) => {
+                        self.receive();
+                    }
                     Err(error) => self.lose(&error),
                 },
-                () = tokio::time::sleep(pause), if waits => self.handle(Event::Tick),
-                () = tokio::task::yield_now(), if !waits => self.receive(),
+                () = tokio::time::sleep(pause), if waits => if self.receive() {
+                    self.handle(Event::Tick);
+                },
+                () = tokio::task::yield_now(), if !waits => {
+                    self.receive();
+                }
             }
             self.give_back();
         }
@@ -193,15 +199,20 @@ impl Task {
         }
     }
 
-    fn receive(&mut self) {
+    /// Takes what the device has to give, up to a burst; whether that was all.
+    fn receive(&mut self) -> bool {
         for _ in 0..BURST {
-            let Some(device) = &self.device else { return };
+            let Some(device) = &self.device else { return true };
             match device.receive(&mut self.buffer) {
                 Ok(Some(length)) => self.arrived(length),
-                Ok(None) => return,
-                Err(error) => return self.lose(&error),
+                Ok(None) => return true,
+                Err(error) => {
+                    self.lose(&error);
+                    return true;
+                }
             }
         }
+        false
     }
 
     fn arrived(&mut self, length: usize) {

@@ -79,6 +79,22 @@ fn a_pair_settles_when_nothing_of_it_has_come_for_a_while_or_after_a_second() {
     assert!(queue.actions().any(|action| action == Action::Settle(key(300))));
 }
 
+/// After a stall the device may have frames of a pair whose time to be quiet is over.
+#[test]
+fn nothing_settles_while_the_device_may_have_more_to_give() {
+    let mut queue = Queue::default();
+    queue.handle(Event::Authenticated(key(300)), START);
+    arrive(&mut queue, 301, 1, after(60));
+    queue.handle(Event::Failed(key(302)), after(60));
+    assert!(queue.actions().all(|action| action == Action::Ask(key(301))));
+    queue.handle(Event::Arrived(frame(300, 2, after(40)), true), after(60));
+    assert_eq!(released(&mut queue), [(300, 2)]);
+    queue.handle(Event::Tick, after(109));
+    assert_eq!(queue.actions().count(), 0);
+    queue.handle(Event::Tick, after(110));
+    assert_eq!(queue.actions().collect::<Vec<_>>(), [Action::Settle(key(300))]);
+}
+
 #[test]
 fn what_has_waited_too_long_goes_to_its_end() {
     let mut queue = Queue::default();
