@@ -83,3 +83,42 @@ impl Drop for GoSpiffe {
         drop(self.child.wait());
     }
 }
+
+/// Mutual handshakes between two ends in that process, both with one SVID, for comparison with ours.
+#[derive(Debug)]
+pub struct Handshakes {
+    process: GoSpiffe,
+    request: Value,
+}
+
+#[expect(
+    clippy::indexing_slicing,
+    reason = "a request is an object; of an answer, what is not there is null"
+)]
+impl Handshakes {
+    /// The application protocol that they agree on.
+    pub const PROTOCOL: &str = "test/1";
+
+    /// Starts the process, for so many handshakes at a time.
+    ///
+    /// # Errors
+    /// As [`GoSpiffe::start`].
+    pub fn start<C: AsRef<[u8]>>(chain: &[C], key: &[u8], bundles: &Bundles, times: usize) -> Result<Self> {
+        let mut request = GoSpiffe::request("handshakes", chain, bundles);
+        request["Key"] = json!(GoSpiffe::base64(key));
+        request["Protocol"] = json!(Self::PROTOCOL);
+        request["Times"] = json!(times);
+        Ok(Self { process: GoSpiffe::start()?, request })
+    }
+
+    /// Processor time of one, both ends together, in microseconds.
+    ///
+    /// # Errors
+    /// When the process is gone, a handshake fails, or it has another key exchange than ours.
+    pub fn microseconds(&mut self) -> Result<f64> {
+        let answer = self.process.ask(&self.request)?;
+        ensure!(answer["Error"] == "", "{answer}");
+        ensure!(answer["Group"] == "X25519MLKEM768", "{answer}");
+        Ok(answer["Nanoseconds"].as_f64().context("no time")? / 1e3)
+    }
+}

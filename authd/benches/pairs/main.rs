@@ -8,8 +8,7 @@
     clippy::print_stdout,
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::indexing_slicing,
-    reason = "a benchmark says what it finds, and ends when it can't go on; indexing JSON doesn't panic"
+    reason = "a benchmark says what it finds, and ends when it can't go on"
 )]
 
 mod node;

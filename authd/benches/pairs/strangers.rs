@@ -4,14 +4,14 @@
 //! in one process; ours with the driver and its machine, which Go has no match for.
 
 #[path = "../../../spire-adapter/tests/certificates/matrix.rs"]
-#[expect(dead_code, reason = "the certificate tests use the rest, and are tests")]
+#[expect(dead_code, clippy::indexing_slicing, reason = "the certificate tests use the rest, and are tests")]
 mod matrix;
 
 use std::time::{Duration, Instant};
 
 use authd::peer::PairProof;
 use authd_tests::bench::median;
-use authd_tests::gospiffe::GoSpiffe;
+use authd_tests::gospiffe::Handshakes;
 use authd_tests::skip;
 use matrix::Authorities;
 use serde_json::{Value, json};
@@ -29,8 +29,9 @@ pub(crate) fn compare(is_benchmark: bool) -> Vec<Value> {
         return Vec::new();
     }
     let (rounds, pairs) = if is_benchmark { (15, 200) } else { (1, 3) };
-    let mut go = Go::start(pairs);
-    let turns: Vec<[f64; 2]> = (0..rounds).map(|_| [over_session(pairs), go.handshakes()]).collect();
+    let mut go = go(pairs);
+    let turns: Vec<[f64; 2]> =
+        (0..rounds).map(|_| [over_session(pairs), go.microseconds().unwrap()]).collect();
     let ours = median(turns.iter().map(|[ours, _]| *ours));
     let theirs = median(turns.iter().map(|[_, theirs]| *theirs));
     let ratio = median(turns.iter().map(|[ours, theirs]| theirs / ours));
@@ -79,29 +80,11 @@ fn over_session(pairs: u32) -> f64 {
     })
 }
 
-/// Go's handshakes.
-struct Go {
-    process: GoSpiffe,
-    request: Value,
-}
-
-impl Go {
-    fn start(times: u32) -> Self {
-        let authorities = Authorities::new();
-        let rows = authorities.rows();
-        let good = rows.first().expect("the matrix has a good row");
-        let mut request = GoSpiffe::request("handshakes", &good.chain, &authorities.bundles());
-        request["Key"] = json!(GoSpiffe::base64(good.key.serialized_der()));
-        request["Protocol"] = json!("test/1");
-        request["Times"] = json!(times);
-        Self { process: GoSpiffe::start().unwrap(), request }
-    }
-
-    /// Processor time of one, in microseconds.
-    fn handshakes(&mut self) -> f64 {
-        let answer = self.process.ask(&self.request).unwrap();
-        assert_eq!(answer["Error"], "", "{answer}");
-        assert_eq!(answer["Group"], "X25519MLKEM768", "{answer}");
-        answer["Nanoseconds"].as_f64().expect("a time") / 1e3
-    }
+/// Go's handshakes, so many at a time.
+fn go(times: u32) -> Handshakes {
+    let authorities = Authorities::new();
+    let rows = authorities.rows();
+    let good = rows.first().expect("the matrix has a good row");
+    let times = usize::try_from(times).unwrap();
+    Handshakes::start(&good.chain, good.key.serialized_der(), &authorities.bundles(), times).unwrap()
 }

@@ -3,22 +3,23 @@
 //! given both between ends that meet for the first time, and between such as have met before. Part of `make bench-auth`; without `--bench`
 //! it runs once and briefly, as a test.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::indexing_slicing,
-    reason = "a benchmark says what it finds; indexing JSON doesn't panic"
-)]
+#![expect(clippy::print_stdout, reason = "a benchmark says what it finds")]
 
 #[path = "../../../spire-adapter/tests/certificates/matrix.rs"]
-#[expect(dead_code, clippy::unwrap_used, reason = "the certificate tests use the rest, and are tests")]
+#[expect(
+    dead_code,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "the certificate tests use the rest, and are tests"
+)]
 mod matrix;
 mod ours;
 
 use std::env;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use authd_tests::bench::{self, median};
-use authd_tests::gospiffe::GoSpiffe;
+use authd_tests::gospiffe::Handshakes;
 use authd_tests::skip;
 use matrix::Authorities;
 use ours::Ours;
@@ -37,20 +38,13 @@ fn main() -> Result<()> {
     let rows = authorities.rows();
     let good = rows.first().context("the matrix has a good row")?;
     let bundles = authorities.bundles();
-    let mut request = GoSpiffe::request("handshakes", &good.chain, &bundles);
-    request["Key"] = json!(GoSpiffe::base64(good.key.serialized_der()));
-    request["Protocol"] = json!(ours::PROTOCOL);
-    request["Times"] = json!(times);
+    let mut go = Handshakes::start(&good.chain, good.key.serialized_der(), &bundles, times)?;
     let ours = Ours::new(good.chain.clone(), good.key.serialized_der(), bundles)?;
-    let mut go = GoSpiffe::start()?;
     let (mut first, mut again, mut them) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         first.push(ours.meeting_first(times)?);
         again.push(ours.meeting_again(times)?);
-        let answer = go.ask(&request)?;
-        ensure!(answer["Error"] == "", "{answer}");
-        ensure!(answer["Group"] == "X25519MLKEM768", "{answer}");
-        them.push(answer["Nanoseconds"].as_f64().context("no time")? / 1e3);
+        them.push(go.microseconds()?);
     }
     let ratio = |us: &[f64]| median(us.iter().zip(&them).map(|(us, them)| them / us));
     let (to_first, to_again) = (ratio(&first), ratio(&again));

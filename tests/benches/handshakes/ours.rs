@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use authd_tests::gospiffe::Handshakes;
 use nix::time::{ClockId, clock_gettime};
 use rustls::pki_types::{CertificateDer, ServerName};
 use spire_adapter::tls::{Cipher, Flights, Options, client_config, server_config};
@@ -12,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-pub(crate) const PROTOCOL: &str = "test/1";
+const PROTOCOL: &str = Handshakes::PROTOCOL;
 
 pub(crate) struct Ours {
     svid: Svid,
