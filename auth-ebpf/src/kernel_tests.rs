@@ -38,6 +38,7 @@ mod tables;
 
 mod attaching;
 mod connections;
+mod direct;
 mod fill;
 mod flows;
 mod forwarding;

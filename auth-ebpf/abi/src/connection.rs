@@ -53,6 +53,23 @@ impl ConnectionKey {
     pub const fn protocol(&self) -> u8 {
         self.kind as u8
     }
+
+    /// The key that the other end has for it, if that is an endpoint here.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of_other_end(&self) -> Self {
+        let asked = (self.kind >> 8) as u8;
+        let asked = match self.protocol() {
+            protocol::ICMP | protocol::ICMPV6 => opened(asked).reverse() as u8,
+            _ => asked,
+        };
+        Self {
+            local: self.remote,
+            remote: self.local,
+            ports: self.ports.reverse(),
+            kind: Self::kind(self.protocol(), asked),
+        }
+    }
 }
 
 plain! {
@@ -105,6 +122,9 @@ impl ConnectionEntry {
     pub const FROM_SERVICE: u8 = 4;
     /// With either: the pod itself is the backend, and policy has no say.
     pub const HAIRPIN: u8 = 8;
+    /// What the endpoint sends goes straight to the other end's interface, round the host's stack. Both ends have it or
+    /// neither, for as long as the connection lasts: what the host has seen the half of, it may take for invalid.
+    pub const DIRECT: u8 = 16;
     pub(crate) const TRANSLATES: u8 = Self::TO_BACKEND | Self::FROM_SERVICE;
     /// As `peer_ifindex`: the other end's packets may come in anywhere.
     pub const ANY: u32 = u32::MAX;
@@ -123,6 +143,13 @@ impl ConnectionEntry {
         self.peer_ifindex == Self::ANY
             || self.peer_ifindex == ingress
             || (self.peer_bridge != 0 && self.peer_bridge == ingress)
+    }
+
+    /// Index of the interface to which what its endpoint sends goes straight; 0 for none.
+    #[must_use]
+    #[inline(always)]
+    pub const fn straight_to(&self) -> u32 {
+        if self.flags & Self::DIRECT != 0 { self.peer_ifindex } else { 0 }
     }
 
     /// Whether it has been answered: its place is `connections`, not `half_open`.

@@ -6,7 +6,7 @@
 
 use core::ops::DerefMut;
 
-use crate::packet::{Bytes, Frame, Packet, ethertype, parse_ethernet, parse_ip};
+use crate::packet::{Bytes, Fragment, Frame, Packet, ethertype, parse_ethernet, parse_ip};
 use crate::{
     Address, AddressEntry, AddressFlags, AffinityEntry, AffinityKey, AuthEntry, AuthKey, BackendEntry,
     BackendKey, ConnectionEntry, ConnectionKey, DropReason, EndpointEntry, Event, EventKind, FragmentEntry,
@@ -15,6 +15,7 @@ use crate::{
 };
 
 mod border;
+mod direct;
 mod exchange;
 mod fragment;
 mod hold;
@@ -134,6 +135,22 @@ pub struct Workspace {
     notes: Notes,
 }
 
+impl Workspace {
+    /// Where a packet that has passed goes [straight](ConnectionEntry::DIRECT), if it does: the index of the
+    /// interface, and the address of the pod there.
+    #[must_use]
+    #[inline(always)]
+    pub const fn straight_to(&self) -> Option<(u32, Address)> {
+        let Self { packet, place, .. } = self;
+        // What follows a fragment does not show its connection, and the host must have all or none.
+        if place.straight_to == 0 || !matches!(packet.fragment, Fragment::Whole) {
+            return None;
+        }
+        let translated = place.translation.kind != TranslationKind::NONE;
+        Some((place.straight_to, if translated { place.translation.new } else { packet.destination }))
+    }
+}
+
 /// Keys and entries under which a packet is looked for and remembered.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Place {
@@ -152,6 +169,10 @@ pub struct Place {
     /// Itself as the client of a service that has affinity, and until when it keeps its backend; 0 for not.
     affinity: AffinityKey,
     stick_until: u64,
+    /// Its connection as its other end has it, if that is an endpoint here.
+    opposite: ConnectionKey,
+    /// [`ConnectionEntry::straight_to`] of its connection, if a pod sends it.
+    straight_to: u32,
     /// What its destination's address says by itself.
     owner: AddressEntry,
     /// What its connection says, if that has to be looked at again.
@@ -216,6 +237,7 @@ pub fn decide<S: State, B: Bytes + ?Sized>(
     packet.clear();
     place.translation.kind = TranslationKind::NONE;
     place.translation.news = false;
+    place.straight_to = 0;
     notes.held_since = context.held_since;
     // Before anything that the decision rests on.
     let at_pod = matches!(context.hook, Hook::FromPod | Hook::ToPod);

@@ -174,8 +174,10 @@ impl Address {
         [a, b, c, d]
     }
 
+    /// As four numbers.
+    #[must_use]
     #[inline(always)]
-    pub(crate) const fn words(&self) -> [u32; 4] {
+    pub const fn words(&self) -> [u32; 4] {
         let [first, last] = self.halves();
         let (first, last) = (u64::from_be(first), u64::from_be(last));
         [(first >> 32) as u32, first as u32, (last >> 32) as u32, last as u32]
@@ -222,7 +224,7 @@ plain! {
 
 plain! {
     /// An address of a pod on this node.
-    pub struct EndpointEntry [32] {
+    pub struct EndpointEntry [40] {
         /// The pod's identity.
         pub identity: u32,
         /// Index of the host end of its veth pair.
@@ -235,6 +237,11 @@ plain! {
         /// Which [`PolicyClasses`] the identity's policy has, so that no other is looked for. Written by
         /// whoever writes the policy.
         pub classes: PolicyClasses,
+        /// MTU of the host end, if connections with other such pods may go
+        /// [straight](crate::ConnectionEntry::DIRECT) from interface to interface; else 0.
+        pub direct_mtu: u32,
+        /// Reserved, 0.
+        pub pad: u32,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The `config` map: one `u64` a slot, so that the daemon and `authctl` write theirs without a race.
 
 /// Version of the maps' layout. A daemon refuses pinned maps of another version.
-pub const SCHEMA_VERSION: u64 = 5;
+pub const SCHEMA_VERSION: u64 = 6;
 
 /// A slot of the `config` map.
 #[repr(u32)]

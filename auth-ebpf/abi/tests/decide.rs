@@ -23,6 +23,8 @@ mod borders;
 mod connections;
 #[path = "decide/corpus.rs"]
 mod corpus;
+#[path = "decide/direct.rs"]
+mod direct;
 #[path = "decide/exchange.rs"]
 mod exchange;
 #[path = "decide/flow_model.rs"]

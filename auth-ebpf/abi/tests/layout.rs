@@ -28,7 +28,13 @@ const ADDRESS: Address = Address([0xff; 16]);
 #[test]
 fn bytes_lie_where_the_fields_are() {
     fields!(AddressEntry { identity = u32::MAX, node = u16::MAX, flags = u16::MAX });
-    fields!(EndpointEntry { identity = u32::MAX, ifindex = u32::MAX, epoch = u32::MAX, bridge = u32::MAX });
+    fields!(EndpointEntry {
+        identity = u32::MAX,
+        ifindex = u32::MAX,
+        epoch = u32::MAX,
+        bridge = u32::MAX,
+        direct_mtu = u32::MAX
+    });
     fields!(PolicyClasses { ingress = u32::MAX, ingress_any = u32::MAX, egress = u32::MAX, egress_any = u32::MAX });
     fields!(AuthKey { local = u32::MAX, remote = u32::MAX, node = u16::MAX, auth_type = 255, pad = 255 });
     fields!(AuthEntry { expires = u64::MAX, epoch = u32::MAX, flags = u32::MAX });

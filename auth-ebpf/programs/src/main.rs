@@ -13,13 +13,16 @@ mod words;
 
 use auth_ebpf_abi::packet::{Bytes, Number, read_directly};
 use auth_ebpf_abi::{
-    Context, Hook, Rewrite, Setting, State as _, TranslationKind, Verdict, Workspace, come_back, decide,
+    Address, Context, Hook, Rewrite, Setting, State as _, TranslationKind, Verdict, Workspace, come_back, decide,
     hook_of, translate,
 };
-use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{
+    BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh,
+    bpf_redir_neigh__bindgen_ty_1,
+};
 use aya_ebpf::helpers::{
-    bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_vlan_pop,
-    bpf_skb_vlan_push,
+    bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+    bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -29,6 +32,9 @@ const PASS: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
 /// The type of a VLAN tag, in network order.
 const ETH_P_8021Q: u16 = 0x8100_u16.to_be();
+/// The address families.
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
 /// The type of IPv4, in network order, as a context has it.
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 
@@ -121,15 +127,32 @@ fn run(ctx: &TcContext, hook: Hook) -> i32 {
 #[inline(always)]
 fn pass(ctx: &TcContext, workspace: &Workspace, context: &Context) -> i32 {
     let translation = &workspace.place.translation;
-    if translation.kind == TranslationKind::NONE {
-        return PASS;
+    if translation.kind != TranslationKind::NONE {
+        let direction = context.hook.direction();
+        if translate(&mut Rewriter(ctx), &workspace.packet, direction, translation).is_none() {
+            return DROP;
+        }
+        if translation.is_hairpin() {
+            return turn_round(ctx, context.ifindex);
+        }
     }
-    let changed = translate(&mut Rewriter(ctx), &workspace.packet, context.hook.direction(), translation);
-    match changed {
-        None => DROP,
-        Some(()) if translation.is_hairpin() => turn_round(ctx, context.ifindex),
-        Some(()) => PASS,
+    match workspace.straight_to() {
+        Some((ifindex, pod)) if matches!(context.hook, Hook::FromPod) => hand_over(ifindex, &pod),
+        _ => PASS,
     }
+}
+
+/// Sends a packet out by the interface of the pod that has this address, by whom the host knows as neighbour there.
+#[inline(always)]
+fn hand_over(ifindex: u32, pod: &Address) -> i32 {
+    let [a, b, c, d] = pod.words().map(u32::to_be);
+    let (family, next) = if pod.is_v4() { (AF_INET, [d, 0, 0, 0]) } else { (AF_INET6, [a, b, c, d]) };
+    let mut hop = bpf_redir_neigh {
+        nh_family: family,
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: next },
+    };
+    // SAFETY: the helper takes any index, and the hop is as long as it says.
+    unsafe { bpf_redirect_neigh(ifindex, &mut hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
 }
 
 /// Sends a packet back to the pod that it comes from.

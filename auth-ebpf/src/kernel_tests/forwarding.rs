@@ -30,25 +30,14 @@ struct Wire {
 
 impl Wire {
     fn new() -> Self {
-        ip("link add pod type veth peer name eth0");
-        let (ready, wait) = mpsc::channel();
-        let (go, gone) = mpsc::channel();
-        let inside = thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            ready.send(gettid()).unwrap();
-            gone.recv().unwrap();
-            ip("address add 10.0.1.10/32 dev eth0");
-            ip("link set eth0 up");
-            ip("route add default dev eth0");
-            UdpSocket::bind(POD).unwrap()
-        });
-        let thread = wait.recv().unwrap();
-        ip(&format!("link set eth0 netns {thread}"));
-        ip("link set pod up");
-        ip("address add 192.168.0.1/32 dev pod");
-        ip("route add 10.0.1.10/32 dev pod");
-        go.send(()).unwrap();
-        let wire = Self { pod: inside.join().unwrap(), node: UdpSocket::bind(NODE).unwrap() };
+        let pod =
+            within("pod", &["address add 192.168.0.1/32 dev pod", "route add 10.0.1.10/32 dev pod"], || {
+                ip("address add 10.0.1.10/32 dev eth0");
+                ip("link set eth0 up");
+                ip("route add default dev eth0");
+                UdpSocket::bind(POD).unwrap()
+            });
+        let wire = Self { pod, node: UdpSocket::bind(NODE).unwrap() };
         wire.pod.set_read_timeout(Some(LIMIT)).unwrap();
         wire.node.set_read_timeout(Some(LIMIT)).unwrap();
         wire.settle();
@@ -72,6 +61,29 @@ impl Wire {
     fn to_pod(&self) -> bool {
         passes(&self.node, &self.pod, POD)
     }
+}
+
+/// Does `work` in a network namespace at the other end, `eth0`, of this interface, which these commands set up.
+pub(super) fn within<T: Send + 'static>(
+    interface: &str,
+    commands: &[&str],
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    ip(&format!("link add {interface} type veth peer name eth0"));
+    let (ready, wait) = mpsc::channel();
+    let (go, gone) = mpsc::channel();
+    let inside = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        ready.send(gettid()).unwrap();
+        gone.recv().unwrap();
+        work()
+    });
+    let thread = wait.recv().unwrap();
+    ip(&format!("link set eth0 netns {thread}"));
+    ip(&format!("link set {interface} up"));
+    commands.iter().copied().for_each(ip);
+    go.send(()).unwrap();
+    inside.join().unwrap()
 }
 
 fn passes(from: &UdpSocket, to: &UdpSocket, address: &str) -> bool {

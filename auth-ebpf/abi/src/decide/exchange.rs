@@ -50,6 +50,7 @@ impl<S: State> Judge<'_, S> {
         let node = self.session(remote.entry.node);
         self.authenticate(endpoint, remote, auth_type, node)?;
         self.encrypt(remote, node)?;
+        let direct = self.direct(place, opened, endpoint, remote);
         let notes = *self.notes();
         place.entry = ConnectionEntry {
             // What was only observed settles nothing: it ends with observing.
@@ -64,7 +65,7 @@ impl<S: State> Judge<'_, S> {
             // What is only tried binds no reply.
             auth_type: if notes.entry_audited { AuthType::Disabled as u8 } else { auth_type },
             direction: opened as u8,
-            flags: if notes.policy_audited { ConnectionEntry::AUDITED } else { 0 },
+            flags: if notes.policy_audited { ConnectionEntry::AUDITED | direct } else { direct },
             ..ConnectionEntry::default()
         };
         if outwards && place.translation.kind != TranslationKind::NONE {
@@ -176,13 +177,13 @@ impl<S: State> Judge<'_, S> {
         if !is_tracked(packet) {
             return Ok(());
         }
-        let Place { connection: key, entry, .. } = place;
+        let Place { connection: key, entry, straight_to, .. } = place;
         let opens = may_open(packet);
         if let Some(mut known) = self.state.established(key) {
-            return self.renew(packet, entry, &mut known);
+            return self.renew(packet, entry, &mut known, straight_to);
         }
         if let Some(mut known) = self.state.half_open(key) {
-            return self.renew(packet, entry, &mut known);
+            return self.renew(packet, entry, &mut known, straight_to);
         }
         if !opens {
             return Ok(());
@@ -190,6 +191,7 @@ impl<S: State> Judge<'_, S> {
         entry.record(packet, false, self.now());
         if self.state.open(key, entry) {
             self.notes().opening = true;
+            *straight_to = entry.straight_to();
             return Ok(());
         }
         self.refuse(DropReason::MapError)
@@ -203,6 +205,7 @@ impl<S: State> Judge<'_, S> {
         packet: &Packet,
         decided: &mut ConnectionEntry,
         known: &mut ConnectionEntry,
+        straight_to: &mut u32,
     ) -> Outcome {
         let reply = decided.direction != self.direction() as u8;
         let outwards = matches!(self.direction(), Direction::Egress);
@@ -223,6 +226,8 @@ impl<S: State> Judge<'_, S> {
         known.record(packet, reply, self.now());
         decided.last_seen = known.last_seen;
         decided.state = known.state;
+        decided.flags = decided.flags & !ConnectionEntry::DIRECT | known.flags & ConnectionEntry::DIRECT;
+        *straight_to = known.straight_to();
         self.notes().opening = matches!(renewal, Renewal::New);
         Ok(())
     }
@@ -273,7 +278,7 @@ impl ConnectionEntry {
             self.translation = decided.translation;
             self.translation_port = decided.translation_port;
         }
-        let service = if same { self.flags } else { decided.flags } & Self::FROM_SERVICE;
+        let kept = if same { self.flags } else { decided.flags } & (Self::FROM_SERVICE | Self::DIRECT);
         self.local_identity = decided.local_identity;
         self.remote_identity = decided.remote_identity;
         self.ifindex = decided.ifindex;
@@ -282,7 +287,10 @@ impl ConnectionEntry {
         self.node = decided.node;
         self.auth_type = decided.auth_type;
         self.direction = decided.direction;
-        self.flags = decided.flags | service;
+        self.flags = decided.flags & !Self::DIRECT | kept;
+        if decided.peer_bridge != 0 || decided.peer_ifindex == Self::ANY {
+            self.flags &= !Self::DIRECT;
+        }
         self.valid_until = decided.valid_until;
         self.generation = decided.generation;
         if same { Renewal::Same } else { Renewal::New }

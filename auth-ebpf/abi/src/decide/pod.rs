@@ -18,13 +18,15 @@ pub(super) struct Remote {
     pub(super) ifindex: u32,
     /// Another one, as [`ConnectionEntry::peer_bridge`].
     pub(super) bridge: u32,
+    /// [`EndpointEntry::direct_mtu`].
+    pub(super) direct_mtu: u32,
 }
 
 impl Remote {
     /// Whoever has this address, wherever its packets come in.
     #[inline(always)]
     const fn anywhere(entry: AddressEntry) -> Self {
-        Self { entry, ifindex: ConnectionEntry::ANY, bridge: 0 }
+        Self { entry, ifindex: ConnectionEntry::ANY, bridge: 0, direct_mtu: 0 }
     }
 
     /// It is this pod here.
@@ -32,6 +34,7 @@ impl Remote {
     const fn comes_by(&mut self, endpoint: &EndpointEntry) {
         self.ifindex = endpoint.ifindex;
         self.bridge = endpoint.bridge;
+        self.direct_mtu = endpoint.direct_mtu;
     }
 }
 

@@ -71,13 +71,13 @@ impl<S: State> Judge<'_, S> {
 
     #[inline(always)]
     fn find(&mut self, packet: &Packet, place: &mut Place) -> Standing {
-        let Place { connection: key, entry: copy, translation, known, .. } = place;
+        let Place { connection: key, entry: copy, translation, known, straight_to, .. } = place;
         let state = self.state;
         if let Some(mut entry) = state.established(key) {
-            return self.look(packet, &mut entry, translation, known);
+            return self.look(packet, &mut entry, translation, known, straight_to);
         }
         let Some(mut entry) = state.half_open(key) else { return Standing::Unknown };
-        let standing = self.look(packet, &mut entry, translation, known);
+        let standing = self.look(packet, &mut entry, translation, known, straight_to);
         if matches!(standing, Standing::Settled) && entry.is_answered() {
             *copy = *entry;
             drop(entry);
@@ -93,6 +93,7 @@ impl<S: State> Judge<'_, S> {
         entry: &mut ConnectionEntry,
         translation: &mut Translation,
         known: &mut Known,
+        straight_to: &mut u32,
     ) -> Standing {
         let now = self.now();
         if !entry.is_alive(packet.protocol, now) {
@@ -124,6 +125,9 @@ impl<S: State> Judge<'_, S> {
             entry.record(packet, reply, now);
             if translates {
                 translation.tell(before, entry);
+            }
+            if matches!(direction, Direction::Egress) {
+                *straight_to = entry.straight_to();
             }
             return Standing::Settled;
         }
