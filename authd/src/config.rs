@@ -122,6 +122,8 @@ pub struct Config {
     pub policy_mode: Mode,
     /// Whether a packet that only lacks authentication waits for it.
     pub hold: bool,
+    /// Whether packets between pods here go from interface to interface, round the host's stack.
+    pub forwards_directly: bool,
     /// How to log.
     pub log: LogConfig,
 }
@@ -212,6 +214,10 @@ impl Config {
             encryption,
             policy_mode: mode("policy-mode", settings.policy_mode.as_deref())?,
             hold: value::switch("hold", settings.hold.as_deref())?,
+            forwards_directly: value::forwarding(
+                "same-node-forwarding",
+                settings.same_node_forwarding.as_deref(),
+            )?,
             log: LogConfig {
                 format: Format::from_setting(settings.log_format.as_deref())?,
                 level: settings.log_level.unwrap_or_else(|| "info".into()),

@@ -135,6 +135,7 @@ pub struct Task {
     uplinks: Vec<String>,
     wireguard: String,
     hold: bool,
+    forwards_directly: bool,
     policy: PolicyWriter,
     addresses: Addresses,
 }
@@ -185,6 +186,7 @@ impl Task {
             uplinks: config.encryption.uplinks.clone(),
             wireguard: config.encryption.interface.clone(),
             hold: config.hold,
+            forwards_directly: config.forwards_directly,
             policy: PolicyWriter::default(),
             addresses,
         })
@@ -236,6 +238,7 @@ impl Task {
             cluster_cidrs: &cluster_cidrs,
             sessions: &sessions,
             before: &before,
+            forwards_directly: self.forwards_directly,
         };
         self.addresses.forget(&cluster, self.parts.clock.now());
         let mut plan = Plan::make(&inputs, &self.addresses.claims);

@@ -3,6 +3,8 @@
 
 #[path = "services/beside_kube_proxy.rs"]
 mod beside_kube_proxy;
+#[path = "services/forwarding.rs"]
+mod forwarding;
 #[path = "services/kube_proxy.rs"]
 mod kube_proxy;
 #[path = "services/ships.rs"]
@@ -71,6 +73,11 @@ struct Hangar {
 impl Hangar {
     /// `service` is the Service's manifest; behind it are these pods.
     fn open(name: &str, service: &str, behind: &[&str]) -> Result<Self> {
+        Self::open_with(name, service, behind, &[])
+    }
+
+    /// The same, where daemons have these flags.
+    fn open_with(name: &str, service: &str, behind: &[&str], flags: &[&str]) -> Result<Self> {
         let scene = StarWars::new(name)?;
         scene.write_manifest("hangar-policy.yaml", POLICY)?;
         scene.write_manifest("hangar.yaml", service)?;
@@ -81,7 +88,7 @@ impl Hangar {
         let mut hangar = Self { scene, _ships: ships };
         hangar.write_slices(&behind.iter().map(|name| (*name, "{}")).collect::<Vec<_>>())?;
         hangar.scene.start_tunnels()?;
-        hangar.scene.start_agents(&[])?;
+        hangar.scene.start_agents(flags)?;
         hangar.scene.settle()?;
         Ok(hangar)
     }

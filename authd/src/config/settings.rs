@@ -104,6 +104,10 @@ settings! {
     /// node, or `drop` [default: exempt]
     #[arg(env = "AUTHD_SAME_NODE_ENCRYPTION", value_name = "exempt|drop")]
     same_node_encryption: String,
+    /// How packets get from pod to pod on one node: by way of the `host`, its routing and netfilter, or `direct`,
+    /// which is faster and past both [default: host]
+    #[arg(env = "AUTHD_SAME_NODE_FORWARDING", value_name = "host|direct")]
+    same_node_forwarding: String,
     /// `on`, or `off` to drop the first packets of a pair rather than hold them [default: on]
     #[arg(env = "AUTHD_HOLD", value_name = "on|off")]
     hold: String,

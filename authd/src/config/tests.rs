@@ -59,6 +59,7 @@ fn bad_values_name_their_key() {
         (Settings { policy_mode: Some("off".into()), ..minimal() }, "policy-mode"),
         (Settings { encryption_mode: Some("".into()), ..minimal() }, "encryption-mode"),
         (Settings { same_node_encryption: Some("on".into()), ..minimal() }, "same-node-encryption"),
+        (Settings { same_node_forwarding: Some("bridge".into()), ..minimal() }, "same-node-forwarding"),
         (Settings { cluster_name: Some("Not A Name".into()), ..minimal() }, "cluster-name"),
         (Settings { http_address: Some("localhost".into()), ..minimal() }, "http-address"),
         (Settings { handshake_port: Some(0), ..minimal() }, "handshake-port"),

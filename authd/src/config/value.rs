@@ -92,6 +92,15 @@ pub(super) fn same_node(key: &'static str, value: Option<&str>) -> Result<bool, 
     }
 }
 
+/// Whether what stays on a node goes round the host's stack.
+pub(super) fn forwarding(key: &'static str, value: Option<&str>) -> Result<bool, ConfigError> {
+    match value {
+        None | Some("host") => Ok(false),
+        Some("direct") => Ok(true),
+        Some(other) => Err(invalid(key, other, "is neither host nor direct")),
+    }
+}
+
 pub(crate) fn mechanism(key: &'static str, value: &str) -> Result<Mechanism, ConfigError> {
     [Mechanism::Tcx, Mechanism::Clsact].into_iter().find(|mechanism| mechanism.as_str() == value).ok_or_else(
         || invalid(key, value, "is no way to attach programs; use tcx or clsact, or leave it out"),

@@ -25,6 +25,8 @@ pub struct Link {
     pub peer: Option<u32>,
     /// What it is a port of.
     pub master: Option<u32>,
+    /// Its MTU.
+    pub mtu: u32,
 }
 
 /// Interfaces, addresses and host routes at one moment.
@@ -92,6 +94,15 @@ impl Interfaces {
         (self.links.get(&master)?.kind == "bridge").then_some(master)
     }
 
+    /// The MTU of a pod's interface that the host itself would send out by what is for this address, and that is no
+    /// port of anything.
+    #[must_use]
+    pub fn direct_mtu(&self, index: u32, address: IpAddr) -> Option<u32> {
+        let link = self.links.get(&index)?;
+        let routed = self.host_routes.get(&address) == Some(&index) && link.master.is_none();
+        (routed && link.kind == "veth").then_some(link.mtu)
+    }
+
     /// The ports of a bridge, with their names.
     pub fn ports(&self, bridge: u32) -> impl Iterator<Item = (u32, &String)> {
         let ports = self.links.iter().filter(move |(_, link)| link.master == Some(bridge));
@@ -117,6 +128,7 @@ impl Interfaces {
                     }
                     LinkAttribute::Link(peer) => link.peer = Some(peer),
                     LinkAttribute::Controller(master) => link.master = Some(master),
+                    LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                     LinkAttribute::LinkInfo(infos) => link.kind = kind(&infos),
                     _ => {}
                 }

@@ -38,6 +38,8 @@ pub struct Inputs<'a> {
     pub sessions: &'a BTreeMap<NodeNumber, (BootTime, u32)>,
     /// Index of the host end where each pod was found before, by its name.
     pub before: &'a BTreeMap<String, u32>,
+    /// Whether packets between pods here go from interface to interface.
+    pub forwards_directly: bool,
 }
 
 impl<'a> Inputs<'a> {
@@ -145,10 +147,15 @@ impl Plan {
             };
             self.addresses.insert(address, entry);
             if let (true, Some((ifindex, _))) = (local, &interface) {
+                let direct_mtu = match inputs.forwards_directly {
+                    true => inputs.interfaces.direct_mtu(*ifindex, address.to_ip()),
+                    false => None,
+                };
                 let endpoint = EndpointEntry {
                     identity: number,
                     ifindex: *ifindex,
                     bridge: inputs.interfaces.bridge_of(*ifindex).unwrap_or_default(),
+                    direct_mtu: direct_mtu.unwrap_or_default(),
                     ..EndpointEntry::default()
                 };
                 self.endpoints.insert(address, endpoint);

@@ -239,7 +239,7 @@ mod tests {
     use crate::datapath::interfaces::Link;
 
     fn claim(namespace: u64, peer: u32) -> PodLink {
-        let link = Link { kind: "veth".to_owned(), peer: Some(peer), master: None };
+        let link = Link { kind: "veth".to_owned(), peer: Some(peer), master: None, mtu: 1500 };
         PodLink { namespace, name: "eth0".to_owned(), ifindex: 2, link }
     }
 

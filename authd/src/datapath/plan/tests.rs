@@ -39,7 +39,7 @@ fn pod(name: &str, node: &str, addresses: &[&str], identity: Option<u32>) -> Pod
 }
 
 fn veth(peer: u32) -> Link {
-    Link { kind: "veth".into(), peer: Some(peer), master: None }
+    Link { kind: "veth".into(), peer: Some(peer), master: None, mtu: 1500 }
 }
 
 fn interfaces() -> Interfaces {
@@ -67,6 +67,7 @@ fn plan_with(cluster: &Cluster, sessions: &BTreeMap<NodeNumber, (BootTime, u32)>
             cluster_cidrs: &[],
             sessions,
             before: &before,
+            forwards_directly: false,
         },
         claims,
     )
@@ -122,6 +123,7 @@ fn prefixes_of_policies_never_take_the_clusters_own() {
         cluster_cidrs: &[],
         sessions: &sessions,
         before: &before,
+        forwards_directly: false,
     };
     let mut plan = Plan::make(&inputs, &Claims::default());
     let before = plan.prefixes.clone();
@@ -143,6 +145,7 @@ fn nodes_that_policies_choose_have_identities_of_their_own() {
         cluster_cidrs: &[],
         sessions: &sessions,
         before: &before,
+        forwards_directly: false,
     };
     let mut plan = Plan::make(&inputs, &Claims::default());
     let nodes = ["n1", "n2", "gone"].map(|name| (name.to_owned(), 1 << 24));
@@ -168,6 +171,34 @@ fn every_address_of_a_local_pod_is_an_endpoint_at_its_interface() {
     assert_eq!((plan.endpoints.len(), interfaces), (2, BTreeSet::from([7])));
     assert_eq!(plan.pods[0].interface, Some((7, "lxc-here".into())));
     assert_eq!(plan.local_identities(), BTreeSet::from([256]));
+}
+
+#[test]
+fn packets_go_straight_to_an_interface_that_the_host_itself_would_send_them_to() {
+    let (cluster, sessions, before) = (cluster(), BTreeMap::new(), BTreeMap::new());
+    let mtus = |interfaces: &Interfaces, forwards_directly| {
+        let inputs = Inputs {
+            cluster: &cluster,
+            node: "n1",
+            interfaces,
+            cluster_cidrs: &[],
+            sessions: &sessions,
+            before: &before,
+            forwards_directly,
+        };
+        let plan = Plan::make(&inputs, &Claims::default());
+        ["10.244.1.10", "fd00::10"]
+            .map(|address| plan.endpoints[&address.parse::<IpAddr>().unwrap().into()].direct_mtu)
+    };
+    let routed = interfaces();
+    assert_eq!(mtus(&routed, false), [0, 0]);
+    assert_eq!(mtus(&routed, true), [1500, 0], "no route leads to its address of the other family");
+    let mut ported = routed.clone();
+    ported.links.insert(7, Link { master: Some(9), ..veth(3) });
+    assert_eq!(mtus(&ported, true), [0, 0]);
+    let mut elsewhere = routed;
+    elsewhere.host_routes.insert("fd00::10".parse().unwrap(), 8);
+    assert_eq!(mtus(&elsewhere, true), [1500, 0]);
 }
 
 #[test]
@@ -211,6 +242,7 @@ fn find(interfaces: &Interfaces, before: Option<u32>) -> (Option<u32>, Option<St
             cluster_cidrs: &[],
             sessions: &sessions,
             before: &before,
+            forwards_directly: false,
         },
         &Claims::default(),
     );
@@ -241,7 +273,7 @@ fn a_second_claim_to_an_address_changes_nothing() {
 #[test]
 fn devices_that_go_round_the_host_are_refused_in_words() {
     for (kind, said) in [("macvlan", "macvlan"), ("netkit", "netkit"), ("", "SR-IOV")] {
-        let link = Link { kind: kind.into(), peer: Some(2), master: None };
+        let link = Link { kind: kind.into(), peer: Some(2), master: None, mtu: 1500 };
         let (interface, refused, _) = find(&bridged(vec![claim(1, 3, link)]), None);
         assert_eq!(interface, None);
         assert!(refused.unwrap().contains(said));

@@ -93,6 +93,7 @@ fn write(writer: &mut PolicyWriter, maps: &Maps, cluster: &Arc<Cluster>) -> Poli
         cluster_cidrs: &[],
         sessions: &sessions,
         before: &before,
+        forwards_directly: false,
     };
     writer.write(maps, cluster, &Plan::make(&inputs, &crate::handover::Claims::default()), &inputs).unwrap();
     maps.policy().entries().unwrap().into_iter().collect()

@@ -54,6 +54,7 @@ fn plan(cluster: &Cluster) -> Plan {
         cluster_cidrs: &[],
         sessions: &sessions,
         before: &before,
+        forwards_directly: false,
     };
     Plan::make(&inputs, &Claims::default())
 }
