@@ -8,7 +8,7 @@ use authd_tests::bench::median;
 use serde::Serialize;
 
 use crate::load::Figures;
-use crate::wall::{Kind, Wall};
+use crate::wall::Wall;
 
 /// What must be left of the throughput and rates without any rules.
 const GOAL: f64 = 0.99;
@@ -52,7 +52,7 @@ impl Report {
             MEASURES.map(|(name, of)| {
                 let value = median(pairs.iter().map(|(bare, behind)| of(behind) / of(bare)));
                 // A new connection is decided anew and written into a map: what that costs is no goal.
-                let has_goal = wall.kind == Kind::Authd && name != "connections";
+                let has_goal = wall.kind.is_ours() && name != "connections";
                 Line {
                     name: format!("{wall}: {name}"),
                     value,

@@ -25,6 +25,8 @@ const SERVER: u32 = 301;
 const OTHERS: u32 = 1_000;
 const OTHER_ADDRESSES: u32 = u32::from_be_bytes([172, 16, 0, 0]);
 const TCP: u8 = 6;
+/// Of the pods' interfaces, as the kernel makes them.
+const MTU: u32 = 1500;
 
 /// Who decides, and by how many rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,6 +42,8 @@ pub(crate) enum Kind {
     Nothing,
     /// Our programs; the rule that allows requires authentication, which is there.
     Authd,
+    /// The same, with `--same-node-forwarding direct`.
+    AuthdDirect,
     /// A chain of rules.
     Iptables,
     /// The same behind a rule that lets established connections pass.
@@ -52,18 +56,30 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// Those that decide.
-    const DECIDING: [Self; 5] =
-        [Self::Authd, Self::Iptables, Self::IptablesConntrack, Self::Nftables, Self::NftablesSet];
+    const DECIDING: [Self; 6] = [
+        Self::Authd,
+        Self::AuthdDirect,
+        Self::Iptables,
+        Self::IptablesConntrack,
+        Self::Nftables,
+        Self::NftablesSet,
+    ];
+
+    /// Whether it is ours.
+    pub(crate) const fn is_ours(self) -> bool {
+        matches!(self, Self::Authd | Self::AuthdDirect)
+    }
 
     /// Whether it can leave the pods' interfaces and come back within milliseconds.
     pub(crate) const fn steps_aside(self) -> bool {
-        matches!(self, Self::Nothing | Self::Authd)
+        matches!(self, Self::Nothing) || self.is_ours()
     }
 
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Nothing => "programs that do nothing",
             Self::Authd => "authd",
+            Self::AuthdDirect => "authd, direct",
             Self::Iptables => "iptables",
             Self::IptablesConntrack => "iptables with conntrack",
             Self::Nftables => "nftables",
@@ -106,7 +122,7 @@ impl Wall {
     /// Raises what is made of rules.
     pub(crate) fn rules<'a>(&self, site: &'a Site) -> Result<Rules<'a>> {
         match self.kind {
-            Kind::Nothing | Kind::Authd => bail!("{self} are programs"),
+            Kind::Nothing | Kind::Authd | Kind::AuthdDirect => bail!("{self} are programs"),
             Kind::Iptables => self.iptables(site, ""),
             Kind::IptablesConntrack => {
                 self.iptables(site, "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n")
@@ -120,7 +136,7 @@ impl Wall {
     pub(crate) fn programs<'a>(&self, site: &'a Site) -> Result<Programs<'a>> {
         let pins = site.node.outside(Path::new("/sys/fs/bpf/bench"));
         let datapath = Datapath::open(&Options { pin_dir: pins.clone() })?;
-        fill(&datapath, site, self.rules)?;
+        fill(&datapath, site, self)?;
         let mut programs = Programs { datapath, pins, site, kind: self.kind, baselines: vec![] };
         programs.attach()?;
         Ok(programs)
@@ -209,13 +225,15 @@ impl Rules<'_> {
 }
 
 /// Puts two pods and the rules between them into the maps.
-fn fill(datapath: &Datapath, site: &Site, rules: usize) -> Result<()> {
+fn fill(datapath: &Datapath, site: &Site, wall: &Wall) -> Result<()> {
     let maps = datapath.maps();
+    let direct_mtu = if wall.kind == Kind::AuthdDirect { MTU } else { 0 };
     for (pod, number) in [(&site.client, CLIENT), (&site.server, SERVER)] {
         let address = Address::from(pod.address(Family::V4)?);
         maps.addresses().insert(&address, &AddressEntry { identity: number, node: 0, flags: 0 })?;
         let ifindex = ifindex(site, pod)?;
-        let endpoint = EndpointEntry { identity: number, ifindex, epoch: 1, ..EndpointEntry::default() };
+        let endpoint =
+            EndpointEntry { identity: number, ifindex, epoch: 1, direct_mtu, ..EndpointEntry::default() };
         maps.endpoints().insert(&address, &endpoint)?;
     }
     let forever = u64::MAX;
@@ -229,7 +247,7 @@ fn fill(datapath: &Datapath, site: &Site, rules: usize) -> Result<()> {
     policy.insert((anything, PolicyKey::prefix_len(None)), allow);
     let authenticated =
         PolicyEntry { auth_type: AuthType::Spire as u8, auth_explicit: 1, port_prefix: 24, ..allow };
-    let others = u32::try_from(rules.saturating_sub(1))?;
+    let others = u32::try_from(wall.rules.saturating_sub(1))?;
     for remote in (0..others).map(|number| OTHERS + number).chain([CLIENT]) {
         let key = PolicyKey {
             local: SERVER,
