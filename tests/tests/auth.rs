@@ -117,8 +117,8 @@ fn a_revoked_identity_is_cut_at_both_ends_within_a_second() {
     let revoke = ["revoke", &directory, "--identity", &identity, "--reason", "stolen"];
     cuts_and_comes_back(
         &mut scene,
-        // Both read the revocation; the first to act on it tells the other.
-        [&["not_desired", "peer_revoked"]; 2],
+        // Both read the revocation; the first to act on it tells the other, and its node vouches for it no more.
+        [&["not_desired", "peer_revoked"], &["not_desired", "peer_revoked", "not_announced"]],
         |scene| {
             scene.authctl("node1", &revoke)?;
             let seen =
