@@ -105,6 +105,30 @@ fn pods_with_host_routes_talk_as_policy_says() {
     lands_as_policy_says(&scene).unwrap();
 }
 
+/// Where packets between pods of a node shall go straight, they do so between pairs with host routes, by whatever
+/// interface the pod has now; those of a bridge's ports stay with the bridge.
+#[test]
+fn pods_talk_as_policy_says_where_packets_go_straight() {
+    if !skip::cni_available("pods_talk_as_policy_says_where_packets_go_straight") {
+        return;
+    }
+    for (name, plugin) in [("direct-ptp", Plugin::Ptp), ("direct-bridge", Plugin::Bridge)] {
+        let mut scene = StarWars::with_options(name, Options { rp_filter: 1, cni: Some(plugin) }).unwrap();
+        scene.start_tunnels().unwrap();
+        scene.start_agents(&["--same-node-forwarding", "direct"]).unwrap();
+        scene.settle().unwrap();
+        if name == "direct-ptp" {
+            // The host forwards nothing but between pods and the tunnel.
+            let rules = "add table inet wall; add chain inet wall f { type filter hook forward priority 0; };
+                 add rule inet wall f iifname != authd0 oifname != authd0 drop";
+            scene.node("node2").unwrap().exec(["nft", rules]).unwrap();
+        }
+        lands_as_policy_says(&scene).unwrap();
+        pod_goes_and_comes(&mut scene).unwrap();
+        lands_as_policy_says(&scene).unwrap();
+    }
+}
+
 #[test]
 fn nobody_speaks_for_a_neighbour_on_the_bridge() {
     if !skip::cni_available("nobody_speaks_for_a_neighbour_on_the_bridge") {
