@@ -72,6 +72,7 @@ pub(super) fn status() -> Status {
                 identity: 256,
                 interface: "veth-tie".to_owned(),
                 attached: true,
+                direct: true,
             },
             Endpoint {
                 pod: "default/xwing".to_owned(),
@@ -79,6 +80,7 @@ pub(super) fn status() -> Status {
                 identity: 258,
                 interface: "veth-xwing".to_owned(),
                 attached: true,
+                direct: true,
             },
         ],
         nodes: vec![Node {

@@ -139,21 +139,21 @@ impl Pinned {
     }
 
     fn endpoints(&self, interface: &impl Fn(u32) -> Option<String>) -> Vec<v1::Endpoint> {
-        let mut by_interface: BTreeMap<(u32, u32), Vec<String>> = BTreeMap::new();
+        let mut by_interface: BTreeMap<(u32, u32), (Vec<String>, bool)> = BTreeMap::new();
         for (address, entry) in &self.endpoints {
-            by_interface
-                .entry((entry.identity, entry.ifindex))
-                .or_default()
-                .push(address.to_ip().to_string());
+            let (addresses, direct) = by_interface.entry((entry.identity, entry.ifindex)).or_default();
+            addresses.push(address.to_ip().to_string());
+            *direct |= entry.direct_mtu != 0;
         }
         by_interface
             .into_iter()
-            .map(|((identity, ifindex), mut addresses)| {
+            .map(|((identity, ifindex), (mut addresses, direct))| {
                 addresses.sort();
                 v1::Endpoint {
                     addresses,
                     identity,
                     attached: self.attached.contains(&ifindex),
+                    direct,
                     interface: interface(ifindex).unwrap_or_default(),
                     ..v1::Endpoint::default()
                 }

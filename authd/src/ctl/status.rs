@@ -129,7 +129,11 @@ fn head(status: &Status, now: Timestamp) -> String {
     let attached = status.endpoints.iter().filter(|endpoint| endpoint.attached).count();
     let by =
         if status.attached_by.is_empty() { String::new() } else { format!(" by {}", status.attached_by) };
-    lines.push(("Endpoints", format!("{attached} of {} attached{by}", status.endpoints.len())));
+    let direct = match status.endpoints.iter().filter(|endpoint| endpoint.direct).count() {
+        0 => String::new(),
+        count => format!(", {count} reached directly by their neighbours"),
+    };
+    lines.push(("Endpoints", format!("{attached} of {} attached{by}{direct}", status.endpoints.len())));
     let live = status.nodes.iter().filter(|node| node.live).count();
     lines.push(("Nodes", format!("{live} of {} with a live session", status.nodes.len())));
     lines.push(("Authentications", status.auth_entries.to_string()));

@@ -122,8 +122,14 @@ mod tests {
     /// Whether the pod still is an endpoint, found at this interface at that time.
     fn is_known(moves: &mut Moves, pod: &str, identity: u32, index: Option<u32>, now: BootTime) -> bool {
         let interface = index.map(|index| (index, format!("if{index}")));
-        let endpoint =
-            Endpoint { pod: pod.into(), addresses: vec![ip()], identity, interface, refused: None };
+        let endpoint = Endpoint {
+            pod: pod.into(),
+            addresses: vec![ip()],
+            identity,
+            interface,
+            refused: None,
+            direct: false,
+        };
         let mut plan = Plan { pods: vec![endpoint], ..Plan::default() };
         if let Some(ifindex) = index {
             plan.endpoints

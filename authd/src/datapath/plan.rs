@@ -63,6 +63,8 @@ pub struct Endpoint {
     pub interface: Option<(u32, String)>,
     /// Why it has none, if that is known and will not change by itself.
     pub refused: Option<Refusal>,
+    /// Whether what other such pods here send it goes straight there.
+    pub direct: bool,
 }
 
 /// What the maps shall hold.
@@ -127,6 +129,10 @@ impl Plan {
             Err(refusal) => (None, Some(refusal)),
         };
         let interface = index.and_then(|index| Some((index, inputs.interfaces.names.get(&index)?.clone())));
+        let direct_mtu = |address: IpAddr| {
+            let index = index.filter(|_| inputs.forwards_directly)?;
+            inputs.interfaces.direct_mtu(index, address)
+        };
         if local {
             self.pods.push(Endpoint {
                 pod: name,
@@ -134,6 +140,7 @@ impl Plan {
                 identity: pod.identity.unwrap_or(identity::UNKNOWN),
                 interface: interface.clone(),
                 refused,
+                direct: pod.addresses.iter().any(|address| direct_mtu(*address).is_some()),
             });
         }
         // Without an identity a pod gets no traffic: its addresses stay unknown in the cluster's ranges.
@@ -147,15 +154,11 @@ impl Plan {
             };
             self.addresses.insert(address, entry);
             if let (true, Some((ifindex, _))) = (local, &interface) {
-                let direct_mtu = match inputs.forwards_directly {
-                    true => inputs.interfaces.direct_mtu(*ifindex, address.to_ip()),
-                    false => None,
-                };
                 let endpoint = EndpointEntry {
                     identity: number,
                     ifindex: *ifindex,
                     bridge: inputs.interfaces.bridge_of(*ifindex).unwrap_or_default(),
-                    direct_mtu: direct_mtu.unwrap_or_default(),
+                    direct_mtu: direct_mtu(address.to_ip()).unwrap_or_default(),
                     ..EndpointEntry::default()
                 };
                 self.endpoints.insert(address, endpoint);

@@ -62,6 +62,8 @@ fn pods_of_one_node_reach_each_other_past_the_host_and_past_no_policy() {
         return;
     }
     let mut hangar = Hangar::open_with("fwd-direct", SERVICE, &["interceptor"], &DIRECT).unwrap();
+    let status = hangar.scene.authctl("node1", &["status"]).unwrap();
+    assert!(status.contains("3 reached directly by their neighbours"), "{status}");
     raise_wall(&hangar).unwrap();
     let tiefighter = hangar.pod("tiefighter").unwrap().clone();
     let again = syns_sent_again(&tiefighter).unwrap();

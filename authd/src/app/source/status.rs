@@ -136,6 +136,7 @@ fn to_message(endpoint: &Endpoint, attached: bool) -> v1::Endpoint {
         identity: endpoint.identity,
         interface: endpoint.interface.as_ref().map(|(_, name)| name.clone()).unwrap_or_default(),
         attached,
+        direct: endpoint.direct,
     }
 }
 
