@@ -40,7 +40,8 @@ impl Maps {
             let Some(wanted) = wanted.get(&entry.identity) else { continue };
             let classes = entry.classes.union(*wanted);
             if classes != entry.classes {
-                self.endpoints().insert(&address, &EndpointEntry { classes, ..entry })?;
+                // It finds nothing yet, so it re-opens nothing.
+                self.endpoints().write(&address, &EndpointEntry { classes, ..entry })?;
                 looked_for_less = true;
             }
         }
