@@ -51,29 +51,50 @@ impl<S: State> Judge<'_, S> {
         self.authenticate(endpoint, remote, auth_type, node)?;
         self.encrypt(remote, node)?;
         let direct = self.direct(place, opened, endpoint, remote);
-        let notes = *self.notes();
         place.entry = ConnectionEntry {
-            // What was only observed settles nothing: it ends with observing.
-            valid_until: if notes.audit != 0 || notes.policy_audited { 0 } else { notes.valid_until },
             local_identity: local,
-            remote_identity: remote.entry.identity,
             generation,
-            ifindex: self.context.ifindex,
-            peer_ifindex: remote.ifindex,
-            peer_bridge: remote.bridge,
-            node: remote.entry.node,
-            // What is only tried binds no reply.
-            auth_type: if notes.entry_audited { AuthType::Disabled as u8 } else { auth_type },
+            auth_type,
             direction: opened as u8,
-            flags: if notes.policy_audited { ConnectionEntry::AUDITED | direct } else { direct },
-            ..ConnectionEntry::default()
+            flags: direct,
+            ..self.entry_with(remote)
         };
         if outwards && place.translation.kind != TranslationKind::NONE {
             place.entry.flags |= ConnectionEntry::FROM_SERVICE;
             place.entry.translation = place.translation.old;
             place.entry.translation_port = place.translation.old_port;
         }
+        self.mark_tried(&mut place.entry);
         self.track(packet, place)
+    }
+
+    /// An entry about this other end, for as long as what was decided holds.
+    #[inline(always)]
+    fn entry_with(&mut self, remote: &Remote) -> ConnectionEntry {
+        ConnectionEntry {
+            valid_until: self.notes().valid_until,
+            remote_identity: remote.entry.identity,
+            ifindex: self.context.ifindex,
+            peer_ifindex: remote.ifindex,
+            peer_bridge: remote.bridge,
+            node: remote.entry.node,
+            ..ConnectionEntry::default()
+        }
+    }
+
+    /// What was only observed settles nothing, since it ends with observing; what is only tried binds no reply.
+    #[inline(always)]
+    fn mark_tried(&mut self, entry: &mut ConnectionEntry) {
+        let notes = *self.notes();
+        if notes.audit != 0 || notes.policy_audited {
+            entry.valid_until = 0;
+        }
+        if notes.policy_audited {
+            entry.flags |= ConnectionEntry::AUDITED;
+        }
+        if notes.entry_audited {
+            entry.auth_type = AuthType::Disabled as u8;
+        }
     }
 
     /// The authentication type that the packet needs. A reply needs what its connection rests on, and asks
