@@ -13,8 +13,8 @@ mod words;
 
 use auth_ebpf_abi::packet::{Bytes, Number, read_directly};
 use auth_ebpf_abi::{
-    Address, Context, Hook, Rewrite, Setting, State as _, TranslationKind, Verdict, Workspace, come_back, decide,
-    hook_of, translate,
+    Address, Context, Hook, Rewrite, Setting, State as _, TranslationKind, Verdict, Workspace, come_back,
+    decide, hook_of, translate,
 };
 use aya_ebpf::bindings::{
     BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh,
