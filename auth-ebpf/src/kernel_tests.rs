@@ -43,6 +43,7 @@ mod fill;
 mod flows;
 mod forwarding;
 mod opening;
+mod outside;
 mod service_flows;
 mod services;
 mod slots;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use auth_ebpf_abi::{
     Address, AddressEntry, AffinityEntry, AffinityKey, AuthEntry, AuthKey, BackendEntry, BackendKey,
     ConnectionEntry, ConnectionKey, EndpointEntry, FragmentEntry, FragmentKey, IdentityNumber, NodeEntry,
-    NodeNumber, PendingEntry, PolicyEntry, PolicyKey, QuotaEntry, SCHEMA_VERSION, ServiceEntry, ServiceKey,
-    Setting, generation_slot, map,
+    NodeNumber, OutsideEntry, OutsideKey, PendingEntry, PolicyEntry, PolicyKey, QuotaEntry, SCHEMA_VERSION,
+    ServiceEntry, ServiceKey, Setting, UplinkEntry, generation_slot, map,
 };
 use aya::maps::{MapData, MapError};
 
@@ -57,6 +57,8 @@ struct Inner {
     services: Table<ServiceKey, ServiceEntry>,
     backends: Table<BackendKey, BackendEntry>,
     affinities: Table<AffinityKey, AffinityEntry>,
+    uplinks: Table<u32, UplinkEntry>,
+    outside: Table<OutsideKey, OutsideEntry>,
     hold: HoldMaps,
     svid_pending: Table<IdentityNumber, PendingEntry>,
     metrics: metrics::Counters,
@@ -97,6 +99,8 @@ impl Maps {
             services: Table::open(pin_dir, map::SERVICES)?,
             backends: Table::open(pin_dir, map::BACKENDS)?,
             affinities: Table::open(pin_dir, map::AFFINITIES)?,
+            uplinks: Table::open(pin_dir, map::UPLINKS)?,
+            outside: Table::open(pin_dir, map::OUTSIDE)?,
             hold: HoldMaps::open(pin_dir)?,
             svid_pending: Table::open(pin_dir, map::SVID_PENDING)?,
             metrics: metrics::Counters::open(pin_dir)?,
@@ -216,6 +220,18 @@ impl Maps {
     #[must_use]
     pub fn affinities(&self) -> &Table<AffinityKey, AffinityEntry> {
         &self.inner.affinities
+    }
+
+    /// Interfaces by which the world's packets come in, by index.
+    #[must_use]
+    pub fn uplinks(&self) -> &Table<u32, UplinkEntry> {
+        &self.inner.uplinks
+    }
+
+    /// Flows from outside that this node forwards to other nodes' pods.
+    #[must_use]
+    pub fn outside(&self) -> &Table<OutsideKey, OutsideEntry> {
+        &self.inner.outside
     }
 
     /// Has every connection decided anew with its next packet.

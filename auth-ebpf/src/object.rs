@@ -2,8 +2,8 @@
 
 use auth_ebpf_abi::{
     Address, AddressEntry, AffinityEntry, AffinityKey, BackendEntry, BackendKey, ConnectionEntry,
-    ConnectionKey, Counter, EndpointEntry, FragmentEntry, FragmentKey, Held, Hook, PendingEntry, QuotaEntry,
-    ServiceEntry, ServiceKey, Slot, capacity, map, slots,
+    ConnectionKey, Counter, EndpointEntry, FragmentEntry, FragmentKey, Held, Hook, OutsideEntry, OutsideKey,
+    PendingEntry, QuotaEntry, ServiceEntry, ServiceKey, Slot, UplinkEntry, capacity, map, slots,
 };
 use aya::programs::TcAttachType;
 
@@ -22,7 +22,7 @@ pub(crate) struct Shape {
 const PREFIX_LEN: usize = size_of::<u32>();
 
 /// Every pinned map.
-pub(crate) const SHAPES: [Shape; 20] = [
+pub(crate) const SHAPES: [Shape; 22] = [
     shape(map::CONFIG, size_of::<u32>(), size_of::<u64>(), capacity::CONFIG),
     in_slots(map::ADDRESSES, capacity::ADDRESSES),
     shape(map::PREFIXES, PREFIX_LEN + size_of::<Address>(), size_of::<AddressEntry>(), capacity::PREFIXES),
@@ -43,6 +43,8 @@ pub(crate) const SHAPES: [Shape; 20] = [
     shape(map::SERVICES, size_of::<ServiceKey>(), size_of::<ServiceEntry>(), capacity::SERVICES),
     shape(map::BACKENDS, size_of::<BackendKey>(), size_of::<BackendEntry>(), capacity::BACKENDS),
     shape(map::AFFINITIES, size_of::<AffinityKey>(), size_of::<AffinityEntry>(), capacity::AFFINITIES),
+    shape(map::UPLINKS, size_of::<u32>(), size_of::<UplinkEntry>(), capacity::UPLINKS),
+    shape(map::OUTSIDE, size_of::<OutsideKey>(), size_of::<OutsideEntry>(), capacity::OUTSIDE),
 ];
 
 const fn shape(name: &'static str, key: usize, value: usize, capacity: usize) -> Shape {

@@ -10,8 +10,8 @@ use crate::packet::{Bytes, Fragment, Frame, Packet, ethertype, parse_ethernet, p
 use crate::{
     Address, AddressEntry, AddressFlags, AffinityEntry, AffinityKey, AuthEntry, AuthKey, BackendEntry,
     BackendKey, ConnectionEntry, ConnectionKey, DropReason, EndpointEntry, Event, EventKind, FragmentEntry,
-    FragmentKey, Held, Hook, Mode, NodeEntry, NodeNumber, PolicyEntry, PolicyKey, Ruling, ServiceEntry,
-    ServiceKey, Setting, Translation, TranslationKind, Verdict, identity,
+    FragmentKey, Held, Hook, Mode, NodeEntry, NodeNumber, OutsideEntry, OutsideKey, PolicyEntry, PolicyKey,
+    Ruling, ServiceEntry, ServiceKey, Setting, Translation, TranslationKind, Verdict, identity,
 };
 
 mod border;
@@ -19,6 +19,7 @@ mod direct;
 mod exchange;
 mod fragment;
 mod hold;
+mod outside;
 mod pod;
 mod related;
 mod rules;
@@ -81,6 +82,12 @@ pub trait State {
     fn affinity(&self, key: &AffinityKey) -> Option<AffinityEntry>;
     /// Has a client keep a backend.
     fn stick(&self, key: &AffinityKey, entry: &AffinityEntry);
+    /// Whether this interface leads out of the cluster.
+    fn is_uplink(&self, ifindex: u32) -> bool;
+    /// What a flow from outside is called on this node.
+    fn outside(&self, key: &OutsideKey) -> Option<OutsideEntry>;
+    /// Remembers that; whether there was room.
+    fn forward_outside(&self, key: &OutsideKey, entry: &OutsideEntry) -> bool;
     /// Boot time in nanoseconds, at most a tick of the kernel old.
     fn now(&self) -> u64;
     /// Hands an event to user space.
@@ -179,6 +186,9 @@ pub struct Place {
     known: standing::Known,
     /// Its other end.
     remote: pod::Remote,
+    /// Its flow, if it is one from outside, and what that is called here.
+    outside_key: OutsideKey,
+    outside: OutsideEntry,
 }
 
 /// What a decision in the making has come to.
@@ -333,8 +343,8 @@ impl<S: State> Judge<'_, S> {
         }
         self.describe(packet);
         let outcome = match self.context.hook {
-            Hook::FromWireguard => self.wireguard_receives(packet),
-            Hook::ToWireguard => self.wireguard_sends(packet),
+            Hook::FromWireguard => self.wireguard_receives(packet, place),
+            Hook::ToWireguard => self.wireguard_sends(packet, place),
             Hook::FromUplink => self.uplink_receives(bytes, packet),
             Hook::ToUplink => self.uplink_sends(bytes, packet),
             Hook::FromPod | Hook::ToPod => Ok(()),
@@ -516,7 +526,16 @@ impl AddressEntry {
     /// Whether this is another node's own address.
     #[inline(always)]
     const fn is_of_remote_node(&self) -> bool {
-        self.node != 0 && identity::is_reserved(self.identity) && !self.is_cluster_range()
+        self.node != 0
+            && identity::is_reserved(self.identity)
+            && !self.is_cluster_range()
+            && !self.is_outside()
+    }
+
+    /// Whether this is the address under which another node forwards what comes from outside.
+    #[inline(always)]
+    const fn is_outside(&self) -> bool {
+        self.node != 0 && self.identity == identity::WORLD
     }
 
     /// Whether this is a workload's address.

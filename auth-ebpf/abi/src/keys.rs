@@ -215,7 +215,8 @@ plain! {
     pub struct AddressEntry [8] {
         /// The identity; [`identity::UNKNOWN`] for a cluster range.
         pub identity: u32,
-        /// The node it is on; 0 for this node and for what is on no node.
+        /// The node it is on; 0 for this node and for what is on no node. With [`identity::WORLD`], the node that
+        /// forwards under this address what comes from outside.
         pub node: u16,
         /// [`AddressFlags`].
         pub flags: u16,

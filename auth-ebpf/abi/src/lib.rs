@@ -16,6 +16,7 @@ mod hold;
 mod keys;
 mod layout;
 mod metrics;
+mod outside;
 pub mod packet;
 mod policy;
 mod service;
@@ -40,6 +41,7 @@ pub use keys::{
 };
 pub use layout::Layout;
 pub use metrics::{Counter, metric};
+pub use outside::{OutsideEntry, OutsideKey, UplinkEntry};
 pub use policy::{AuthType, Choice, Direction, PolicyClasses, PolicyEntry, PolicyKey, Ruling, choose};
 pub use service::{
     AffinityEntry, AffinityKey, BackendEntry, BackendKey, ServiceEntry, ServiceKey, may_serve,
@@ -88,6 +90,10 @@ pub mod capacity {
     pub const BACKENDS: usize = 262_144;
     /// Of [`map::AFFINITIES`](crate::map::AFFINITIES), whose least recently used entry makes room.
     pub const AFFINITIES: usize = 32_768;
+    /// Of [`map::UPLINKS`](crate::map::UPLINKS).
+    pub const UPLINKS: usize = 256;
+    /// Of [`map::OUTSIDE`](crate::map::OUTSIDE), whose least recently used entry makes room.
+    pub const OUTSIDE: usize = 65_536;
     /// Of [`map::CONFIG`](crate::map::CONFIG).
     pub const CONFIG: usize = crate::Setting::COUNT as usize;
 }
@@ -143,10 +149,16 @@ pub mod map {
     /// recently used make room.
     pub const AFFINITIES: &str = "affinities";
 
+    /// Interface index → [`UplinkEntry`](crate::UplinkEntry), a hash: by which ones the world's packets come in.
+    pub const UPLINKS: &str = "uplinks";
+    /// [`OutsideKey`](crate::OutsideKey) → [`OutsideEntry`](crate::OutsideEntry), a hash; the least recently used
+    /// make room.
+    pub const OUTSIDE: &str = "outside";
+
     /// Those that are tables in [slots](crate::Slot).
     pub const IN_SLOTS: [&str; 4] = [ADDRESSES, POLICY, NODES, AUTH];
     /// Every map.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 22] = [
         CONFIG,
         ADDRESSES,
         PREFIXES,
@@ -167,5 +179,7 @@ pub mod map {
         SERVICES,
         BACKENDS,
         AFFINITIES,
+        UPLINKS,
+        OUTSIDE,
     ];
 }

@@ -35,11 +35,17 @@ pub enum Setting {
     Seed = 12,
     /// Whether the hold device takes datagrams in one, as the kernel's UDP segmentation leaves them: 1 for yes.
     HoldDatagrams = 13,
+    /// Last half of this node's outside address of IPv4, mapped into IPv6, as it stands in memory; 0 for none.
+    OutsideV4 = 16,
+    /// First half of that of IPv6.
+    OutsideV6First = 17,
+    /// Its last half; 0 for none.
+    OutsideV6Last = 18,
 }
 
 impl Setting {
     /// Number of slots.
-    pub const COUNT: u32 = 16;
+    pub const COUNT: u32 = 24;
 
     /// Whether connections rest on it: a change has them decided anew. What is written all the time must not
     /// be among them.
@@ -59,7 +65,10 @@ impl Setting {
             | Self::HoldUntil
             | Self::Generation
             | Self::Seed
-            | Self::HoldDatagrams => false,
+            | Self::HoldDatagrams
+            | Self::OutsideV4
+            | Self::OutsideV6First
+            | Self::OutsideV6Last => false,
         }
     }
 
@@ -81,6 +90,9 @@ impl Setting {
             Self::SameNodeEncryption => "same-node-encryption",
             Self::Seed => "seed",
             Self::HoldDatagrams => "hold-datagrams",
+            Self::OutsideV4 => "outside-v4",
+            Self::OutsideV6First => "outside-v6-first",
+            Self::OutsideV6Last => "outside-v6-last",
         }
     }
 }

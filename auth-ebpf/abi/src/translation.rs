@@ -1,4 +1,5 @@
-//! Rewriting a packet between a pod and a backend of a service: addresses, ports and checksums.
+//! Rewriting a packet, between a pod and a backend of a service or between outside and a pod: addresses, ports
+//! and checksums.
 //!
 //! What changes follows from the header that the parser has found; how bytes and checksums change is up to
 //! [`Rewrite`], so that the same code runs on a socket buffer in the kernel and on a slice in tests.
@@ -6,8 +7,6 @@
 use crate::packet::{Fragment, Packet, protocol};
 use crate::{Address, Direction};
 
-/// Where an Ethernet frame without a tag has its IP header.
-const NETWORK: u32 = 14;
 const V4_CHECKSUM: u32 = 10;
 const V4_SOURCE: u32 = 12;
 const V4_DESTINATION: u32 = 16;
@@ -77,6 +76,8 @@ pub const fn loopback(pod: &Address) -> Address {
 
 /// A packet that can be changed.
 pub trait Rewrite {
+    /// Where its IP header begins.
+    const NETWORK: u32;
     /// Puts bytes in place of others.
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()>;
     /// Mends the checksum of an IPv4 header: `difference` is that of sums in the machine's order.
@@ -131,7 +132,7 @@ fn end<R: Rewrite>(
     (old, old_port): End<'_>,
     (new, new_port): End<'_>,
 ) -> Option<()> {
-    let difference = address(packet, NETWORK, is_source, old, new)?;
+    let difference = address(packet, R::NETWORK, is_source, old, new)?;
     if matches!(header.fragment, Fragment::Later) {
         return Some(());
     }

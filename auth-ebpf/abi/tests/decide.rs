@@ -45,6 +45,8 @@ mod intruders;
 mod model;
 #[path = "decide/modes.rs"]
 mod modes;
+#[path = "decide/outside.rs"]
+mod outside;
 #[path = "decide/pods.rs"]
 mod pods;
 #[path = "decide/service_flows.rs"]

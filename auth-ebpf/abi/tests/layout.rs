@@ -6,7 +6,8 @@ use auth_ebpf_abi::packet::Ports;
 use auth_ebpf_abi::{
     Address, AddressEntry, AffinityEntry, AffinityKey, AuthEntry, AuthKey, BackendEntry, BackendKey,
     ConnectionEntry, ConnectionKey, Counter, EndpointEntry, Event, FragmentEntry, FragmentKey, Held, Layout,
-    NodeEntry, PendingEntry, PolicyClasses, PolicyEntry, PolicyKey, QuotaEntry, ServiceEntry, ServiceKey,
+    NodeEntry, OutsideEntry, OutsideKey, PendingEntry, PolicyClasses, PolicyEntry, PolicyKey, QuotaEntry,
+    ServiceEntry, ServiceKey, UplinkEntry,
 };
 use proptest::prelude::*;
 
@@ -74,6 +75,9 @@ fn bytes_lie_where_the_fields_are() {
     fields!(BackendEntry { address = ADDRESS, port = [255; 2], pad = [255; 6] });
     fields!(AffinityKey { client = ADDRESS, set = u32::MAX, pad = u32::MAX });
     fields!(AffinityEntry { address = ADDRESS, until = u64::MAX, port = [255; 2], pad = [255; 6] });
+    fields!(OutsideKey { remote = ADDRESS, ports = Ports::new([255; 2], [255; 2]), protocol = u32::MAX });
+    assert_eq!(OutsideEntry { address: ADDRESS }.to_bytes(), [255; 16]);
+    assert_eq!(UplinkEntry { uplink: u32::MAX }.to_bytes(), [255; 4]);
     fields!(Counter { packets = u64::MAX, bytes = u64::MAX });
 }
 

@@ -44,6 +44,8 @@ fn fold(mut sum: u32) -> u16 {
 }
 
 impl Rewrite for Bytes {
+    const NETWORK: u32 = NETWORK as u32;
+
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
         *self.0.get_mut(offset as usize..)?.first_chunk_mut()? = *bytes;
         Some(())

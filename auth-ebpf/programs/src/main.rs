@@ -117,6 +117,9 @@ fn run(ctx: &TcContext, hook: Hook) -> i32 {
     match decide(&state::Maps, &SocketBuffer::new(ctx, hook), &context, workspace) {
         Verdict::Forwarded if matches!(hook, Hook::FromHold) => release(workspace),
         Verdict::Forwarded | Verdict::Audit if holds => pass(ctx, workspace, &context),
+        Verdict::Forwarded | Verdict::Audit if matches!(hook, Hook::FromWireguard | Hook::ToWireguard) => {
+            tunnel(ctx, workspace, hook)
+        }
         Verdict::Forwarded | Verdict::Audit => PASS,
         Verdict::Held => hold(ctx, workspace),
         Verdict::Dropped => DROP,
@@ -129,7 +132,7 @@ fn pass(ctx: &TcContext, workspace: &Workspace, context: &Context) -> i32 {
     let translation = &workspace.place.translation;
     if translation.kind != TranslationKind::NONE {
         let direction = context.hook.direction();
-        if translate(&mut Rewriter(ctx), &workspace.packet, direction, translation).is_none() {
+        if translate(&mut Rewriter::<ETHERNET>(ctx), &workspace.packet, direction, translation).is_none() {
             return DROP;
         }
         if translation.is_hairpin() {
@@ -167,10 +170,30 @@ fn turn_round(ctx: &TcContext, ifindex: u32) -> i32 {
     }
 }
 
-/// Changes a socket buffer by the kernel's helpers, which know of offloaded checksums.
-struct Rewriter<'a>(&'a TcContext);
+/// Lets a packet go on at the WireGuard device; one from outside, or back there, under its other address.
+#[inline(always)]
+fn tunnel(ctx: &TcContext, workspace: &Workspace, hook: Hook) -> i32 {
+    let translation = &workspace.place.translation;
+    if translation.kind == TranslationKind::NONE {
+        return PASS;
+    }
+    // Seen from the pod: what goes to it has its source changed.
+    let direction = hook.direction().reverse();
+    match translate(&mut Rewriter::<TUNNEL>(ctx), &workspace.packet, direction, translation) {
+        Some(()) => PASS,
+        None => DROP,
+    }
+}
 
-impl Rewriter<'_> {
+/// Where an Ethernet frame without a tag has its IP header.
+const ETHERNET: u32 = 14;
+/// Where a packet has it that is in no frame, as the WireGuard device's.
+const TUNNEL: u32 = 0;
+
+/// Changes a socket buffer by the kernel's helpers, which know of offloaded checksums. `NETWORK` as of [`Rewrite`].
+struct Rewriter<'a, const NETWORK: u32>(&'a TcContext);
+
+impl<const NETWORK: u32> Rewriter<'_, NETWORK> {
     #[inline(always)]
     fn mend(&self, offset: u32, difference: u32, flags: u32) -> Option<()> {
         // SAFETY: the helper takes any context of this kind, and checks the offset itself.
@@ -187,7 +210,9 @@ const fn mangled(optional: bool) -> u32 {
     if optional { BPF_F_MARK_MANGLED_0 } else { 0 }
 }
 
-impl Rewrite for Rewriter<'_> {
+impl<const NETWORK: u32> Rewrite for Rewriter<'_, NETWORK> {
+    const NETWORK: u32 = NETWORK;
+
     #[inline(always)]
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
         self.0.store(offset as usize, bytes, 0).ok()

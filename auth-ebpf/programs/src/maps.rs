@@ -2,8 +2,8 @@
 
 use auth_ebpf_abi::{
     Address, AddressEntry, AffinityEntry, AffinityKey, BackendEntry, BackendKey, ConnectionEntry,
-    ConnectionKey, Counter, EndpointEntry, Event, FragmentEntry, FragmentKey, Held, PendingEntry, QuotaEntry,
-    ServiceEntry, ServiceKey, Workspace, capacity, slots,
+    ConnectionKey, Counter, EndpointEntry, Event, FragmentEntry, FragmentKey, Held, OutsideEntry, OutsideKey,
+    PendingEntry, QuotaEntry, ServiceEntry, ServiceKey, UplinkEntry, Workspace, capacity, slots,
 };
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
@@ -80,6 +80,12 @@ pub(crate) static BACKENDS: HashMap<BackendKey, BackendEntry, { capacity::BACKEN
 #[btf_map(name = "affinities")]
 pub(crate) static AFFINITIES: LruHashMap<AffinityKey, AffinityEntry, { capacity::AFFINITIES }> =
     LruHashMap::new();
+
+#[btf_map(name = "uplinks")]
+pub(crate) static UPLINKS: HashMap<u32, UplinkEntry, { capacity::UPLINKS }> = HashMap::new();
+
+#[btf_map(name = "outside")]
+pub(crate) static OUTSIDE: LruHashMap<OutsideKey, OutsideEntry, { capacity::OUTSIDE }> = LruHashMap::new();
 
 /// Not pinned: it holds nothing from one packet to the next.
 #[btf_map(name = "workspace")]

@@ -9,8 +9,8 @@
 use auth_ebpf_abi::{
     Address, AddressEntry, AffinityEntry, AffinityKey, AsSlotKey as _, AsSlotValue as _, AuthEntry, AuthKey,
     BackendEntry, BackendKey, CONNECTION_QUOTA, ConnectionEntry, ConnectionKey, EndpointEntry, Event,
-    FragmentEntry, FragmentKey, Held, NodeEntry, NodeNumber, PolicyEntry, PolicyKey, QuotaEntry, Ruling,
-    ServiceEntry, ServiceKey, Setting, SlotKey, State, longest, metric,
+    FragmentEntry, FragmentKey, Held, NodeEntry, NodeNumber, OutsideEntry, OutsideKey, PolicyEntry,
+    PolicyKey, QuotaEntry, Ruling, ServiceEntry, ServiceKey, Setting, SlotKey, State, longest, metric,
 };
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
@@ -18,7 +18,8 @@ use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 
 use crate::maps::{
     ADDRESSES, AFFINITIES, AUTH, BACKENDS, CLOCK, CONFIG, CONNECTIONS, CREDITS, ENDPOINTS, EVENTS, FRAGMENTS,
-    GENERATIONS, HALF_OPEN, HELD, METRICS, NODES, POLICY, PREFIXES, QUOTAS, SERVICES, SVID_PENDING,
+    GENERATIONS, HALF_OPEN, HELD, METRICS, NODES, OUTSIDE, POLICY, PREFIXES, QUOTAS, SERVICES, SVID_PENDING,
+    UPLINKS,
 };
 use crate::slots::{Found, find, search, touch};
 
@@ -162,6 +163,23 @@ impl State for Maps {
     fn stick(&self, key: &AffinityKey, entry: &AffinityEntry) {
         // Without it, the client's next connection chooses again, and mostly the same.
         let _room = AFFINITIES.insert(key, entry, u64::from(BPF_ANY));
+    }
+
+    #[inline(always)]
+    fn is_uplink(&self, ifindex: u32) -> bool {
+        // SAFETY: whether it is there is all that is looked at.
+        unsafe { UPLINKS.get(ifindex) }.is_some()
+    }
+
+    #[inline(always)]
+    fn outside(&self, key: &OutsideKey) -> Option<OutsideEntry> {
+        // SAFETY: copied at once.
+        unsafe { OUTSIDE.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn forward_outside(&self, key: &OutsideKey, entry: &OutsideEntry) -> bool {
+        OUTSIDE.insert(key, entry, u64::from(BPF_ANY)).is_ok()
     }
 
     /// Jiffies cost next to nothing and the clock as much as a lookup, but jiffies stop in suspend: so the

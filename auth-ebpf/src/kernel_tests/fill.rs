@@ -1,7 +1,7 @@
 //! Puts a scene into the kernel's maps.
 
 use auth_ebpf::Maps;
-use auth_ebpf_abi::{Setting, State};
+use auth_ebpf_abi::{Setting, State, UplinkEntry};
 use nix::time::{ClockId, clock_gettime};
 
 use super::scene::NOW;
@@ -39,6 +39,9 @@ pub(crate) fn fill(maps: &Maps, tables: &Tables) {
         Setting::HoldIfindex,
         Setting::HoldUntil,
         Setting::SameNodeEncryption,
+        Setting::OutsideV4,
+        Setting::OutsideV6First,
+        Setting::OutsideV6Last,
     ] {
         maps.config().set(setting, tables.setting(setting)).unwrap();
     }
@@ -58,5 +61,8 @@ pub(crate) fn fill(maps: &Maps, tables: &Tables) {
     maps.connections().reconcile(&tables.connections.borrow()).unwrap();
     maps.half_open().reconcile(&tables.half_open.borrow()).unwrap();
     maps.fragments().reconcile(&tables.fragments.borrow()).unwrap();
+    let uplinks = tables.uplinks.iter().map(|index| (*index, UplinkEntry { uplink: 1 })).collect();
+    maps.uplinks().reconcile(&uplinks).unwrap();
+    maps.outside().reconcile(&tables.outside.borrow()).unwrap();
     maps.hold().give_back_all().unwrap();
 }

@@ -118,11 +118,13 @@ pub(super) fn compare(datapath: &mut Datapath, tables: &mut Tables, arrivals: &[
     let host: Vec<_> =
         tables.fragments.borrow().iter().map(|(key, entry)| timeless((*key, *entry))).collect();
     assert_eq!(kernel, host);
+    let host: Vec<_> = tables.outside.borrow().iter().map(|(key, entry)| (*key, *entry)).collect();
+    assert_eq!(datapath.maps().outside().entries().unwrap(), host);
 }
 
 /// Every way in which two of the scene's addresses can meet.
 fn everybody_with_everybody() -> Vec<Arrival> {
-    let addresses = [HOST, OTHER_NODE, HERE, NEIGHBOUR, THERE, NOBODY, WORLD];
+    let addresses = [HOST, OTHER_NODE, HERE, NEIGHBOUR, THERE, NOBODY, WORLD, OUTSIDE, OUTSIDE_THERE];
     let mut arrivals = vec![];
     for hook in Hook::ALL {
         for ingress in [0, HERE_IFINDEX, NEIGHBOUR_IFINDEX, WIREGUARD_IFINDEX, UPLINK_IFINDEX] {

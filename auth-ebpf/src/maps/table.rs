@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use auth_ebpf_abi::{
-    Address, AffinityKey, AuthKey, BackendKey, ConnectionKey, FragmentKey, Layout, NodeNumber, PolicyKey,
-    ServiceKey,
+    Address, AffinityKey, AuthKey, BackendKey, ConnectionKey, FragmentKey, Layout, NodeNumber, OutsideKey,
+    PolicyKey, ServiceKey,
 };
 
 use crate::error::Error;
@@ -254,7 +254,7 @@ macro_rules! plain_key {
         }
     )*};
 }
-plain_key!(AffinityKey, AuthKey, BackendKey, ConnectionKey, FragmentKey, ServiceKey);
+plain_key!(AffinityKey, AuthKey, BackendKey, ConnectionKey, FragmentKey, OutsideKey, ServiceKey);
 
 /// Index of an interface.
 impl sealed::Key for u32 {

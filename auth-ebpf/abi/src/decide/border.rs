@@ -1,13 +1,13 @@
 //! The hooks where traffic enters and leaves the node: the WireGuard device and the uplinks.
 
-use super::{Judge, Outcome, State};
+use super::{Judge, Outcome, Place, State};
 use crate::packet::{Bytes, Fragment, Packet, parse_inner, protocol};
 use crate::{Address, AddressEntry, DropReason, Setting, identity};
 
 impl<S: State> Judge<'_, S> {
     /// Out of the tunnel: another node's source, for somebody here.
     #[inline(always)]
-    pub(super) fn wireguard_receives(&mut self, packet: &Packet) -> Outcome {
+    pub(super) fn wireguard_receives(&mut self, packet: &mut Packet, place: &mut Place) -> Outcome {
         let source = self.resolve(&packet.source);
         self.event.remote = source.identity;
         self.event.node = source.node;
@@ -19,13 +19,17 @@ impl<S: State> Judge<'_, S> {
             self.event.local = endpoint.identity;
             return Ok(());
         }
+        if self.is_own_outside(&packet.destination) {
+            return self.outside_receives(packet, place, &source);
+        }
         self.event.local = identity::HOST;
-        if self.is_host(&packet.destination) { Ok(()) } else { self.refuse(DropReason::NoEndpoint) }
+        let for_host = self.is_host(&packet.destination) && !source.is_outside();
+        if for_host { Ok(()) } else { self.refuse(DropReason::NoEndpoint) }
     }
 
-    /// Into the tunnel: a pod's packet from that pod's interface, or the host's own.
+    /// Into the tunnel: a pod's packet from that pod's interface, the host's own, or what it forwards for the world.
     #[inline(always)]
-    pub(super) fn wireguard_sends(&mut self, packet: &Packet) -> Outcome {
+    pub(super) fn wireguard_sends(&mut self, packet: &mut Packet, place: &mut Place) -> Outcome {
         let ingress = self.context.ingress_ifindex;
         // The kernel solicits routers on every device; no peer is there to hear it.
         if ingress == 0 && (packet.is_neighbour_discovery() || packet.is_multicast_listener()) {
@@ -43,7 +47,11 @@ impl<S: State> Judge<'_, S> {
             return self.refuse(DropReason::Spoofed);
         }
         self.event.local = identity::HOST;
-        if ingress == 0 { Ok(()) } else { self.refuse(DropReason::Masqueraded) }
+        if ingress == 0 {
+            self.host_tells_of_outside(packet, place);
+            return Ok(());
+        }
+        self.outside_sends(packet, place, &destination)
     }
 
     /// In by an uplink: nothing that says it comes from within the cluster, on its outside or within.

@@ -113,7 +113,7 @@ impl<S: State> Judge<'_, S> {
             self.event.reply = 1;
             return Ok(());
         }
-        if remote.entry.is_cluster_range() {
+        if remote.entry.is_cluster_range() || self.opens_outside(&remote.entry, place, standing) {
             return self.refuse(DropReason::UnknownDestination);
         }
         let heard_here = remote.entry.is_of_node() || packet.destination.is_nobodys();
@@ -214,7 +214,7 @@ impl<S: State> Judge<'_, S> {
             if !self.is_wireguard(ingress) {
                 self.refuse(DropReason::Unencrypted)?;
                 // Only the tunnel proves that a node sent it.
-                if remote.entry.is_of_remote_node() {
+                if remote.entry.is_of_remote_node() || remote.entry.is_outside() {
                     remote.entry = AddressEntry { identity: identity::WORLD, node: 0, flags: 0 };
                 }
             }

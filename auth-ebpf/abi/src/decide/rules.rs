@@ -42,8 +42,10 @@ impl<S: State> Judge<'_, S> {
             self.refuse(DropReason::PolicyDeny)?;
             return Ok(AuthType::Disabled as u8);
         }
-        let off_the_mesh =
-            remote.entry.node == 0 && !remote.entry.is_of_pod() && remote.entry.identity != identity::HOST;
+        // From outside, only the last of its way is encrypted.
+        let off_the_mesh = (remote.entry.node == 0 || remote.entry.is_outside())
+            && !remote.entry.is_of_pod()
+            && remote.entry.identity != identity::HOST;
         if ruling.wants_encryption() && (off_the_mesh || self.wants_encryption_here(remote)) {
             self.refuse(DropReason::Unencrypted)?;
         }

@@ -20,17 +20,28 @@ const WAITS_TO_BE_ANNOUNCED: DropReason = DropReason::HoldTimeout;
 /// Who has an address, in the model's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Owner {
-    Pod { identity: u32, node: u16 },
+    Pod {
+        identity: u32,
+        node: u16,
+    },
     ThisNode,
     OtherNode(u16),
+    /// What stands for the world at this node.
+    Outside,
+    /// The same at another.
+    OutsideOf(u16),
     Range,
     World,
 }
 
 fn owner(tables: &Tables, address: Address) -> Owner {
     let entry = tables.addresses.get(&address).copied().or_else(|| tables.prefix(&address));
+    if address == OUTSIDE {
+        return Owner::Outside;
+    }
     match entry {
         None => Owner::World,
+        Some(entry) if entry.identity == identity::WORLD && entry.node != 0 => Owner::OutsideOf(entry.node),
         Some(entry) if entry.flags == AddressFlags::CLUSTER_RANGE => Owner::Range,
         Some(entry) if entry.identity == identity::HOST => Owner::ThisNode,
         Some(entry) if entry.identity >= 256 => Owner::Pod { identity: entry.identity, node: entry.node },
@@ -44,8 +55,8 @@ fn number(owner: Owner) -> u32 {
         Owner::Pod { identity, .. } => identity,
         Owner::ThisNode => identity::HOST,
         Owner::OtherNode(_) => identity::REMOTE_NODE,
-        Owner::Range => identity::UNKNOWN,
-        Owner::World => identity::WORLD,
+        Owner::Range | Owner::Outside => identity::UNKNOWN,
+        Owner::World | Owner::OutsideOf(_) => identity::WORLD,
     }
 }
 
@@ -57,7 +68,7 @@ fn objections(tables: &Tables, hook: Hook, ingress: u32, parts: &Parts) -> Vec<D
     match hook {
         Hook::FromPod => {
             let Some(local) = here(parts.source) else { return vec![DropReason::Spoofed] };
-            if destination == Owner::Range {
+            if matches!(destination, Owner::Range | Owner::Outside | Owner::OutsideOf(_)) {
                 return vec![DropReason::UnknownDestination];
             }
             let node = matches!(destination, Owner::ThisNode | Owner::OtherNode(_));
@@ -73,18 +84,18 @@ fn objections(tables: &Tables, hook: Hook, ingress: u32, parts: &Parts) -> Vec<D
         }
         Hook::ToPod => {
             let Some(local) = here(parts.destination) else { return vec![DropReason::NoEndpoint] };
-            if source == Owner::Range {
+            if matches!(source, Owner::Range | Owner::Outside) {
                 return vec![DropReason::UnknownSource];
             }
             let mut remote = source;
             match (source, tables.endpoints.get(&parts.source)) {
                 (_, Some(sender)) if sender.ifindex != ingress => against.push(DropReason::Spoofed),
                 (Owner::Pod { node: 0, .. }, None) => against.push(DropReason::NoEndpoint),
-                (Owner::Pod { node, .. } | Owner::OtherNode(node), _)
+                (Owner::Pod { node, .. } | Owner::OtherNode(node) | Owner::OutsideOf(node), _)
                     if node != 0 && ingress != WIREGUARD_IFINDEX =>
                 {
                     against.push(DropReason::Unencrypted);
-                    if source == Owner::OtherNode(node) {
+                    if !matches!(source, Owner::Pod { .. }) {
                         remote = Owner::World;
                     }
                 }
@@ -95,15 +106,20 @@ fn objections(tables: &Tables, hook: Hook, ingress: u32, parts: &Parts) -> Vec<D
             against.extend(between(tables, Direction::Ingress, local.identity, remote));
         }
         Hook::FromWireguard => match source {
-            Owner::Pod { node: 0, .. } | Owner::ThisNode | Owner::Range | Owner::World => {
+            Owner::Pod { node: 0, .. } | Owner::ThisNode | Owner::Outside | Owner::Range | Owner::World => {
                 against.push(DropReason::UnknownSource);
             }
-            _ if tables.endpoints.contains_key(&parts.destination) || destination == Owner::ThisNode => {}
+            _ if tables.endpoints.contains_key(&parts.destination) => {}
+            // There is nothing that it could answer to.
+            _ if destination == Owner::Outside => against.push(DropReason::UnknownDestination),
+            Owner::Pod { .. } | Owner::OtherNode(_) if destination == Owner::ThisNode => {}
             _ => against.push(DropReason::NoEndpoint),
         },
         Hook::ToWireguard => match (source, tables.endpoints.get(&parts.source)) {
             (_, Some(endpoint)) if endpoint.ifindex == ingress => {}
             (Owner::ThisNode, None) if ingress == 0 => {}
+            (Owner::ThisNode, None)
+                if ingress == UPLINK_IFINDEX && matches!(destination, Owner::Pod { node: 1.., .. }) => {}
             (Owner::ThisNode, None) => against.push(DropReason::Masqueraded),
             _ => against.push(DropReason::Spoofed),
         },
@@ -163,7 +179,7 @@ fn between(tables: &Tables, direction: Direction, local: u32, remote: Owner) -> 
         }
     }
     let node = match remote {
-        Owner::Pod { node, .. } | Owner::OtherNode(node) => node,
+        Owner::Pod { node, .. } | Owner::OtherNode(node) | Owner::OutsideOf(node) => node,
         _ => 0,
     };
     let session = tables.nodes.get(&node).copied();
@@ -214,7 +230,19 @@ fn expected(tables: &Tables, hook: Hook, against: &[DropReason]) -> (Verdict, Op
 }
 
 fn addresses() -> impl Strategy<Value = Address> {
-    prop::sample::select(vec![HOST, OTHER_NODE, HERE, HERE, NEIGHBOUR, THERE, THERE, NOBODY, WORLD])
+    prop::sample::select(vec![
+        HOST,
+        OTHER_NODE,
+        HERE,
+        HERE,
+        NEIGHBOUR,
+        THERE,
+        THERE,
+        NOBODY,
+        WORLD,
+        OUTSIDE,
+        OUTSIDE_THERE,
+    ])
 }
 
 fn ports() -> impl Strategy<Value = u16> {

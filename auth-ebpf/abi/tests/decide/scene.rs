@@ -23,6 +23,12 @@ pub(crate) const WORLD: Address = v4([203, 0, 113, 5]);
 pub(crate) const HERE_V6: Address = v6(1, 0x10);
 pub(crate) const THERE_V6: Address = v6(2, 0x20);
 pub(crate) const HOST_V6: Address = v6(0, 1);
+/// Under which this node and the other forward what comes from outside, and nobody's address among theirs.
+pub(crate) const OUTSIDE: Address = v4([198, 18, 0, 1]);
+pub(crate) const OUTSIDE_V6: Address = v6(0x18, 1);
+pub(crate) const OUTSIDE_THERE: Address = v4([198, 18, 0, 2]);
+pub(crate) const OUTSIDE_THERE_V6: Address = v6(0x18, 2);
+pub(crate) const OUTSIDE_NOBODY: Address = v4([198, 18, 9, 9]);
 pub(crate) const SERVICE: Address = v4([10, 96, 0, 1]);
 pub(crate) const SERVICE_V6: Address = v6(0x96, 1);
 pub(crate) const LINK_LOCAL: Address = Address([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5]);
@@ -70,12 +76,17 @@ pub(crate) fn cluster() -> Tables {
         (NEIGHBOUR, NEIGHBOUR_ID, 0),
         (THERE, THERE_ID, NODE),
         (THERE_V6, THERE_ID, NODE),
+        (OUTSIDE_THERE, identity::WORLD, NODE),
+        (OUTSIDE_THERE_V6, identity::WORLD, NODE),
     ] {
         tables.addresses.insert(address, AddressEntry { identity, node, flags: 0 });
     }
     let range = AddressEntry { identity: identity::UNKNOWN, node: 0, flags: AddressFlags::CLUSTER_RANGE };
     tables.prefixes.insert((v4([10, 0, 0, 0]), Address::V4_PREFIX_BITS + 16), range);
     tables.prefixes.insert((v6(0, 0), 32), range);
+    tables.prefixes.insert((v4([198, 18, 0, 0]), Address::V4_PREFIX_BITS + 16), range);
+    tables.settings.extend(Setting::outside(Some(OUTSIDE), Some(OUTSIDE_V6)));
+    tables.uplinks.insert(UPLINK_IFINDEX);
     for (address, identity, ifindex) in [
         (HERE, HERE_ID, HERE_IFINDEX),
         (HERE_V6, HERE_ID, HERE_IFINDEX),

@@ -1,13 +1,13 @@
 //! Maps in memory: the same as the kernel's, slow and obvious.
 
 use std::cell::{Cell, RefCell, RefMut};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use auth_ebpf_abi::{
     Address, AddressEntry, AffinityEntry, AffinityKey, AuthEntry, AuthKey, BackendEntry, BackendKey,
     CONNECTION_QUOTA, ConnectionEntry, ConnectionKey, Counter, Credits, EndpointEntry, Event, FragmentEntry,
-    FragmentKey, Held, NodeEntry, NodeNumber, PendingEntry, PolicyClasses, PolicyEntry, PolicyKey,
-    ServiceEntry, ServiceKey, Setting, State, capacity,
+    FragmentKey, Held, NodeEntry, NodeNumber, OutsideEntry, OutsideKey, PendingEntry, PolicyClasses,
+    PolicyEntry, PolicyKey, ServiceEntry, ServiceKey, Setting, State, capacity,
 };
 
 pub(crate) type Policy = BTreeMap<(PolicyKey, u32), PolicyEntry>;
@@ -31,6 +31,8 @@ pub(crate) struct Tables {
     pub(crate) services: BTreeMap<ServiceKey, ServiceEntry>,
     pub(crate) backends: BTreeMap<BackendKey, BackendEntry>,
     pub(crate) affinities: RefCell<BTreeMap<AffinityKey, AffinityEntry>>,
+    pub(crate) uplinks: BTreeSet<u32>,
+    pub(crate) outside: RefCell<BTreeMap<OutsideKey, OutsideEntry>>,
     pub(crate) generations: BTreeMap<u32, u32>,
     pub(crate) counters: RefCell<BTreeMap<u32, Counter>>,
     pub(crate) events: RefCell<Vec<Event>>,
@@ -140,6 +142,21 @@ impl State for Tables {
 
     fn stick(&self, key: &AffinityKey, entry: &AffinityEntry) {
         self.affinities.borrow_mut().insert(*key, *entry);
+    }
+
+    fn is_uplink(&self, ifindex: u32) -> bool {
+        self.uplinks.contains(&ifindex)
+    }
+
+    fn outside(&self, key: &OutsideKey) -> Option<OutsideEntry> {
+        self.outside.borrow().get(key).copied()
+    }
+
+    fn forward_outside(&self, key: &OutsideKey, entry: &OutsideEntry) -> bool {
+        if !self.full {
+            self.outside.borrow_mut().insert(*key, *entry);
+        }
+        !self.full
     }
 
     fn now(&self) -> u64 {
