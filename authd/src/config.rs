@@ -26,6 +26,7 @@ use value::{duration, interface_name, mode, net, node_name, socket_path};
 use crate::{
     cluster::Site,
     logging::{Format, LogConfig},
+    outside::OutsideRanges,
     peer::{Naming, PairProof},
     svids::Choice,
 };
@@ -162,6 +163,8 @@ pub struct EncryptionConfig {
     pub uplinks: Vec<String>,
     /// Ranges whose addresses belong to this cluster: an unknown one in them is undecidable.
     pub cluster_cidrs: Vec<IpNet>,
+    /// Ranges of the addresses under which nodes forward what comes from outside.
+    pub outside: OutsideRanges,
     /// How long tunnels outlive their peer's SVID while SPIRE is away.
     pub svid_grace: Duration,
 }
@@ -254,7 +257,9 @@ impl SpireConfig {
 
 impl EncryptionConfig {
     fn from_settings(settings: &Settings) -> Result<Self, ConfigError> {
-        let cidrs = settings.cluster_cidrs.as_deref().unwrap_or_default();
+        let cidrs = settings.cluster_cidrs.iter().flatten();
+        let cluster_cidrs: Vec<IpNet> =
+            cidrs.map(|cidr| net("cluster-cidrs", cidr)).collect::<Result<_, _>>()?;
         Ok(Self {
             mode: mode("encryption-mode", settings.encryption_mode.as_deref())?,
             drops_same_node: value::same_node(
@@ -277,7 +282,12 @@ impl EncryptionConfig {
                 .flatten()
                 .map(|name| interface_name("uplinks", name))
                 .collect::<Result<_, _>>()?,
-            cluster_cidrs: cidrs.iter().map(|cidr| net("cluster-cidrs", cidr)).collect::<Result<_, _>>()?,
+            outside: value::outside_ranges(
+                "outside-ranges",
+                settings.outside_ranges.as_deref(),
+                &cluster_cidrs,
+            )?,
+            cluster_cidrs,
             svid_grace: match &settings.svid_grace {
                 Some(text) => duration("svid-grace", text)?,
                 None => DEFAULT_SVID_GRACE,

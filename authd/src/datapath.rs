@@ -42,6 +42,7 @@ use crate::{
     flows::Names,
     handover::{Assigned, Contested, Told},
     metrics::Metrics,
+    outside::OutsideRanges,
     readiness::Readiness,
 };
 use addresses::Addresses;
@@ -132,6 +133,7 @@ pub struct Task {
     moves: Moves,
     node: String,
     cluster_cidrs: Vec<IpNet>,
+    outside: OutsideRanges,
     uplinks: Vec<String>,
     wireguard: String,
     hold: bool,
@@ -183,6 +185,7 @@ impl Task {
             moves,
             node: config.node_name.clone(),
             cluster_cidrs: config.encryption.cluster_cidrs.clone(),
+            outside: config.encryption.outside.clone(),
             uplinks: config.encryption.uplinks.clone(),
             wireguard: config.encryption.interface.clone(),
             hold: config.hold,
@@ -231,11 +234,17 @@ impl Task {
         interfaces.sandboxes = self.sandboxes.find(wanted, &interfaces).await;
         let (node, cluster_cidrs) = (self.node.clone(), self.cluster_cidrs.clone());
         let before = self.moves.before();
+        let mut failures = BTreeMap::new();
+        let outside = self.outside.beside(&cluster, &node, &interfaces).unwrap_or_else(|taken| {
+            failures.insert("outside-ranges".to_owned(), taken.to_string());
+            OutsideRanges::none()
+        });
         let inputs = Inputs {
             cluster: &cluster,
             node: &node,
             interfaces: &interfaces,
             cluster_cidrs: &cluster_cidrs,
+            outside: &outside,
             sessions: &sessions,
             before: &before,
             forwards_directly: self.forwards_directly,
@@ -245,7 +254,7 @@ impl Task {
         self.moves.withhold(&mut plan, self.parts.clock.now());
         let refused =
             plan.pods.iter().filter_map(|pod| Some((pod.pod.clone(), pod.refused.as_ref()?.to_string())));
-        let mut failures: BTreeMap<String, String> = refused.collect();
+        failures.extend(refused);
         failures.extend(beside::cilium(&interfaces, &beside::pins()).map(|why| ("Cilium".to_owned(), why)));
         // Programs first: a pod that is not in the maps yet gets no traffic, rather than any.
         let attached = self.attach(&cluster, &plan, &interfaces, &mut failures);
@@ -289,6 +298,7 @@ impl Task {
             ("prefixes", maps.prefixes().reconcile(&plan.prefixes)?),
             ("nodes", maps.nodes().reconcile(&plan.nodes)?),
         ];
+        maps.config().set_outside(&plan.outside)?;
         for (map, changes) in changes {
             if changes != auth_ebpf::Changes::default() {
                 tracing::info!(map, changes.added, changes.changed, changes.removed, "map updated");

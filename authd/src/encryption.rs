@@ -23,6 +23,7 @@ use crate::{
     datapath::View,
     logging::AUDIT,
     metrics::{Metrics, saturate},
+    outside::OutsideRanges,
     peer::{OwnTunnel, SessionMap},
     readiness::Readiness,
 };
@@ -144,6 +145,10 @@ impl Task {
         let sessions = Arc::clone(&self.parts.sessions.borrow_and_update());
         let known = self.parts.maps.nodes().entries()?;
         let mtu = self.mtu().await?;
+        // The datapath says why.
+        let interfaces = Arc::clone(&self.parts.view.borrow().interfaces);
+        let outside = self.parts.config.outside.beside(&cluster, &self.parts.node, &interfaces);
+        let outside = outside.unwrap_or_else(|_taken| OutsideRanges::none());
         let wanted = Wanted::make(&Inputs {
             cluster: &cluster,
             node: &self.parts.node,
@@ -151,6 +156,7 @@ impl Task {
             known: &known.into_iter().collect(),
             observed: asked.as_ref().ok(),
             config: &self.parts.config,
+            outside: &outside,
             handshake_port: self.parts.handshake_port,
             enforced: self.is_enforced()?,
             mtu,

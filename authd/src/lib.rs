@@ -21,6 +21,7 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod operator;
+pub mod outside;
 pub mod peer;
 pub mod readiness;
 pub mod run;

@@ -52,6 +52,10 @@ fn a_configuration_that_makes_no_sense_is_refused() {
     refused(&["--config", "/nowhere.yaml"], &["/nowhere.yaml", "--config"]);
     refused(&["--trust-domain", "a", "--policy-mode", "off"], &["policy-mode", "\"off\"", "observe"]);
     refused(&["--trust-domain", "a", "--cluster-cidrs", "10.0.0.1/8"], &["cluster-cidrs", "10.0.0.0/8"]);
+    refused(
+        &["--trust-domain", "a", "--outside-ranges", "198.18.0.0/17"],
+        &["outside-ranges", "198.18.0.0/16"],
+    );
     assert!(!node.outside(Path::new("/sys/fs/bpf/authd")).exists(), "nothing has been touched");
 }
 

@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use authd_tests::lab::node::Family;
+use authd_tests::lab::node::{Family, Node};
 use authd_tests::netstat::syns_sent_again;
 use authd_tests::star_wars::PATIENCE;
 use authd_tests::{Pod, StarWars, skip, wait};
@@ -139,6 +139,23 @@ impl Hangar {
         let found = wait::until(PATIENCE, || self.answers(pod, at).ok().filter(|name| name == by));
         found.map(drop).with_context(|| format!("{at} is never answered by {by}"))
     }
+}
+
+/// How long one who may not call waits.
+const IN_VAIN: Duration = Duration::from_millis(1500);
+/// Somebody who is no node.
+const OUTSIDER: [&str; 2] = ["10.0.0.66", "fd00:10::66"];
+
+/// A host on the nodes' network that is none of them.
+fn outsider(hangar: &Hangar) -> Result<Node> {
+    let [v4, v6] = OUTSIDER.map(str::parse);
+    hangar.scene.lab.node("outside", &[v4?, v6?], &[])
+}
+
+/// The node's address in this family, with a port.
+fn at_node(node: &Node, family: Family, port: u16) -> Result<SocketAddr> {
+    let address = node.addresses().iter().find(|it| Family::of(**it) == family).context("no such address")?;
+    Ok(SocketAddr::new(*address, port))
 }
 
 fn names(names: &[&str]) -> BTreeSet<String> {

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use auth_ebpf_abi::packet::icmp as types;
-use auth_ebpf_abi::{Address, Hook, Verdict};
+use auth_ebpf_abi::{Address, Hook, Setting, Verdict};
 
 use super::checksum::sealed;
 use super::fill::{at_boot_time, fill};
@@ -166,5 +166,27 @@ fn the_kernel_forwards_from_outside_as_the_host_does() {
         }
         compare(&mut datapath, &mut cluster(), &arrivals);
         assert!(!datapath.maps().outside().entries().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn outside_addresses_are_told_whole_or_not_at_all() {
+    in_namespaces("outside_addresses_are_told_whole_or_not_at_all", |pin_dir| {
+        let mut datapath = open(pin_dir);
+        let config = datapath.maps().clone();
+        let config = config.config();
+        let told = |setting| config.get(setting).unwrap();
+        let other_v6 = v6(0x19, 7);
+        let (v4, v6) = (OUTSIDE_NOBODY.to_ip(), other_v6.to_ip());
+        config.set_outside(&[v4, v6]).unwrap();
+        let pod = (THERE, 53);
+        goes(&mut datapath, &udp((HOST, 1), pod), &udp((OUTSIDE_NOBODY, 1), pod));
+        let pod = (THERE_V6, 53);
+        goes(&mut datapath, &udp((HOST_V6, 1), pod), &udp((other_v6, 1), pod));
+        config.set_outside(&[v6]).unwrap();
+        assert_eq!(told(Setting::OutsideV4), 0);
+        assert_ne!(told(Setting::OutsideV6Last), 0);
+        config.set_outside(&[]).unwrap();
+        assert_eq!((told(Setting::OutsideV6First), told(Setting::OutsideV6Last)), (0, 0));
     });
 }

@@ -1,9 +1,10 @@
 //! The `config` map.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use auth_ebpf_abi::{Setting, map};
+use auth_ebpf_abi::{Address, Setting, map};
 use aya::maps::{Array, Map, MapData, MapError};
 
 use crate::error::Error;
@@ -28,6 +29,24 @@ impl Config {
     pub fn get(&self, setting: Setting) -> Result<u64, Error> {
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         map.get(&(setting as u32), 0).map_err(|error| failed("read a setting", error))
+    }
+
+    /// Tells this node's outside addresses, of each family one at most.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_outside(&self, addresses: &[IpAddr]) -> Result<(), Error> {
+        let of = |v4| addresses.iter().find(|address| address.is_ipv4() == v4).copied().map(Address::from);
+        let [off, slots @ ..] = Setting::outside(of(true), of(false));
+        let mut differ = false;
+        for (setting, value) in slots {
+            differ |= self.get(setting)? != value;
+        }
+        // Not off for a moment, unless it is to change.
+        for (setting, value) in std::iter::once(off).chain(slots).filter(|_| differ) {
+            self.set(setting, value)?;
+        }
+        Ok(())
     }
 
     /// Writes a slot. Connections are decided anew if they rest on it and it changes.

@@ -25,16 +25,18 @@ pub struct Service {
 }
 
 impl Service {
-    /// The other nodes to whose backends kube-proxy at `node` may send on what comes from outside.
+    /// The other nodes to whose backends kube-proxy at `node` may send on what comes from outside, although it
+    /// does not reach every address there.
     #[must_use]
-    pub fn sent_on_from(&self, node: &str) -> BTreeSet<&str> {
+    pub fn sent_on_in_vain(&self, node: &str, reaches: impl Fn(&IpAddr) -> bool) -> BTreeSet<&str> {
         let is_reached = !self.external.is_empty() || self.ports.iter().any(|port| port.node_port != 0);
         if self.external_local || self.is_left_alone || !is_reached {
             return BTreeSet::new();
         }
         let endpoints = self.slices.iter().flat_map(|slice| &slice.endpoints);
         let ready = endpoints.filter(|endpoint| endpoint.is_ready);
-        ready.filter_map(|endpoint| endpoint.node.as_deref()).filter(|other| *other != node).collect()
+        let missed = ready.filter(|endpoint| !endpoint.addresses.iter().all(&reaches));
+        missed.filter_map(|endpoint| endpoint.node.as_deref()).filter(|other| *other != node).collect()
     }
 }
 
@@ -110,7 +112,8 @@ mod tests {
     use super::*;
 
     fn endpoint(node: &str, is_ready: bool) -> ServiceEndpoint {
-        ServiceEndpoint { node: Some(node.to_owned()), is_ready, ..ServiceEndpoint::default() }
+        let addresses = vec![[10, 244, 0, 1].into()];
+        ServiceEndpoint { node: Some(node.to_owned()), is_ready, addresses, ..ServiceEndpoint::default() }
     }
 
     fn behind(endpoints: &[ServiceEndpoint]) -> Service {
@@ -121,16 +124,21 @@ mod tests {
     #[test]
     fn only_what_is_reached_from_outside_is_sent_on_to_the_nodes_of_ready_backends() {
         let inside = behind(&[endpoint("here", true), endpoint("there", true), endpoint("away", false)]);
-        assert!(inside.sent_on_from("here").is_empty());
+        let missed = |service: &Service, node| {
+            let missed = service.sent_on_in_vain(node, |_| false);
+            assert!(service.sent_on_in_vain(node, |_| true).is_empty(), "all is reached");
+            missed.into_iter().map(ToOwned::to_owned).collect::<Vec<_>>()
+        };
+        assert!(missed(&inside, "here").is_empty());
         let mut by_port = inside.clone();
         by_port.ports.push(ServicePort { node_port: 30080, ..ServicePort::default() });
         let by_address = Service { external: [[203, 0, 113, 7].into()].into(), ..inside };
         for service in [by_port, by_address] {
-            assert_eq!(service.sent_on_from("here"), ["there"].into());
-            assert_eq!(service.sent_on_from("elsewhere"), ["here", "there"].into());
+            assert_eq!(missed(&service, "here"), ["there"]);
+            assert_eq!(missed(&service, "elsewhere"), ["here", "there"]);
             let local = Service { external_local: true, ..service.clone() };
             let of_others = Service { is_left_alone: true, ..service };
-            assert!(local.sent_on_from("here").is_empty() && of_others.sent_on_from("here").is_empty());
+            assert!(missed(&local, "here").is_empty() && missed(&of_others, "here").is_empty());
         }
     }
 }

@@ -94,6 +94,11 @@ settings! {
     /// Ranges of the cluster, in which an unknown address drops [default: the nodes' pod ranges]
     #[arg(env = "AUTHD_CLUSTER_CIDRS", value_name = "CIDR,...", value_delimiter = ',')]
     cluster_cidrs: Vec<String>,
+    /// Ranges of the addresses under which nodes forward to other nodes what comes from outside and is
+    /// masqueraded, the same on every node, one for IPv4 (a prefix of 16 bits or fewer) and one for IPv6 (112);
+    /// `none` to drop such packets [default: 198.18.0.0/16,fd41:7574:6864:6f75::/112]
+    #[arg(env = "AUTHD_OUTSIDE_RANGES", value_name = "CIDR,...", value_delimiter = ',')]
+    outside_ranges: Vec<String>,
     /// `enforce`, or `observe` to let pass and report what would drop [default: enforce]
     #[arg(env = "AUTHD_POLICY_MODE", value_name = "MODE")]
     policy_mode: String,

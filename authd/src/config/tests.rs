@@ -66,6 +66,16 @@ fn bad_values_name_their_key() {
         (Settings { wireguard_interface: Some("a/b".into()), ..minimal() }, "wireguard-interface"),
         (Settings { uplinks: Some(vec!["eth0".into(), "".into()]), ..minimal() }, "uplinks"),
         (Settings { cluster_cidrs: Some(vec!["10.0.0.1/8".into()]), ..minimal() }, "cluster-cidrs"),
+        (Settings { outside_ranges: Some(vec!["198.18.0.0/17".into()]), ..minimal() }, "outside-ranges"),
+        (
+            Settings { outside_ranges: Some(vec!["none".into(), "fd00::/64".into()]), ..minimal() },
+            "outside-ranges",
+        ),
+        (
+            Settings { outside_ranges: Some(vec!["fd00::/64".into(), "fd01::/64".into()]), ..minimal() },
+            "outside-ranges",
+        ),
+        (Settings { cluster_cidrs: Some(vec!["198.16.0.0/12".into()]), ..minimal() }, "outside-ranges"),
         (Settings { svid_grace: Some("soon".into()), ..minimal() }, "svid-grace"),
         (Settings { svid_grace: Some("-1h".into()), ..minimal() }, "svid-grace"),
         (Settings { key_exchange: Some("rsa".into()), ..minimal() }, "key-exchange"),
@@ -81,6 +91,19 @@ fn bad_values_name_their_key() {
         let error = error_of(settings);
         assert!(error.starts_with(key), "{key}: {error}");
     }
+}
+
+#[test]
+fn outside_ranges_are_those_that_are_named_or_none() {
+    let nets = |ranges: Option<&[&str]>| {
+        let outside_ranges = ranges.map(|ranges| ranges.iter().map(|range| (*range).into()).collect());
+        let config = Config::from_settings(Settings { outside_ranges, ..minimal() }).unwrap();
+        config.encryption.outside.nets().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(nets(None), ["198.18.0.0/16", "fd41:7574:6864:6f75::/112"]);
+    assert!(nets(Some(&["none"])).is_empty());
+    assert_eq!(nets(Some(&["fd00::/64"])), ["fd00::/64"]);
+    assert_eq!(nets(Some(&["fd00::/64", "100.64.0.0/15"])), ["fd00::/64", "100.64.0.0/15"]);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use spire_adapter::tls::Groups;
 use super::ConfigError;
 use crate::{
     cluster::DEFAULT_CLUSTER_NAME,
+    outside::OutsideRanges,
     peer::{Naming, PairProof},
     svids::Choice,
 };
@@ -113,6 +114,35 @@ pub(crate) fn net(key: &'static str, value: &str) -> Result<IpNet, ConfigError> 
         Ok(net)
     } else {
         Err(invalid(key, value, format!("has bits behind its prefix; did you mean {}?", net.trunc())))
+    }
+}
+
+/// Outside ranges, beside those of the cluster.
+pub(super) fn outside_ranges(
+    key: &'static str,
+    values: Option<&[String]>,
+    cluster_cidrs: &[IpNet],
+) -> Result<OutsideRanges, ConfigError> {
+    let mut ranges = OutsideRanges::none();
+    match values {
+        None => ranges = OutsideRanges::default(),
+        Some([none]) if none == "none" => {}
+        Some(values) => {
+            for value in values {
+                ranges.add(net(key, value)?).map_err(|why| invalid(key, value, why.to_string()))?;
+            }
+        }
+    }
+    let overlap = cluster_cidrs.iter().find_map(|cidr| Some((cidr, ranges.over(cidr)?)));
+    match overlap {
+        None => Ok(ranges),
+        Some((cidr, range)) => Err(invalid(
+            key,
+            range.to_string(),
+            format!(
+                "overlaps {cidr} of cluster-cidrs; use a range that nobody has, the same on every node, or none"
+            ),
+        )),
     }
 }
 

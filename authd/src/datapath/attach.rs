@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use auth_ebpf::Attached;
-use auth_ebpf_abi::{Hook, Setting};
+use auth_ebpf_abi::{Hook, Setting, UplinkEntry};
 
 use super::{Interfaces, Plan, Task, chain};
 use crate::{cluster::Cluster, hold, metrics::RepairLabels};
@@ -62,6 +62,8 @@ impl Task {
         self.drop_links_of_gone(interfaces);
         attached
             .retain(|interface| !failures.keys().any(|failure| failure.ends_with(&format!("@{interface}"))));
+        let guarded = uplinks.intersection(&attached);
+        self.know_uplinks(&outward(guarded, &bridges(plan, interfaces), interfaces), failures);
         // Both of its programs are there, or nothing is sent to it.
         self.know_device(Setting::HoldIfindex, hold, hold::INTERFACE, &attached, failures);
         attached
@@ -93,6 +95,13 @@ impl Task {
         }
         if let Err(error) = config.set(setting, index.into()) {
             failures.insert("config".to_owned(), chain(&error));
+        }
+    }
+
+    /// Tells the programs by which interfaces the world's packets come in.
+    fn know_uplinks(&self, uplinks: &BTreeMap<u32, UplinkEntry>, failures: &mut BTreeMap<String, String>) {
+        if let Err(error) = self.parts.datapath.maps().uplinks().reconcile(uplinks) {
+            failures.insert("uplinks".to_owned(), chain(&error));
         }
     }
 
@@ -130,17 +139,49 @@ fn overlays(interfaces: &Interfaces) -> impl Iterator<Item = String> {
     of_kind.filter_map(|(index, _)| interfaces.names.get(index).cloned())
 }
 
+/// Which of the uplinks, that are guarded, bring the world's packets and no pod's: what a bridge hands to the host
+/// does not say by which port it came.
+fn outward<'a>(
+    uplinks: impl Iterator<Item = &'a String>,
+    bridges: &BTreeSet<u32>,
+    interfaces: &Interfaces,
+) -> BTreeMap<u32, UplinkEntry> {
+    let indices = uplinks.filter_map(|name| interfaces.index_of(name));
+    let without_pods = indices.filter(|index| !bridges.contains(index));
+    without_pods.map(|index| (index, UplinkEntry { uplink: 1 })).collect()
+}
+
+/// The bridges of the pods here.
+fn bridges(plan: &Plan, interfaces: &Interfaces) -> BTreeSet<u32> {
+    let own = plan.pods.iter().filter_map(|pod| pod.interface.as_ref());
+    own.filter_map(|(index, _)| interfaces.bridge_of(*index)).collect()
+}
+
 /// Interfaces with the programs of pods: those of the pods, and the other pairs that are ports of their
 /// bridges, since what comes in by one could name any source. Then the ports of those bridges that lead
 /// elsewhere, which are guarded as uplinks.
 fn pod_interfaces(plan: &Plan, interfaces: &Interfaces) -> (BTreeSet<String>, BTreeSet<String>) {
     let own = plan.pods.iter().filter_map(|pod| pod.interface.clone());
-    let bridges: BTreeSet<u32> = own.clone().filter_map(|(index, _)| interfaces.bridge_of(index)).collect();
     let mut pods: BTreeSet<String> = own.map(|(_, name)| name).collect();
     let mut others = BTreeSet::new();
-    for (index, name) in bridges.into_iter().flat_map(|bridge| interfaces.ports(bridge)) {
+    for (index, name) in bridges(plan, interfaces).into_iter().flat_map(|bridge| interfaces.ports(bridge)) {
         let is_veth = interfaces.links.get(&index).is_some_and(|link| link.kind == "veth");
         if is_veth { &mut pods } else { &mut others }.insert(name.clone());
     }
     (pods, others)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_world_comes_in_by_uplinks_that_no_pod_shares() {
+        let names = [(2, "eth0"), (3, "br0"), (4, "br1"), (7, "veth0")];
+        let names = names.map(|(index, name)| (index, name.to_owned())).into();
+        let interfaces = Interfaces { names, ..Interfaces::default() };
+        let uplinks = ["eth0", "br0", "br1", "gone"].map(ToOwned::to_owned);
+        let outward = outward(uplinks.iter(), &[4].into(), &interfaces);
+        assert_eq!(outward.into_keys().collect::<Vec<_>>(), [2, 3]);
+    }
 }

@@ -21,6 +21,7 @@ use crate::{
     clock::BootTime,
     cluster::{Cluster, Pod},
     handover::{Claims, withheld},
+    outside::OutsideRanges,
 };
 
 /// What the plan is made from.
@@ -34,6 +35,8 @@ pub struct Inputs<'a> {
     pub interfaces: &'a Interfaces,
     /// Configured ranges of the cluster; empty for the nodes' pod ranges.
     pub cluster_cidrs: &'a [IpNet],
+    /// Ranges of the addresses under which nodes forward what comes from outside.
+    pub outside: &'a OutsideRanges,
     /// Until when each node's session counts, tunnels' grace included, and its epoch.
     pub sessions: &'a BTreeMap<NodeNumber, (BootTime, u32)>,
     /// Index of the host end where each pod was found before, by its name.
@@ -43,10 +46,10 @@ pub struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    /// The ranges of the cluster.
+    /// The ranges of the cluster, in which nobody is the world's but those that stand for it.
     pub fn ranges(&self) -> impl Iterator<Item = &'a IpNet> {
         let of_nodes = self.cluster.nodes.values().flat_map(|node| &node.pod_cidrs);
-        self.cluster_cidrs.iter().chain(of_nodes)
+        self.cluster_cidrs.iter().chain(of_nodes).chain(self.outside.nets())
     }
 }
 
@@ -78,6 +81,8 @@ pub struct Plan {
     pub endpoints: BTreeMap<Address, EndpointEntry>,
     /// Other nodes' sessions, as if they had acknowledged nothing.
     pub nodes: BTreeMap<NodeNumber, NodeEntry>,
+    /// Addresses under which this node forwards what comes from outside.
+    pub outside: Vec<IpAddr>,
     /// The pods here, by name.
     pub pods: Vec<Endpoint>,
     /// Services, as pods here reach them.
@@ -96,6 +101,7 @@ impl Plan {
         for pod in inputs.cluster.pods.iter().filter(|pod| !pod.host_network) {
             plan.pod(inputs, claims, pod);
         }
+        plan.outside(inputs);
         plan.ranges(inputs);
         plan.services(inputs);
         plan.nodes = inputs
@@ -163,6 +169,20 @@ impl Plan {
                 };
                 self.endpoints.insert(address, endpoint);
             }
+        }
+    }
+
+    /// What stands for the world at each node. Nobody else has such an address, whatever he claims.
+    fn outside(&mut self, inputs: &Inputs<'_>) {
+        for node in inputs.cluster.nodes.values() {
+            let Some(number) = node.number else { continue };
+            let addresses = inputs.outside.of(number);
+            if node.name == inputs.node {
+                self.outside = addresses.collect();
+                continue;
+            }
+            let entry = AddressEntry { identity: identity::WORLD, node: number, flags: 0 };
+            self.addresses.extend(addresses.map(|address| (Address::from(address), entry)));
         }
     }
 

@@ -54,7 +54,9 @@ impl Plan {
 }
 
 const fn is_of_node(entry: &AddressEntry) -> bool {
-    entry.identity == identity::HOST || (entry.node != 0 && identity::is_reserved(entry.identity))
+    let is_of_other =
+        entry.node != 0 && identity::is_reserved(entry.identity) && entry.identity != identity::WORLD;
+    entry.identity == identity::HOST || is_of_other
 }
 
 /// The ports that have been given to services so far.

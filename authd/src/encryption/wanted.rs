@@ -17,6 +17,7 @@ use crate::{
     clock::BootTime,
     cluster::{Cluster, Node},
     config::EncryptionConfig,
+    outside::OutsideRanges,
     peer::{Session, SessionMap},
 };
 
@@ -31,6 +32,8 @@ pub(super) struct Inputs<'a> {
     /// The tunnel as it answers now.
     pub(super) observed: Option<&'a Status>,
     pub(super) config: &'a EncryptionConfig,
+    /// Those of the configuration that are in use.
+    pub(super) outside: &'a OutsideRanges,
     pub(super) handshake_port: u16,
     pub(super) enforced: Enforced,
     pub(super) mtu: u16,
@@ -76,7 +79,7 @@ fn leave_out(
     nodes: &mut BTreeMap<PublicKey, String>,
 ) -> BTreeMap<String, String> {
     let own_key = inputs.observed.map(|status| &status.public_key);
-    let own = inputs.cluster.nodes.get(inputs.node).map(|own| allowed_ips(inputs.cluster, own));
+    let own = inputs.cluster.nodes.get(inputs.node).map(|own| allowed_ips(inputs, own));
     let own: Vec<IpNet> = own.into_iter().flatten().collect();
     let ours = |net: &IpNet| own.iter().any(|own| own.contains(net) || net.contains(own));
     let number = |name: &String| inputs.cluster.nodes.get(name).and_then(|node| node.number);
@@ -88,8 +91,13 @@ fn leave_out(
         refused.extend(nodes.remove(&key).map(|node| (node, why)));
     };
     let thieves = desired.peers.values().filter_map(|peer| {
-        let net = peer.allowed_ips.iter().find(|net| ours(net))?;
-        Some((peer.public_key, format!("claims {net}, which is this node's")))
+        if let Some(net) = peer.allowed_ips.iter().find(|net| ours(net)) {
+            return Some((peer.public_key, format!("claims {net}, which is this node's")));
+        }
+        let outside = outside_of(inputs, numbers.get(&peer.public_key).copied());
+        let mut claims = peer.allowed_ips.iter().filter(|net| !outside.contains(net));
+        let (net, range) = claims.find_map(|net| Some((net, inputs.outside.over(net)?)))?;
+        Some((peer.public_key, format!("claims {net}, which overlaps {range} of outside-ranges")))
     });
     for (key, why) in thieves.collect::<Vec<_>>() {
         leave(desired, key, why);
@@ -114,7 +122,7 @@ fn of_session(inputs: &Inputs<'_>, node: &Node) -> Option<Peer> {
     if session.ends.saturating_add(inputs.config.svid_grace) <= inputs.now {
         return None;
     }
-    peer(inputs, session, allowed_ips(inputs.cluster, node))
+    peer(inputs, session, allowed_ips(inputs, node))
 }
 
 /// Without a pre-shared key there is no peer. After a restart the tunnel has one already, for the same peer.
@@ -141,7 +149,7 @@ fn of_tunnel(inputs: &Inputs<'_>, node: &Node) -> Option<Peer> {
         return None;
     }
     let known = inputs.known.get(&node.number?)?;
-    let expected = allowed_ips(inputs.cluster, node);
+    let expected = allowed_ips(inputs, node);
     let peer = inputs.observed?.peers.iter().find(|peer| peer.allowed_ips == expected)?;
     (BootTime(known.expires) > inputs.now).then_some(Peer {
         public_key: peer.public_key,
@@ -153,10 +161,15 @@ fn of_tunnel(inputs: &Inputs<'_>, node: &Node) -> Option<Peer> {
     })
 }
 
-/// The node's own addresses and those of its pods.
-fn allowed_ips(cluster: &Cluster, node: &Node) -> BTreeSet<IpNet> {
+/// The node's own addresses, those of its pods, and what it has of the world.
+fn allowed_ips(inputs: &Inputs<'_>, node: &Node) -> BTreeSet<IpNet> {
     let own = node.addresses.iter().map(|address| IpNet::from(*address));
-    own.chain(pods_of(cluster, node)).collect()
+    own.chain(pods_of(inputs.cluster, node)).chain(outside_of(inputs, node.number)).collect()
+}
+
+/// The addresses under which a node forwards what comes from outside.
+fn outside_of(inputs: &Inputs<'_>, number: Option<NodeNumber>) -> BTreeSet<IpNet> {
+    number.into_iter().flat_map(|number| inputs.outside.of(number)).map(IpNet::from).collect()
 }
 
 /// The addresses of a node's pods: by range where it has any, else one by one.
@@ -177,7 +190,10 @@ fn steering(inputs: &Inputs<'_>, peers: &BTreeMap<PublicKey, Peer>) -> Steering 
     };
     let ranges = inputs.cluster.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied());
     let guarded = match inputs.enforced {
-        Enforced::Yes => inputs.config.cluster_cidrs.iter().copied().chain(ranges).collect(),
+        Enforced::Yes => {
+            let configured = inputs.config.cluster_cidrs.iter().chain(inputs.outside.nets()).copied();
+            configured.chain(ranges).collect()
+        }
         Enforced::No | Enforced::Off => BTreeSet::new(),
     };
     Steering {

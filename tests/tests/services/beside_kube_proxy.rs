@@ -16,10 +16,7 @@ use authd_tests::{Namespace, skip, wait};
 
 use super::kube_proxy;
 use super::ships::{Call, Datagrams};
-use super::{FAMILIES, Hangar, NODE_PORT, SERVICE, TRIES, names, service};
-
-/// Somebody who is no node.
-const OUTSIDER: [&str; 2] = ["10.0.0.66", "fd00:10::66"];
+use super::{FAMILIES, Hangar, IN_VAIN, NODE_PORT, SERVICE, TRIES, at_node, names, outsider, service};
 
 /// A service whose clients keep their backends, one on each node.
 const FLEET: &str = "apiVersion: v1
@@ -61,24 +58,9 @@ fn met(node: &Namespace, rule: &str) -> Result<u64> {
     Ok(count.split_whitespace().next().context("a number")?.parse()?)
 }
 
-/// How long one who may not call waits.
-const IN_VAIN: Duration = Duration::from_millis(1500);
-
 /// The service in both families, with these lines more.
 fn both_families(more: &str) -> String {
     SERVICE.replace("spec:\n", &format!("spec:\n  ipFamilies: [IPv4, IPv6]\n{more}"))
-}
-
-/// The node's address in this family, with a port.
-fn at_node(node: &Node, family: Family, port: u16) -> Result<SocketAddr> {
-    let address = node.addresses().iter().find(|it| Family::of(**it) == family).context("no such address")?;
-    Ok(SocketAddr::new(*address, port))
-}
-
-/// A host on the nodes' network that is none of them.
-fn outsider(hangar: &Hangar) -> Result<Node> {
-    let [v4, v6] = OUTSIDER.map(str::parse);
-    hangar.scene.lab.node("outside", &[v4?, v6?], &[])
 }
 
 #[test]
@@ -147,14 +129,15 @@ spec:
   ingress: [{fromEntities: [all], toPorts: [{ports: [{port: \"8080\", protocol: TCP}]}]}]
 ";
 
-/// What kube-proxy sends on to another node's pod bears its own node's address, and would be taken for the
-/// node's there. With `externalTrafficPolicy: Local` it stays where it came in, and bears its sender's.
+/// What kube-proxy sends on to another node's pod bears its own node's address. Where no other is there to take
+/// its place, it would be taken for the node's. With `externalTrafficPolicy: Local` it stays where it came in, and bears its sender's.
 #[test]
 fn what_comes_from_outside_meets_backends_of_the_node_where_it_comes_in() {
     if !skip::kube_proxy_available("what_comes_from_outside_meets_backends_of_the_node_where_it_comes_in") {
         return;
     }
-    let mut hangar = Hangar::open("svc-outside", &both_families(""), &["deathstar"]).unwrap();
+    let none = ["--outside-ranges", "none"];
+    let mut hangar = Hangar::open_with("svc-outside", &both_families(""), &["deathstar"], &none).unwrap();
     hangar.scene.write_manifest("open.yaml", OPEN).unwrap();
     let outside = outsider(&hangar).unwrap();
     let nodes = NODES.map(|name| hangar.scene.node(name).unwrap().clone());

@@ -1,14 +1,19 @@
 //! What is wrong or worth knowing, the worst first.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use auth_ebpf_abi::{Mode, NodeNumber, Setting};
 
 use super::{DaemonSource, v1};
 use crate::{
     cluster::{Cluster, Severity},
+    config::Config,
     datapath::View,
     handover::Contested,
+    outside::OutsideRanges,
     svids::{IdentitySvid, Unused},
 };
 
@@ -72,7 +77,7 @@ impl DaemonSource {
                 message.to_owned(),
             ));
         }
-        self.service_conditions(cluster, &mut conditions);
+        self.service_conditions(cluster, view, &mut conditions);
         self.svid_conditions(&mut conditions);
         // Stable: what is equally bad stays in the order above.
         conditions.sort_by_key(|condition| std::cmp::Reverse(condition.severity));
@@ -106,19 +111,27 @@ impl DaemonSource {
     }
 
     /// Services that answer those outside at this node by chance: kube-proxy may choose a backend elsewhere, and
-    /// gives what it sends there this node's address.
-    fn service_conditions(&self, cluster: &Cluster, conditions: &mut Vec<v1::Condition>) {
+    /// gives what it sends there this node's address, in whose place there is no other.
+    fn service_conditions(&self, cluster: &Cluster, view: &View, conditions: &mut Vec<v1::Condition>) {
         if self.config.policy_mode == Mode::Observe {
             return;
         }
+        let Config { node_name, encryption, .. } = &*self.config;
+        let outside = encryption.outside.beside(cluster, node_name, &view.interfaces);
+        let outside = outside.unwrap_or_else(|_taken| OutsideRanges::none());
+        let nodes: BTreeSet<IpAddr> =
+            cluster.nodes.values().flat_map(|node| &node.addresses).copied().collect();
+        // A node's own address is no pod's.
+        let reaches = |address: &IpAddr| outside.has_family_of(address) && !nodes.contains(address);
         for ((namespace, name), service) in &cluster.services {
-            let others: Vec<&str> = service.sent_on_from(&self.config.node_name).into_iter().collect();
+            let others: Vec<&str> = service.sent_on_in_vain(node_name, reaches).into_iter().collect();
             if others.is_empty() {
                 continue;
             }
             let message = format!(
                 "what comes from outside at this node, and kube-proxy sends on to a backend on {}, drops \
-                 (MASQUERADED): set externalTrafficPolicy: Local, so that it stays with the backends here",
+                 (MASQUERADED): set externalTrafficPolicy: Local, so that it stays with the backends here, or \
+                 outside-ranges on every node, by which it reaches pods",
                 others.join(", ")
             );
             let object = format!("Service {namespace}/{name}");

@@ -65,6 +65,7 @@ fn plan_with(cluster: &Cluster, sessions: &BTreeMap<NodeNumber, (BootTime, u32)>
             node: "n1",
             interfaces: &interfaces,
             cluster_cidrs: &[],
+            outside: &OutsideRanges::default(),
             sessions,
             before: &before,
             forwards_directly: false,
@@ -121,6 +122,7 @@ fn prefixes_of_policies_never_take_the_clusters_own() {
         node: "n1",
         interfaces: &interfaces,
         cluster_cidrs: &[],
+        outside: &OutsideRanges::default(),
         sessions: &sessions,
         before: &before,
         forwards_directly: false,
@@ -143,6 +145,7 @@ fn nodes_that_policies_choose_have_identities_of_their_own() {
         node: "n1",
         interfaces: &interfaces,
         cluster_cidrs: &[],
+        outside: &OutsideRanges::default(),
         sessions: &sessions,
         before: &before,
         forwards_directly: false,
@@ -153,6 +156,29 @@ fn nodes_that_policies_choose_have_identities_of_their_own() {
     let of = |address| entry(&plan, address).map(|entry| (entry.identity, entry.node));
     assert_eq!(of("10.0.0.2"), Some((1 << 24, 2)));
     assert_eq!(of("10.0.0.1"), Some((identity::HOST, 0)), "this node is the host");
+}
+
+#[test]
+fn each_node_has_what_stands_for_the_world_and_nobody_else() {
+    let mut cluster = cluster();
+    // Claimed, as a node's or a pod's.
+    cluster.nodes.get_mut("n2").unwrap().addresses.push("198.18.0.3".parse().unwrap());
+    cluster.pods.push(pod("thief", "n2", &["fd41:7574:6864:6f75::3"], Some(257)));
+    let mut third = cluster.nodes["n2"].clone();
+    (third.name, third.number, third.addresses) = ("n3".into(), Some(3), Vec::new());
+    cluster.nodes.insert("n3".into(), third.clone());
+    (third.name, third.number) = ("n4".into(), None);
+    cluster.nodes.insert("n4".into(), third);
+    let plan = plan(&cluster, &BTreeMap::new());
+    let of = |address| entry(&plan, address).map(|entry| (entry.identity, entry.node));
+    assert_eq!(of("198.18.0.2"), Some((identity::WORLD, 2)));
+    assert_eq!(of("198.18.0.3"), Some((identity::WORLD, 3)));
+    assert_eq!(of("fd41:7574:6864:6f75::3"), Some((identity::WORLD, 3)));
+    assert_eq!((of("198.18.0.1"), of("198.18.0.4")), (None, None), "this node's, and nobody's");
+    let range = prefix_key("198.18.0.0/16".parse().unwrap());
+    assert_eq!(plan.prefixes[&range].flags, AddressFlags::CLUSTER_RANGE);
+    let own: Vec<IpAddr> = OutsideRanges::default().of(1).collect();
+    assert_eq!(plan.outside, own);
 }
 
 #[test]
@@ -240,6 +266,7 @@ fn find(interfaces: &Interfaces, before: Option<u32>) -> (Option<u32>, Option<St
             node: "n1",
             interfaces,
             cluster_cidrs: &[],
+            outside: &OutsideRanges::default(),
             sessions: &sessions,
             before: &before,
             forwards_directly: false,

@@ -15,6 +15,7 @@ use serde_json::json;
 use super::super::interfaces::Interfaces;
 use super::*;
 use crate::cluster::{Node, Pod};
+use crate::outside::OutsideRanges;
 
 /// Enough that a rule about all of them with a range of ports has no room.
 const PEERS: IdentityNumber = 4_400;
@@ -91,6 +92,7 @@ fn write(writer: &mut PolicyWriter, maps: &Maps, cluster: &Arc<Cluster>) -> Poli
         node: "n1",
         interfaces: &interfaces,
         cluster_cidrs: &[],
+        outside: &OutsideRanges::default(),
         sessions: &sessions,
         before: &before,
         forwards_directly: false,

@@ -6,6 +6,7 @@ use super::super::interfaces::Interfaces;
 use super::*;
 use crate::cluster::{Cluster, Node, Pod, Slice, SlicePort};
 use crate::handover::Claims;
+use crate::outside::OutsideRanges;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -52,6 +53,7 @@ fn plan(cluster: &Cluster) -> Plan {
         node: "n1",
         interfaces: &interfaces,
         cluster_cidrs: &[],
+        outside: &OutsideRanges::default(),
         sessions: &sessions,
         before: &before,
         forwards_directly: false,

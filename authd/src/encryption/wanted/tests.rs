@@ -61,6 +61,7 @@ impl Given {
                 port: NonZeroU16::new(51871).unwrap(),
                 uplinks: Vec::new(),
                 cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+                outside: OutsideRanges::default(),
                 svid_grace: GRACE,
             },
             enforced: Enforced::Yes,
@@ -104,7 +105,7 @@ impl Given {
                 public_key: PublicKey::from_bytes(key(7)).unwrap(),
                 endpoint: "10.0.0.2:51871".parse().unwrap(),
                 configured_endpoint: "10.0.0.2:51871".parse().unwrap(),
-                allowed_ips: allowed_ips(&self.cluster, &self.cluster.nodes["n2"]),
+                allowed_ips: allowed_ips(&self.inputs(), &self.cluster.nodes["n2"]),
                 persistent_keepalive: None,
                 preshared_key: Some(preshared(9).without_secret()),
                 rekeying: None,
@@ -119,18 +120,23 @@ impl Given {
     }
 
     fn wanted(&self) -> Wanted {
-        Wanted::make(&Inputs {
+        Wanted::make(&self.inputs())
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs {
             cluster: &self.cluster,
             node: "n1",
             sessions: &self.sessions,
             known: &self.known,
             observed: self.observed.as_ref(),
             config: &self.config,
+            outside: &self.config.outside,
             handshake_port: 4250,
             enforced: self.enforced,
             mtu: 1420,
             now: NOW,
-        })
+        }
     }
 
     fn keys(&self) -> BTreeSet<u8> {
@@ -146,7 +152,11 @@ fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
 fn a_session_makes_a_peer_with_the_nodes_and_its_pods_addresses() {
     let wanted = Given::new().with_session(100, true).wanted();
     let peer = wanted.desired.peers.values().next().unwrap();
-    assert_eq!(peer.allowed_ips, nets(&["10.0.0.2/32", "fd00::2/128", "10.244.2.0/24"]));
+    let outside = ["198.18.0.2/32", "fd41:7574:6864:6f75::2/128"];
+    assert_eq!(
+        peer.allowed_ips,
+        nets(&[&["10.0.0.2/32", "fd00::2/128", "10.244.2.0/24"], &outside[..]].concat())
+    );
     assert_eq!(peer.endpoint, "10.0.0.2:51871".parse().unwrap());
     assert_eq!(wanted.nodes[&peer.public_key], "n2");
     assert_eq!(wanted.steering.unwrap().routes, peer.allowed_ips);
@@ -158,7 +168,9 @@ fn without_a_session_there_is_no_peer_and_the_ranges_are_unreachable() {
     assert!(wanted.desired.peers.is_empty());
     let steering = wanted.steering.unwrap();
     assert!(steering.routes.is_empty());
-    assert_eq!(steering.guarded, nets(&["10.244.0.0/16", "10.244.1.0/24", "10.244.2.0/24"]));
+    let outside = ["198.18.0.0/16", "fd41:7574:6864:6f75::/112"];
+    let guarded = [&["10.244.0.0/16", "10.244.1.0/24", "10.244.2.0/24"], &outside[..]].concat();
+    assert_eq!(steering.guarded, nets(&guarded));
     assert_eq!(steering.local, nets(&["10.244.1.0/24"]));
 }
 
@@ -208,6 +220,17 @@ fn handshakes_and_wireguard_stay_out_of_the_tunnel() {
         bootstrap.iter().map(|flow| flow.port).collect::<BTreeSet<_>>(),
         BTreeSet::from([4250, 51871])
     );
+}
+
+#[test]
+fn without_ranges_nobody_has_an_outside_address() {
+    let mut given = Given::new().with_session(100, true);
+    given.config.outside = OutsideRanges::none();
+    let wanted = given.wanted();
+    let peer = wanted.desired.peers.values().next().unwrap();
+    assert_eq!(peer.allowed_ips, nets(&["10.0.0.2/32", "fd00::2/128", "10.244.2.0/24"]));
+    let guarded = wanted.steering.unwrap().guarded;
+    assert_eq!(guarded, nets(&["10.244.0.0/16", "10.244.1.0/24", "10.244.2.0/24"]));
 }
 
 /// Cluster ranges that no peer has are unreachable in the mesh's table; pods here are not the mesh's.
@@ -261,6 +284,10 @@ fn a_node_that_announces_nonsense_costs_itself_alone() {
     assert!(with(&|_, third| third.wireguard_key = Some(key(1))).unwrap().contains("own"));
     assert!(with(&|given, _| claims(given, "10.244.2.7")).unwrap().contains("overlaps"));
     assert!(with(&|given, _| claims(given, "10.244.1.7")).unwrap().contains("this node's"));
+    assert!(with(&|given, _| claims(given, "198.18.0.1")).unwrap().contains("this node's"));
+    for of_others in ["198.18.0.2", "198.18.9.9"] {
+        assert!(with(&|given, _| claims(given, of_others)).unwrap().contains("outside-ranges"));
+    }
 }
 
 #[test]
