@@ -5,6 +5,8 @@
 mod beside_kube_proxy;
 #[path = "services/forwarding.rs"]
 mod forwarding;
+#[path = "services/from_outside.rs"]
+mod from_outside;
 #[path = "services/kube_proxy.rs"]
 mod kube_proxy;
 #[path = "services/ships.rs"]
