@@ -13,11 +13,14 @@ use authd_tests::{Namespace, skip, wait};
 
 use super::kube_proxy::{self, KubeProxy};
 use super::ships::{Call, Datagrams};
-use super::{FAMILIES, Hangar, IN_VAIN, NODE_PORT, SERVICE, TRIES, at_node, names, outsider};
+use super::{FAMILIES, Hangar, IN_VAIN, NODE_PORT, OUTSIDER, SERVICE, TRIES, at_node, names, outsider};
 
 /// Under which the first node forwards what comes from outside.
 const OUTSIDE: [&str; 2] = ["198.18.0.1", "fd41:7574:6864:6f75::1"];
-/// Nobody listens behind it at first.
+/// The same of the second, and their ranges.
+const OUTSIDE_THERE: [&str; 2] = ["198.18.0.2", "fd41:7574:6864:6f75::2"];
+const RANGES: [&str; 2] = ["198.18.0.0/16", "fd41:7574:6864:6f75::/112"];
+/// A port of each node, and what is behind it.
 const BEACON_PORT: u16 = 30090;
 const BEACON: u16 = 9090;
 
@@ -211,28 +214,54 @@ fn errors_find_their_way_between_a_pod_and_the_world() {
     for family in FAMILIES {
         let at = visit.at(family, BEACON_PORT).unwrap();
         let any = SocketAddr::new(if at.is_ipv4() { [0; 4].into() } else { Ipv6Addr::UNSPECIFIED.into() }, 0);
-        let client = visit.outside.udp_bind(any).unwrap();
-        visit.outside.run(|| client.connect(at)).unwrap().unwrap();
-        client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        let client = || {
+            let client = visit.outside.udp_bind(any).unwrap();
+            visit.outside.run(|| client.connect(at)).unwrap().unwrap();
+            client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            client
+        };
         let refused = |socket: &std::net::UdpSocket| {
             let told = |error: std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
             socket.send(b"x").err().is_some_and(told) || socket.recv(&mut [0; 8]).err().is_some_and(told)
         };
-        let heard = wait::until(PATIENCE, || refused(&client).then_some(()));
-        assert!(heard.is_some(), "nobody listens, and the pod says so, {family:?}");
-
         let server = deathstar.udp_bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), BEACON)).unwrap();
         server.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-        let (_, from) = wait::until(PATIENCE, || {
-            drop(client.send(b"x"));
+        let first = client();
+        let reached = wait::until(PATIENCE, || {
+            drop(first.send(b"x"));
             server.recv_from(&mut [0; 8]).ok()
-        })
-        .unwrap()
-        .0;
+        });
+        let ((_, from), _) = reached.unwrap();
         deathstar.run(|| server.connect(from)).unwrap().unwrap();
-        drop(client);
+        drop(first);
         let heard = wait::until(PATIENCE, || refused(&server).then_some(()));
         assert!(heard.is_some(), "the client has gone, and its host says so, {family:?}");
+
+        drop(server);
+        let second = client();
+        let heard = wait::until(PATIENCE, || refused(&second).then_some(()));
+        assert!(heard.is_some(), "nobody listens, and the pod says so, {family:?}");
+    }
+}
+
+/// What is too large for the rest of its way, the node that knows it says to the pod.
+#[test]
+fn a_pod_hears_how_narrow_the_way_to_the_world_is() {
+    if !skip::kube_proxy_available("a_pod_hears_how_narrow_the_way_to_the_world_is") {
+        return;
+    }
+    let visit = Visit::begin("out-narrow", &["deathstar"]).unwrap();
+    let [v4, v6] = OUTSIDER;
+    let narrow = format!("route add {v4}/32 dev eth0 mtu 1300\nroute add {v6}/128 dev eth0 mtu 1300\n");
+    visit.hangar.scene.node("node1").unwrap().ip(&narrow).unwrap();
+    visit.lets_in("world", "authentication: {mode: disabled}").unwrap();
+    for family in FAMILIES {
+        visit.until_let_in(family).unwrap().exchange(1 << 20).unwrap();
+        let datagrams = Datagrams::open(&visit.outside, visit.at(family, NODE_PORT).unwrap()).unwrap();
+        for size in [1_350, 4_000] {
+            let back = wait::until(PATIENCE, || datagrams.echo(size).ok());
+            assert!(back.is_some(), "{size} bytes, {family:?}");
+        }
     }
 }
 
@@ -242,6 +271,10 @@ fn nobody_reaches_a_node_by_its_outside_address() {
         return;
     }
     let mut visit = Visit::begin("out-closed", &["deathstar"]).unwrap();
+    for (family, range) in FAMILIES.into_iter().zip(RANGES) {
+        let by = visit.at(family, NODE_PORT).unwrap().ip();
+        visit.outside.ip(&format!("route add {range} via {by}\n")).unwrap();
+    }
     visit.lets_in("world", "authentication: {mode: disabled}").unwrap();
     for family in FAMILIES {
         let mut call = visit.until_let_in(family).unwrap();
@@ -260,6 +293,9 @@ fn nobody_reaches_a_node_by_its_outside_address() {
                 assert!(fails(scene.node(node).unwrap()), "{node} {at}");
             }
             assert!(fails(&visit.outside), "{at}");
+            let of_other = SocketAddr::new(OUTSIDE_THERE[family_index(family)].parse().unwrap(), port);
+            let limit = Duration::from_millis(300);
+            assert!(Call::open_within(&visit.outside, of_other, limit).is_err(), "{of_other}");
         }
         // Dropped where the pods are; what the other node itself sends, where it arrives.
         for node in NODES {

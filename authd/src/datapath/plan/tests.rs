@@ -211,6 +211,7 @@ fn packets_go_straight_to_an_interface_that_the_host_itself_would_send_them_to()
             sessions: &sessions,
             before: &before,
             forwards_directly,
+            outside: &OutsideRanges::default(),
         };
         let plan = Plan::make(&inputs, &Claims::default());
         ["10.244.1.10", "fd00::10"]
