@@ -12,7 +12,7 @@ use authd_tests::star_wars::{NODES, PATIENCE};
 use authd_tests::{Namespace, skip, wait};
 
 use super::kube_proxy::{self, KubeProxy};
-use super::ships::{Call, Datagrams};
+use super::ships::{Call, Datagrams, Ship};
 use super::{FAMILIES, Hangar, IN_VAIN, NODE_PORT, OUTSIDER, SERVICE, TRIES, at_node, names, outsider};
 
 /// Under which the first node forwards what comes from outside.
@@ -50,6 +50,36 @@ ports: [{name: udp, port: 9090, protocol: UDP}]
 endpoints: [{addresses: ['DEATHSTAR6'], nodeName: node2}]
 ";
 
+/// A third one, behind which is the other node itself.
+const LIGHTHOUSE_PORT: u16 = 30091;
+const LIGHTHOUSE: u16 = 9100;
+const LIGHTHOUSE_SERVICE: &str = "apiVersion: v1
+kind: Service
+metadata: {name: lighthouse, namespace: default}
+spec:
+  type: NodePort
+  clusterIP: 10.96.0.13
+  clusterIPs: [10.96.0.13, 'fd00:96::13']
+  ipFamilies: [IPv4, IPv6]
+  ports:
+    - {name: tcp, port: 91, targetPort: 9100, nodePort: 30091}
+    - {name: udp, port: 91, targetPort: 9100, protocol: UDP, nodePort: 30091}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: lighthouse-4, namespace: default, labels: {kubernetes.io/service-name: lighthouse}}
+addressType: IPv4
+ports: [{name: tcp, port: 9100}, {name: udp, port: 9100, protocol: UDP}]
+endpoints: [{addresses: ['NODE4'], nodeName: node2}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: lighthouse-6, namespace: default, labels: {kubernetes.io/service-name: lighthouse}}
+addressType: IPv6
+ports: [{name: tcp, port: 9100}, {name: udp, port: 9100, protocol: UDP}]
+endpoints: [{addresses: ['NODE6'], nodeName: node2}]
+";
+
 /// Lets these in at the empire's ships.
 fn letting_in(entities: &str, authentication: &str) -> String {
     format!(
@@ -74,7 +104,7 @@ fn family_index(family: Family) -> usize {
 struct Visit {
     hangar: Hangar,
     outside: Node,
-    _proxies: [KubeProxy; 2],
+    proxies: [KubeProxy; 2],
 }
 
 impl Visit {
@@ -92,7 +122,7 @@ impl Visit {
         let outside = outsider(&hangar)?;
         let proxies =
             [kube_proxy::start(&hangar.scene, NODES[0])?, kube_proxy::start(&hangar.scene, NODES[1])?];
-        Ok(Self { hangar, outside, _proxies: proxies })
+        Ok(Self { hangar, outside, proxies })
     }
 
     /// A port of the node where the visitor comes in.
@@ -168,6 +198,41 @@ fn the_world_reaches_pods_of_other_nodes_as_the_world() {
             assert!(back.is_some(), "{size} bytes, {family:?}");
         }
         assert_eq!(call.ask().unwrap(), "deathstar", "it goes on");
+    }
+    let counts = wire.stop().unwrap().count(&visit.hangar.scene.expected());
+    assert!(counts.wireguard > 0 && counts.other == 0, "{counts:?}");
+    for node in NODES {
+        assert_eq!(visit.hangar.scene.counted(node, "DROPPED", "MASQUERADED").unwrap(), 0.0, "{node}");
+        assert!(visit.hangar.scene.conditions(node).unwrap().is_empty(), "{node}");
+    }
+}
+
+#[test]
+fn backends_in_the_host_network_of_another_node_are_reached() {
+    if !skip::kube_proxy_available("backends_in_the_host_network_of_another_node_are_reached") {
+        return;
+    }
+    let mut visit = Visit::begin("out-host", &["deathstar"]).unwrap();
+    let node2 = visit.hangar.scene.node("node2").unwrap().clone();
+    let _lighthouse = Ship::launch(&node2, "lighthouse", LIGHTHOUSE).unwrap();
+    let [v4, v6] = FAMILIES.map(|family| at_node(&node2, family, 0).unwrap().ip().to_string());
+    let service = LIGHTHOUSE_SERVICE.replace("NODE4", &v4).replace("NODE6", &v6);
+    visit.hangar.scene.write_manifest("lighthouse.yaml", &service).unwrap();
+    visit.proxies.iter().try_for_each(|proxy| proxy.tell(&visit.hangar.scene)).unwrap();
+    let wire = Capture::start(&node2, "eth0").unwrap();
+    for family in FAMILIES {
+        let at = visit.at(family, LIGHTHOUSE_PORT).unwrap();
+        let reached = wait::until(PATIENCE, || Call::open_within(&visit.outside, at, IN_VAIN).ok());
+        let (mut call, _) = reached.unwrap();
+        assert_eq!(call.ask().unwrap(), "lighthouse", "{family:?}");
+        let outside = OUTSIDE[family_index(family)].parse::<std::net::IpAddr>().unwrap();
+        assert_eq!(call.whence().unwrap(), outside, "no node's");
+        call.exchange(4 << 20).unwrap();
+        let datagrams = Datagrams::open(&visit.outside, at).unwrap();
+        for size in [1, 4_000] {
+            let back = wait::until(PATIENCE, || datagrams.echo(size).ok());
+            assert!(back.is_some(), "{size} bytes, {family:?}");
+        }
     }
     let counts = wire.stop().unwrap().count(&visit.hangar.scene.expected());
     assert!(counts.wireguard > 0 && counts.other == 0, "{counts:?}");

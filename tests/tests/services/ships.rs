@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use authd_tests::{Namespace, Pod};
+use authd_tests::Namespace;
 
 use authd_tests::star_wars::PATIENCE;
 
@@ -33,7 +33,7 @@ impl Drop for Ship {
 }
 
 impl Ship {
-    pub(crate) fn launch(pod: &Pod, name: &'static str, port: u16) -> Result<Self> {
+    pub(crate) fn launch(pod: &Namespace, name: &'static str, port: u16) -> Result<Self> {
         let at = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
         let (listener, socket) = (pod.tcp_listen(at)?, pod.udp_bind(at)?);
         let over = Arc::new(AtomicBool::new(false));

@@ -23,8 +23,7 @@ impl<S: State> Judge<'_, S> {
             return self.outside_receives(packet, place, &source);
         }
         self.event.local = identity::HOST;
-        let for_host = self.is_host(&packet.destination) && !source.is_outside();
-        if for_host { Ok(()) } else { self.refuse(DropReason::NoEndpoint) }
+        if self.is_host(&packet.destination) { Ok(()) } else { self.refuse(DropReason::NoEndpoint) }
     }
 
     /// Into the tunnel: a pod's packet from that pod's interface, the host's own, or what it forwards for the world.

@@ -1,4 +1,4 @@
-//! What comes from outside for a pod of another node.
+//! What comes from outside for another node or a pod there.
 //!
 //! kube-proxy gives it this node's own address, under which it would be taken for the node itself. In the tunnel
 //! it travels under the node's outside address, which is the world's to everybody else; what answers it gets the
@@ -13,8 +13,8 @@ use crate::{
 };
 
 impl<S: State> Judge<'_, S> {
-    /// Under this host's address, and from elsewhere: what came in by an uplink goes on to another node's pod
-    /// under the outside address. Of all else nobody knows whose it is.
+    /// Under this host's address, and from elsewhere: what came in by an uplink goes on to another node, or a pod
+    /// there, under the outside address. Of all else nobody knows whose it is.
     #[inline(always)]
     pub(super) fn outside_sends(
         &mut self,
@@ -23,8 +23,8 @@ impl<S: State> Judge<'_, S> {
         destination: &AddressEntry,
     ) -> Outcome {
         let own = self.own_outside(packet.source.is_v4());
-        let is_forwarded = destination.is_of_pod()
-            && destination.node != 0
+        let is_forwarded = destination.node != 0
+            && (destination.is_of_pod() || destination.is_of_remote_node())
             && self.state.is_uplink(self.context.ingress_ifindex);
         let (Some(own), true) = (own, is_forwarded) else {
             return self.refuse(DropReason::Masqueraded);

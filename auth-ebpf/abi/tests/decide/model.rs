@@ -112,14 +112,15 @@ fn objections(tables: &Tables, hook: Hook, ingress: u32, parts: &Parts) -> Vec<D
             _ if tables.endpoints.contains_key(&parts.destination) => {}
             // There is nothing that it could answer to.
             _ if destination == Owner::Outside => against.push(DropReason::UnknownDestination),
-            Owner::Pod { .. } | Owner::OtherNode(_) if destination == Owner::ThisNode => {}
+            _ if destination == Owner::ThisNode => {}
             _ => against.push(DropReason::NoEndpoint),
         },
         Hook::ToWireguard => match (source, tables.endpoints.get(&parts.source)) {
             (_, Some(endpoint)) if endpoint.ifindex == ingress => {}
             (Owner::ThisNode, None) if ingress == 0 => {}
             (Owner::ThisNode, None)
-                if ingress == UPLINK_IFINDEX && matches!(destination, Owner::Pod { node: 1.., .. }) => {}
+                if ingress == UPLINK_IFINDEX
+                    && matches!(destination, Owner::Pod { node: 1.., .. } | Owner::OtherNode(_)) => {}
             (Owner::ThisNode, None) => against.push(DropReason::Masqueraded),
             _ => against.push(DropReason::Spoofed),
         },

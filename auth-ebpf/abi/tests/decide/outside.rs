@@ -76,6 +76,19 @@ fn what_is_masqueraded_from_outside_bears_the_outside_address_there_and_back() {
     }
 }
 
+/// What a service has in the host network of another node.
+#[test]
+fn what_is_for_another_node_itself_bears_the_outside_address_as_well() {
+    let tables = cluster();
+    let (client, server) = ((HOST, 40000), (OTHER_NODE, 9100));
+    assert_eq!(goes(&tables, &syn(client, server)), (TranslationKind::END, HOST, OUTSIDE));
+    assert_eq!(comes(&tables, &syn_ack(server, (OUTSIDE, 40000))), (TranslationKind::END, OUTSIDE, HOST));
+    assert_eq!(receives(&tables, &syn_ack((OTHER_NODE, 9101), (OUTSIDE, 40000))), NOTHING);
+    assert_eq!(sends(&tables, NEIGHBOUR_IFINDEX, &syn(client, server)), MASQUERADED, "a pod's");
+    let about = error(types::UNREACHABLE, OTHER_NODE, OUTSIDE, &syn((OUTSIDE, 40000), server));
+    assert_eq!(comes(&tables, &about), (TranslationKind::ERROR_OF_END, OUTSIDE, HOST));
+}
+
 #[test]
 fn each_flow_gets_back_the_address_that_it_had() {
     let mut tables = cluster();
@@ -98,7 +111,7 @@ fn only_what_an_uplink_has_brought_for_another_nodes_pod_is_the_worlds() {
     for ingress in [HERE_IFINDEX, NEIGHBOUR_IFINDEX, WIREGUARD_IFINDEX, HOLD_IFINDEX, 77] {
         assert_eq!(sends(&tables, ingress, &udp((HOST, 1), (THERE, 2))), MASQUERADED, "{ingress}");
     }
-    for destination in [OTHER_NODE, NOBODY, HERE, WORLD, OUTSIDE, OUTSIDE_THERE, OUTSIDE_NOBODY] {
+    for destination in [NOBODY, HERE, WORLD, OUTSIDE, OUTSIDE_THERE, OUTSIDE_NOBODY] {
         let fate = sends(&tables, UPLINK_IFINDEX, &udp((HOST, 1), (destination, 2)));
         assert_eq!(fate, MASQUERADED, "{destination:?}");
     }
@@ -152,7 +165,8 @@ fn the_outside_address_leads_to_nothing_of_this_node() {
     assert_eq!(receives(&tables, &udp((THERE, 2), (OUTSIDE_NOBODY, 1))), drops(DropReason::NoEndpoint));
     // Nor does the world of another node reach more than pods.
     assert_eq!(receives(&tables, &udp((OUTSIDE_THERE, 1), (HERE, 2))), PASSES);
-    assert_eq!(receives(&tables, &udp((OUTSIDE_THERE, 1), (HOST, 2))), drops(DropReason::NoEndpoint));
+    assert_eq!(receives(&tables, &udp((OUTSIDE_THERE, 1), (HOST, 2))), PASSES, "a host decides for itself");
+    assert_eq!(receives(&tables, &udp((OUTSIDE_THERE, 1), (NOBODY, 2))), drops(DropReason::NoEndpoint));
     for source in [OUTSIDE, OUTSIDE_NOBODY] {
         assert_eq!(receives(&tables, &udp((source, 1), (HERE, 2))), drops(DropReason::UnknownSource));
     }

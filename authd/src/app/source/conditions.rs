@@ -119,19 +119,16 @@ impl DaemonSource {
         let Config { node_name, encryption, .. } = &*self.config;
         let outside = encryption.outside.beside(cluster, node_name, &view.interfaces);
         let outside = outside.unwrap_or_else(|_taken| OutsideRanges::none());
-        let nodes: BTreeSet<IpAddr> =
-            cluster.nodes.values().flat_map(|node| &node.addresses).copied().collect();
-        // A node's own address is no pod's.
-        let reaches = |address: &IpAddr| outside.has_family_of(address) && !nodes.contains(address);
         for ((namespace, name), service) in &cluster.services {
-            let others: Vec<&str> = service.sent_on_in_vain(node_name, reaches).into_iter().collect();
+            let missed = service.sent_on_in_vain(node_name, |address| outside.has_family_of(address));
+            let others: Vec<&str> = missed.into_iter().collect();
             if others.is_empty() {
                 continue;
             }
             let message = format!(
                 "what comes from outside at this node, and kube-proxy sends on to a backend on {}, drops \
                  (MASQUERADED): set externalTrafficPolicy: Local, so that it stays with the backends here, or \
-                 outside-ranges on every node, by which it reaches pods",
+                 outside-ranges on every node, by which it reaches others",
                 others.join(", ")
             );
             let object = format!("Service {namespace}/{name}");
