@@ -1,9 +1,6 @@
 //! What is wrong or worth knowing, the worst first.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::collections::BTreeMap;
 
 use auth_ebpf_abi::{Mode, NodeNumber, Setting};
 
