@@ -273,6 +273,9 @@ fn connections_outlast_what_changes_behind_their_service() {
     node.ip("route add 10.96.0.0/16 via 10.0.0.2\nroute add fd00:96::/64 via fd00:10::2\n").unwrap();
     let tiefighter = hangar.pod("tiefighter").unwrap().clone();
     let proxy = kube_proxy::start(&hangar.scene, "node1").unwrap();
+    // By way of another port of the service, a call from the port of one that goes on would be a conflict.
+    let ports = |range| tiefighter.sysctl(&[("ipv4/ip_local_port_range", range)]).unwrap();
+    ports("20000 20999");
     let mut calls = Vec::new();
     for family in FAMILIES {
         let from_outside = at_node(&node, family, NODE_PORT).unwrap();
@@ -295,6 +298,7 @@ fn connections_outlast_what_changes_behind_their_service() {
             reached.map(drop).with_context(|| format!("datagrams never reach {name}"))
         })
     };
+    ports("32768 60999");
     let (over, rounds) =
         (AtomicBool::new(false), calls.iter().map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
     let go_on = || {
