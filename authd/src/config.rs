@@ -217,9 +217,10 @@ impl Config {
             encryption,
             policy_mode: mode("policy-mode", settings.policy_mode.as_deref())?,
             hold: value::switch("hold", settings.hold.as_deref())?,
-            forwards_directly: value::forwarding(
+            forwards_directly: value::is_second(
                 "same-node-forwarding",
                 settings.same_node_forwarding.as_deref(),
+                ["host", "direct"],
             )?,
             log: LogConfig {
                 format: Format::from_setting(settings.log_format.as_deref())?,
@@ -262,9 +263,10 @@ impl EncryptionConfig {
             cidrs.map(|cidr| net("cluster-cidrs", cidr)).collect::<Result<_, _>>()?;
         Ok(Self {
             mode: mode("encryption-mode", settings.encryption_mode.as_deref())?,
-            drops_same_node: value::same_node(
+            drops_same_node: value::is_second(
                 "same-node-encryption",
                 settings.same_node_encryption.as_deref(),
+                ["exempt", "drop"],
             )?,
             tunnel_socket: socket_path(
                 "tunnel-socket",

@@ -23,7 +23,6 @@ use crate::{
     datapath::View,
     logging::AUDIT,
     metrics::{Metrics, saturate},
-    outside::OutsideRanges,
     peer::{OwnTunnel, SessionMap},
     readiness::Readiness,
 };
@@ -147,8 +146,7 @@ impl Task {
         let mtu = self.mtu().await?;
         // The datapath says why.
         let interfaces = Arc::clone(&self.parts.view.borrow().interfaces);
-        let outside = self.parts.config.outside.beside(&cluster, &self.parts.node, &interfaces);
-        let outside = outside.unwrap_or_else(|_taken| OutsideRanges::none());
+        let outside = self.parts.config.outside.in_use(&cluster, &self.parts.node, &interfaces);
         let wanted = Wanted::make(&Inputs {
             cluster: &cluster,
             node: &self.parts.node,

@@ -98,6 +98,12 @@ impl OutsideRanges {
         self.0.iter().find(|range| range.contains(net) || net.contains(*range))
     }
 
+    /// What is in use on this node: [`beside`](Self::beside), or none.
+    #[must_use]
+    pub fn in_use(&self, cluster: &Cluster, node: &str, interfaces: &Interfaces) -> Self {
+        self.beside(cluster, node, interfaces).unwrap_or_else(|_taken| Self::none())
+    }
+
     /// These, unless this node, its interfaces or its pods have addresses there: where a cluster does, it does
     /// everywhere. What others claim costs them alone.
     ///

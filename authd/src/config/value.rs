@@ -77,28 +77,19 @@ pub(crate) fn svid_source(key: &'static str, value: Option<&str>) -> Result<Choi
 }
 
 pub(crate) fn switch(key: &'static str, value: Option<&str>) -> Result<bool, ConfigError> {
-    match value {
-        None | Some("on") => Ok(true),
-        Some("off") => Ok(false),
-        Some(other) => Err(invalid(key, other, "is neither on nor off")),
-    }
+    is_second(key, value, ["on", "off"]).map(|off| !off)
 }
 
-/// Whether what stays on a node drops where a rule wants encryption.
-pub(super) fn same_node(key: &'static str, value: Option<&str>) -> Result<bool, ConfigError> {
+/// Whether it is the second of two words, of which the first is the default.
+pub(super) fn is_second(
+    key: &'static str,
+    value: Option<&str>,
+    [first, second]: [&str; 2],
+) -> Result<bool, ConfigError> {
     match value {
-        None | Some("exempt") => Ok(false),
-        Some("drop") => Ok(true),
-        Some(other) => Err(invalid(key, other, "is neither exempt nor drop")),
-    }
-}
-
-/// Whether what stays on a node goes round the host's stack.
-pub(super) fn forwarding(key: &'static str, value: Option<&str>) -> Result<bool, ConfigError> {
-    match value {
-        None | Some("host") => Ok(false),
-        Some("direct") => Ok(true),
-        Some(other) => Err(invalid(key, other, "is neither host nor direct")),
+        Some(word) if word == second => Ok(true),
+        Some(word) if word != first => Err(invalid(key, word, format!("is neither {first} nor {second}"))),
+        _ => Ok(false),
     }
 }
 

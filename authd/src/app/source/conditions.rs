@@ -10,7 +10,6 @@ use crate::{
     config::Config,
     datapath::View,
     handover::Contested,
-    outside::OutsideRanges,
     svids::{IdentitySvid, Unused},
 };
 
@@ -114,8 +113,7 @@ impl DaemonSource {
             return;
         }
         let Config { node_name, encryption, .. } = &*self.config;
-        let outside = encryption.outside.beside(cluster, node_name, &view.interfaces);
-        let outside = outside.unwrap_or_else(|_taken| OutsideRanges::none());
+        let outside = encryption.outside.in_use(cluster, node_name, &view.interfaces);
         for ((namespace, name), service) in &cluster.services {
             let missed = service.sent_on_in_vain(node_name, |address| outside.has_family_of(address));
             let others: Vec<&str> = missed.into_iter().collect();
