@@ -16,7 +16,9 @@ use authd_tests::{Namespace, skip, wait};
 
 use super::kube_proxy;
 use super::ships::{Call, Datagrams};
-use super::{FAMILIES, Hangar, IN_VAIN, NODE_PORT, SERVICE, TRIES, at_node, names, outsider, service};
+use super::{
+    FAMILIES, Hangar, IN_VAIN, NODE_PORT, SERVICE, TRIES, at_node, names, outsider, packets, service,
+};
 
 /// A service whose clients keep their backends, one on each node.
 const FLEET: &str = "apiVersion: v1
@@ -54,8 +56,7 @@ spec:
 fn met(node: &Namespace, rule: &str) -> Result<u64> {
     let table = node.exec(["nft", "list", "table", "inet", "met"])?;
     let line = table.lines().find(|line| line.contains(rule)).with_context(|| table.clone())?;
-    let (_, count) = line.split_once("packets ").with_context(|| line.to_owned())?;
-    Ok(count.split_whitespace().next().context("a number")?.parse()?)
+    packets(line)
 }
 
 /// The service in both families, with these lines more.

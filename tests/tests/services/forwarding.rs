@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use authd_tests::netstat::syns_sent_again;
 use authd_tests::star_wars::PATIENCE;
 use authd_tests::{skip, wait};
 
 use super::ships::{Call, Datagrams};
-use super::{BEHIND, FAMILIES, Hangar, SERVICE, service};
+use super::{BEHIND, FAMILIES, Hangar, SERVICE, packets, service};
 
 const DIRECT: [&str; 2] = ["--same-node-forwarding", "direct"];
 /// Not an address of the cluster: the host has it lead to the interceptor.
@@ -40,9 +40,7 @@ fn raise_wall(hangar: &Hangar) -> Result<()> {
 
 /// What has met the wall.
 fn seen(hangar: &Hangar) -> Result<u64> {
-    let text = hangar.scene.node("node1")?.exec(["nft", "list", "counter", "inet", "wall", "seen"])?;
-    let (_, count) = text.split_once("packets ").with_context(|| text.clone())?;
-    Ok(count.split_whitespace().next().context("a number")?.parse()?)
+    packets(&hangar.scene.node("node1")?.exec(["nft", "list", "counter", "inet", "wall", "seen"])?)
 }
 
 fn lower_wall(hangar: &Hangar) -> Result<()> {
@@ -74,12 +72,7 @@ fn pods_of_one_node_reach_each_other_past_the_host_and_past_no_policy() {
             assert_eq!(call.ask().unwrap(), "interceptor");
             call.exchange(4 << 20).unwrap();
             let datagrams = Datagrams::open(&tiefighter, at).unwrap();
-            for size in [1, 1_000] {
-                assert!(
-                    wait::until(PATIENCE, || datagrams.echo(size).ok()).is_some(),
-                    "{size} bytes to {at}"
-                );
-            }
+            datagrams.echo_all(&[1, 1_000]).unwrap();
         }
         let refused = Call::open_within(hangar.pod("xwing").unwrap(), pod, Duration::from_millis(500));
         assert!(refused.is_err(), "who may not call");
@@ -166,5 +159,5 @@ fn what_the_host_has_a_part_in_passes_the_host() {
     let mut call = Call::open(tiefighter, (address, BEHIND).into()).unwrap();
     call.exchange(1 << 20).unwrap();
     let datagrams = Datagrams::open(tiefighter, (address, BEHIND).into()).unwrap();
-    assert!(wait::until(PATIENCE, || datagrams.echo(1_400).ok()).is_some());
+    datagrams.echo_all(&[1_400]).unwrap();
 }

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use authd_tests::capture::Capture;
 use authd_tests::lab::node::{Family, Node};
 use authd_tests::star_wars::{NODES, PATIENCE};
@@ -144,6 +144,19 @@ impl Visit {
         call.map(|(call, _)| call).with_context(|| format!("never answered, {family:?}"))
     }
 
+    /// Nothing else has passed the wire, nothing was masqueraded without an outside address, and nobody complains.
+    fn all_went_by_the_tunnel(&mut self, wire: Capture) -> Result<()> {
+        let scene = &mut self.hangar.scene;
+        let counts = wire.stop()?.count(&scene.expected());
+        ensure!(counts.wireguard > 0 && counts.other == 0, "{counts:?}");
+        for node in NODES {
+            let dropped = scene.counted(node, "DROPPED", "MASQUERADED")?;
+            let conditions = scene.conditions(node)?;
+            ensure!(dropped == 0.0 && conditions.is_empty(), "{node}: {dropped} drops, {conditions:?}");
+        }
+        Ok(())
+    }
+
     /// Calls in vain until the second node has dropped one for this reason.
     fn until_dropped_there(&mut self, family: Family, reason: &str) -> Result<()> {
         let before = self.hangar.scene.counted("node2", "DROPPED", reason)?;
@@ -193,18 +206,10 @@ fn the_world_reaches_pods_of_other_nodes_as_the_world() {
         call.exchange(4 << 20).unwrap();
         let datagrams = Datagrams::open(&visit.outside, visit.at(family, NODE_PORT).unwrap()).unwrap();
         assert_eq!(datagrams.ask().unwrap(), "deathstar", "{family:?}");
-        for size in [1, 1_000, 4_000, 20_000] {
-            let back = wait::until(PATIENCE, || datagrams.echo(size).ok());
-            assert!(back.is_some(), "{size} bytes, {family:?}");
-        }
+        datagrams.echo_all(&[1, 1_000, 4_000, 20_000]).unwrap();
         assert_eq!(call.ask().unwrap(), "deathstar", "it goes on");
     }
-    let counts = wire.stop().unwrap().count(&visit.hangar.scene.expected());
-    assert!(counts.wireguard > 0 && counts.other == 0, "{counts:?}");
-    for node in NODES {
-        assert_eq!(visit.hangar.scene.counted(node, "DROPPED", "MASQUERADED").unwrap(), 0.0, "{node}");
-        assert!(visit.hangar.scene.conditions(node).unwrap().is_empty(), "{node}");
-    }
+    visit.all_went_by_the_tunnel(wire).unwrap();
 }
 
 #[test]
@@ -229,17 +234,9 @@ fn backends_in_the_host_network_of_another_node_are_reached() {
         assert_eq!(call.whence().unwrap(), outside, "no node's");
         call.exchange(4 << 20).unwrap();
         let datagrams = Datagrams::open(&visit.outside, at).unwrap();
-        for size in [1, 4_000] {
-            let back = wait::until(PATIENCE, || datagrams.echo(size).ok());
-            assert!(back.is_some(), "{size} bytes, {family:?}");
-        }
+        datagrams.echo_all(&[1, 4_000]).unwrap();
     }
-    let counts = wire.stop().unwrap().count(&visit.hangar.scene.expected());
-    assert!(counts.wireguard > 0 && counts.other == 0, "{counts:?}");
-    for node in NODES {
-        assert_eq!(visit.hangar.scene.counted(node, "DROPPED", "MASQUERADED").unwrap(), 0.0, "{node}");
-        assert!(visit.hangar.scene.conditions(node).unwrap().is_empty(), "{node}");
-    }
+    visit.all_went_by_the_tunnel(wire).unwrap();
 }
 
 /// What a load balancer's clients see: any of the backends, wherever it is.
@@ -323,10 +320,7 @@ fn a_pod_hears_how_narrow_the_way_to_the_world_is() {
     for family in FAMILIES {
         visit.until_let_in(family).unwrap().exchange(1 << 20).unwrap();
         let datagrams = Datagrams::open(&visit.outside, visit.at(family, NODE_PORT).unwrap()).unwrap();
-        for size in [1_350, 4_000] {
-            let back = wait::until(PATIENCE, || datagrams.echo(size).ok());
-            assert!(back.is_some(), "{size} bytes, {family:?}");
-        }
+        datagrams.echo_all(&[1_350, 4_000]).unwrap();
     }
 }
 

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use authd_tests::Namespace;
+use anyhow::{Context, Result, ensure};
+use authd_tests::{Namespace, wait};
 
 use authd_tests::star_wars::PATIENCE;
 
@@ -44,7 +44,7 @@ impl Ship {
             while !ended.load(Ordering::Relaxed) {
                 match listener.accept() {
                     Ok((stream, _)) => drop(thread::spawn(move || serve(stream, name))),
-                    Err(_) => authd_tests::wait::pause(Duration::from_millis(2)),
+                    Err(_) => wait::pause(Duration::from_millis(2)),
                 }
             }
         });
@@ -154,6 +154,14 @@ impl Datagrams {
         self.socket.send(WHO)?;
         let length = self.socket.recv(&mut name)?;
         Ok(String::from_utf8_lossy(name.get(..length).unwrap_or_default()).into_owned())
+    }
+
+    /// Sends datagrams of these sizes until each has come back as it was.
+    pub(crate) fn echo_all(&self, sizes: &[usize]) -> Result<()> {
+        sizes.iter().try_for_each(|size| {
+            let back = wait::until(PATIENCE, || self.echo(*size).ok());
+            back.map(drop).with_context(|| format!("{size} bytes don't come back"))
+        })
     }
 
     /// Sends a datagram of this size, and gets it back as it was.

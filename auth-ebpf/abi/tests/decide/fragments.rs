@@ -5,7 +5,7 @@ use auth_ebpf_abi::{
     AuthType, Direction, DropReason, FRAGMENT_TIMEOUT, Hook, Mode, PolicyEntry, PolicyKey, Setting, Verdict,
 };
 
-use super::frames::{Parts, icmp, packet, syn, udp};
+use super::frames::{Parts, fragments, icmp, packet, syn, udp};
 use super::scene::*;
 use super::tables::Tables;
 
@@ -14,21 +14,6 @@ const LOST: Fate = drops(DropReason::Fragment);
 
 fn sends(tables: &Tables, parts: &Parts) -> Fate {
     run(tables, context(Hook::FromPod, HERE_IFINDEX), &parts.ethernet())
-}
-
-/// The first and a later fragment of a datagram whose first 32 bytes begin with `parts`' payload.
-fn fragments(parts: Parts) -> (Parts, Parts) {
-    let mut first = parts.clone();
-    first.payload.resize(32, 0);
-    let mut later = Parts { payload: vec![0; 20], ..parts };
-    if first.source.is_v4() {
-        first.fragment = 0x2000;
-        later.fragment = 4;
-    } else {
-        first.extensions = vec![(44, vec![0, 0, 1, 0, 0, 0, 9])];
-        later.extensions = vec![(44, vec![0, 0, 32, 0, 0, 0, 9])];
-    }
-    (first, later)
 }
 
 #[test]

@@ -178,3 +178,18 @@ pub(crate) fn arp(sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
     payload.extend(target);
     ethernet(ethertype::ARP, &payload)
 }
+
+/// The first and a later fragment of a datagram whose first 32 bytes begin with `parts`' payload.
+pub(crate) fn fragments(parts: Parts) -> (Parts, Parts) {
+    let mut first = parts.clone();
+    first.payload.resize(32, 0);
+    let mut later = Parts { payload: vec![0; 20], ..parts };
+    if first.source.is_v4() {
+        first.fragment = 0x2000;
+        later.fragment = 4;
+    } else {
+        first.extensions = vec![(44, vec![0, 0, 1, 0, 0, 0, 9])];
+        later.extensions = vec![(44, vec![0, 0, 32, 0, 0, 0, 9])];
+    }
+    (first, later)
+}

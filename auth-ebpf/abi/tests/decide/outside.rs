@@ -6,7 +6,7 @@ use auth_ebpf_abi::{
     PolicyEntry, PolicyKey, Setting, Translation, TranslationKind, Verdict, Workspace, decide, identity,
 };
 
-use super::frames::{Parts, ack, error, icmp, packet, syn, syn_ack, udp};
+use super::frames::{Parts, ack, error, fragments, icmp, packet, syn, syn_ack, udp};
 use super::scene::*;
 use super::tables::Tables;
 
@@ -163,7 +163,7 @@ fn the_outside_address_leads_to_nothing_of_this_node() {
     }
     assert_eq!(receives(&tables, &syn((THERE, 2), (OUTSIDE, 1))), NOTHING, "of another protocol");
     assert_eq!(receives(&tables, &udp((THERE, 2), (OUTSIDE_NOBODY, 1))), drops(DropReason::NoEndpoint));
-    // Nor does the world of another node reach more than pods.
+    // The world of another node reaches pods and the host, and nothing else.
     assert_eq!(receives(&tables, &udp((OUTSIDE_THERE, 1), (HERE, 2))), PASSES);
     assert_eq!(receives(&tables, &udp((OUTSIDE_THERE, 1), (HOST, 2))), PASSES, "a host decides for itself");
     assert_eq!(receives(&tables, &udp((OUTSIDE_THERE, 1), (NOBODY, 2))), drops(DropReason::NoEndpoint));
@@ -179,36 +179,21 @@ fn where_there_is_no_room_it_drops() {
     assert_eq!(fate, drops(DropReason::MapError));
 }
 
-/// The first and a later fragment of a datagram.
-fn fragments(whole: &Parts) -> (Parts, Parts) {
-    let (mut first, mut later) = (whole.clone(), whole.clone());
-    first.payload.resize(32, 0);
-    later.payload = vec![0; 20];
-    if whole.source.is_v4() {
-        first.fragment = 0x2000;
-        later.fragment = 4;
-    } else {
-        first.extensions = vec![(44, vec![0, 0, 1, 0, 0, 0, 9])];
-        later.extensions = vec![(44, vec![0, 0, 32, 0, 0, 0, 9])];
-    }
-    (first, later)
-}
-
 #[test]
 fn fragments_follow_their_first() {
     for (host, own, there, ..) in FAMILIES {
         let tables = cluster();
-        let (first, later) = fragments(&udp((host, 1), (there, 2)));
+        let (first, later) = fragments(udp((host, 1), (there, 2)));
         assert_eq!(sends(&tables, UPLINK_IFINDEX, &later), drops(DropReason::Fragment), "before the first");
         for part in [&first, &later] {
             assert_eq!(goes(&tables, part), (TranslationKind::END, host, own), "{part:?}");
         }
-        let (first, later) = fragments(&udp((there, 2), (own, 1)));
+        let (first, later) = fragments(udp((there, 2), (own, 1)));
         assert_eq!(receives(&tables, &later), drops(DropReason::Fragment), "before the first");
         for part in [&first, &later] {
             assert_eq!(comes(&tables, part), (TranslationKind::END, own, host), "{part:?}");
         }
-        let (first, later) = fragments(&udp((there, 3), (own, 1)));
+        let (first, later) = fragments(udp((there, 3), (own, 1)));
         assert_eq!(receives(&cluster(), &first), NOTHING);
         assert_eq!(receives(&cluster(), &later), drops(DropReason::Fragment));
     }
