@@ -228,7 +228,7 @@ impl Maps {
         &self.inner.uplinks
     }
 
-    /// Flows from outside that this node forwards to other nodes' pods.
+    /// Flows from outside that this node forwards to other nodes and pods there.
     #[must_use]
     pub fn outside(&self) -> &Table<OutsideKey, OutsideEntry> {
         &self.inner.outside

@@ -1,4 +1,4 @@
-//! Under which addresses nodes forward what comes from outside to pods of other nodes. Pure.
+//! Under which addresses nodes forward what comes from outside to other nodes and their pods. Pure.
 //!
 //! kube-proxy gives such packets its own node's address, and their sender's is gone. So that they don't pass for
 //! the node, they bear an address of these ranges in the tunnel: one for each node, by its number, and to

@@ -1,4 +1,4 @@
-//! What comes from outside and is masqueraded on its way to another node's pod: this node forwards it under an
+//! What comes from outside and is masqueraded on its way to another node, or a pod there: this node forwards it under an
 //! address of its own that stands for the world, and remembers whose place that takes.
 
 use crate::layout::plain;
@@ -6,11 +6,11 @@ use crate::packet::{Embedded, Packet, Ports, icmp, protocol};
 use crate::{Address, Setting};
 
 plain! {
-    /// A flow from outside, as this node forwards it to another node's pod.
+    /// A flow from outside, as this node forwards it to another node or a pod there.
     pub struct OutsideKey [24] {
-        /// The pod's address.
+        /// Whom it goes to.
         pub remote: Address,
-        /// The port at this node and the pod's; of an ICMP echo the identifier, twice.
+        /// The port at this node and theirs; of an ICMP echo the identifier, twice.
         pub ports: Ports,
         /// IP protocol number. One word, for the reason that [`Ports`] is one.
         pub protocol: u32,

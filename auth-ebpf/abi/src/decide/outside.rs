@@ -66,7 +66,7 @@ impl<S: State> Judge<'_, S> {
         }
     }
 
-    /// What another node's pod answers, or its node has to say of that. Nothing is opened from there.
+    /// What another node or a pod there answers, or the node has to say of that. Nothing is opened from there.
     #[inline(always)]
     pub(super) fn outside_receives(
         &mut self,
