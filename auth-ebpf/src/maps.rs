@@ -7,7 +7,7 @@ use auth_ebpf_abi::{
     Address, AddressEntry, AffinityEntry, AffinityKey, AuthEntry, AuthKey, BackendEntry, BackendKey,
     ConnectionEntry, ConnectionKey, EndpointEntry, FragmentEntry, FragmentKey, IdentityNumber, NodeEntry,
     NodeNumber, OutsideEntry, OutsideKey, PendingEntry, PolicyEntry, PolicyKey, QuotaEntry, SCHEMA_VERSION,
-    ServiceEntry, ServiceKey, Setting, UplinkEntry, generation_slot, map,
+    ServiceEntry, ServiceKey, Setting, UplinkEntry, map,
 };
 use aya::maps::{MapData, MapError};
 
@@ -87,11 +87,11 @@ impl Maps {
             prefixes: Table::open(pin_dir, map::PREFIXES)?.touching(g, |_, _| Touch::Everything),
             endpoints: Table::open(pin_dir, map::ENDPOINTS)?.touching(g, unless_added),
             policy: Table::new(map::POLICY, Slots::open(pin_dir, map::POLICY, &config)?)
-                .touching(g, |(key, _), _| Touch::Slot(generation_slot(key.local, key.remote))),
+                .touching(g, |(key, _), _| Touch::of(key.local, key.remote)),
             nodes: Table::new(map::NODES, Slots::open(pin_dir, map::NODES, &config)?)
                 .touching(g, unless_added),
             auth: Table::new(map::AUTH, Slots::open(pin_dir, map::AUTH, &config)?)
-                .touching(g, |key, _| Touch::Slot(generation_slot(key.local, key.remote))),
+                .touching(g, |key, _| Touch::of(key.local, key.remote)),
             connections: Table::open(pin_dir, map::CONNECTIONS)?,
             half_open: Table::open(pin_dir, map::HALF_OPEN)?,
             quotas: Table::open(pin_dir, map::QUOTAS)?,

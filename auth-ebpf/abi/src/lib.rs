@@ -31,7 +31,7 @@ pub use connection::{
 pub use decide::{Context, Place, State, Workspace, come_back, decide, hook_of, longest, ruling};
 pub use drop_reason::DropReason;
 pub use event::{Event, EventKind, Hook, Verdict};
-pub use generation::{GENERATIONS, generation_slot};
+pub use generation::{GENERATIONS, generation_slot, generation_slots};
 pub use hold::{
     Credits, ENDPOINT_UNITS, HOLD_LIMIT, HOLD_UNITS, Held, HoldStage, TOKEN_LIMIT, has_room, units,
 };

@@ -1,10 +1,11 @@
 //! The `generations` map, and the generation of everything in `config`.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use auth_ebpf_abi::{Setting, map};
+use auth_ebpf_abi::{IdentityNumber, Setting, generation_slot, generation_slots, map};
 use aya::maps::{Array, Map, MapData, MapError};
 
 use crate::error::Error;
@@ -22,10 +23,31 @@ pub(crate) struct Generations {
 pub(crate) enum Touch {
     /// None.
     Nothing,
-    /// Those of the counter at this place.
-    Slot(u32),
+    /// Those of these two.
+    Pair(IdentityNumber, IdentityNumber),
+    /// Those of this local identity.
+    Local(IdentityNumber),
     /// All of them.
     Everything,
+}
+
+impl Touch {
+    /// What a change re-opens that is about a local identity and a remote one, or any if that is 0.
+    pub(crate) const fn of(local: IdentityNumber, remote: IdentityNumber) -> Self {
+        if remote == 0 { Self::Local(local) } else { Self::Pair(local, remote) }
+    }
+
+    /// The counters to be raised, if it is not that of everything.
+    fn slots(self) -> Range<u32> {
+        match self {
+            Self::Pair(local, remote) => {
+                let slot = generation_slot(local, remote);
+                slot..slot.saturating_add(1)
+            }
+            Self::Local(local) => generation_slots(local),
+            Self::Nothing | Self::Everything => 0..0,
+        }
+    }
 }
 
 impl Generations {
@@ -40,13 +62,12 @@ impl Generations {
         if touched.contains(&Touch::Everything) {
             return self.raise_everything();
         }
+        let slots: BTreeSet<u32> = touched.iter().flat_map(|touch| touch.slots()).collect();
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        for touch in touched {
-            if let Touch::Slot(slot) = touch {
-                let generation = map.get(slot, 0).map_err(|error| failed("read a generation", error))?;
-                map.set(*slot, generation.wrapping_add(1), 0)
-                    .map_err(|error| failed("write a generation", error))?;
-            }
+        for slot in slots {
+            let generation = map.get(&slot, 0).map_err(|error| failed("read a generation", error))?;
+            map.set(slot, generation.wrapping_add(1), 0)
+                .map_err(|error| failed("write a generation", error))?;
         }
         Ok(())
     }

@@ -148,9 +148,7 @@ impl<S: State> Judge<'_, S> {
     /// again.
     #[inline(always)]
     pub(super) fn generation(&self, local: IdentityNumber, remote: IdentityNumber) -> u32 {
-        self.everything
-            .wrapping_add(self.state.generation(generation_slot(local, remote)))
-            .wrapping_add(self.state.generation(generation_slot(local, 0)))
+        self.everything.wrapping_add(self.state.generation(generation_slot(local, remote)))
     }
 }
 

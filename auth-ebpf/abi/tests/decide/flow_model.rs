@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use auth_ebpf_abi::packet::{icmp as types, protocol, tcp as flags};
 use auth_ebpf_abi::{
     Address, ConnectionEntry, ConnectionKey, Direction, DropReason, Hook, PolicyEntry, PolicyKey, Verdict,
-    identity,
+    generation_slot, identity,
 };
 use proptest::prelude::*;
 
@@ -252,10 +252,11 @@ impl Model {
         self.now += time;
     }
 
-    /// Only errors mind: they follow a connection that is as it was decided.
+    /// Only errors mind: they follow a connection that is as it was decided. Identities may share a counter.
     fn reopen(&mut self, touched: bool, identity: Option<u32>) {
+        let counter = |identity| generation_slot(HERE_ID, identity);
         for connection in self.connections.values_mut().filter(|_| touched) {
-            connection.stale |= identity.is_none_or(|identity| connection.identity == identity);
+            connection.stale |= identity.is_none_or(|it| counter(connection.identity) == counter(it));
         }
     }
 

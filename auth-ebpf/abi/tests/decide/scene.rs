@@ -4,7 +4,7 @@ use auth_ebpf_abi::{
     Address, AddressEntry, AddressFlags, AuthEntry, AuthKey, AuthType, BackendEntry, BackendKey,
     ConnectionEntry, ConnectionKey, Context, Direction, DropReason, EndpointEntry, Hook, Mode, NodeEntry,
     PolicyEntry, PolicyKey, ServiceEntry, ServiceKey, Setting, Verdict, Workspace, decide, generation_slot,
-    identity,
+    generation_slots, identity,
 };
 
 use auth_ebpf_abi::packet::{Fragment, protocol};
@@ -219,9 +219,13 @@ pub(crate) fn connections(tables: &Tables) -> Vec<(ConnectionKey, ConnectionEntr
     established.iter().chain(half_open.iter()).map(|(key, entry)| (*key, *entry)).collect()
 }
 
-/// What user space does after a change that can touch connections of this pair.
+/// What user space does after a change that can touch connections of this pair; of a local identity and any, if the
+/// remote one is 0.
 pub(crate) fn reopen(tables: &mut Tables, local: u32, remote: u32) {
-    *tables.generations.entry(generation_slot(local, remote)).or_default() += 1;
+    let pair = generation_slot(local, remote);
+    for slot in generation_slots(local).filter(|slot| remote == 0 || *slot == pair) {
+        *tables.generations.entry(slot).or_default() += 1;
+    }
 }
 
 /// The same after a change that can touch any.
