@@ -24,6 +24,9 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// How long frames may take from the wire into the file.
 const WRITTEN: Duration = Duration::from_secs(20);
 
+/// More than any frame has, and no more: the kernel's buffer has room for as many as would fit at this length.
+const LONGEST: &str = "65600";
+
 /// A running `tcpdump` that writes whole frames.
 #[derive(Debug)]
 pub struct Capture {
@@ -44,7 +47,7 @@ impl Capture {
         let file = namespace.outside(&path);
         let mut command = namespace.command("tcpdump");
         command
-            .args(["-i", interface, "-n", "-U", "--immediate-mode", "-s", "0", "-B", "65536"])
+            .args(["-i", interface, "-n", "-U", "--immediate-mode", "-s", LONGEST, "-B", "65536"])
             .args(["-Z", "root", "-w", "-"])
             .stdout(File::create(&file).context("create the capture's file")?)
             .stderr(Stdio::piped());

@@ -288,15 +288,21 @@ fn connections_outlast_what_changes_behind_their_service() {
             calls.push(Call::open(from, at).unwrap());
         }
     }
-    let datagrams: Vec<Datagrams> = FAMILIES
+    let datagrams: Vec<(&Namespace, Family, Datagrams)> = FAMILIES
         .into_iter()
         .flat_map(|family| [(&*node, family), (&*tiefighter, family)])
-        .map(|(from, family)| Datagrams::open(from, service(family)).unwrap())
+        .map(|(from, family)| (from, family, Datagrams::open(from, service(family)).unwrap()))
         .collect();
     let until_datagrams_reach = |name: &str| {
-        datagrams.iter().try_for_each(|it| {
-            let reached = wait::until(PATIENCE, || it.ask().ok().filter(|found| found == name));
-            reached.map(drop).with_context(|| format!("datagrams never reach {name}"))
+        datagrams.iter().try_for_each(|(from, family, socket)| {
+            let mut heard = Ok(String::new());
+            let reached = wait::until(PATIENCE, || {
+                heard = socket.ask();
+                heard.as_ref().is_ok_and(|found| found == name).then_some(())
+            });
+            reached.map(drop).with_context(|| {
+                format!("{family:?} datagrams from {} never reach {name}, but {heard:?}", from.name())
+            })
         })
     };
     ports("32768 60999");
