@@ -165,6 +165,12 @@ pub const SIGNATURE_SCHEMES: [SignatureScheme; 5] = [
     SignatureScheme::RSA_PSS_SHA512,
 ];
 
+/// Signature schemes by which certificates of a peer's chain may be signed: more than those of SVIDs' own keys.
+#[must_use]
+pub fn certificate_schemes() -> Vec<SignatureScheme> {
+    signature_algorithms().supported_schemes()
+}
+
 /// Whether the holder of this certificate's key has signed `message`, by the rules and the code of a TLS 1.3
 /// CertificateVerify. Says nothing of the certificate: that is [`crate::verify_chain`]'s to judge.
 #[must_use]

@@ -14,6 +14,7 @@ const CLIENT_CERTIFICATE_REQUEST: u8 = 17;
 const FINISHED: u8 = 20;
 /// `ExtensionType`.
 const SIGNATURE_ALGORITHMS: u16 = 13;
+const SIGNATURE_ALGORITHMS_CERT: u16 = 50;
 
 /// A handshake message.
 #[derive(Clone, Copy)]
@@ -56,13 +57,18 @@ impl<'a> Request<'a> {
         if context.is_empty() || context.len() > MAX_CONTEXT {
             return Err(Invalid::TooLong);
         }
-        let schemes: Vec<u8> = spire_adapter::tls::SIGNATURE_SCHEMES
-            .iter()
-            .flat_map(|scheme| u16::from(*scheme).to_be_bytes())
-            .collect();
-        let extension =
-            [SIGNATURE_ALGORITHMS.to_be_bytes().as_slice(), &vector::<2>(&vector::<2>(&schemes)?)?].concat();
-        message(Self::kind(prover), &[vector::<1>(context)?, vector::<2>(&extension)?].concat())
+        let extension = |kind: u16, schemes: &[SignatureScheme]| {
+            let schemes: Vec<u8> =
+                schemes.iter().flat_map(|scheme| u16::from(*scheme).to_be_bytes()).collect();
+            Ok([kind.to_be_bytes().as_slice(), &vector::<2>(&vector::<2>(&schemes)?)?].concat())
+        };
+        let extensions = [
+            extension(SIGNATURE_ALGORITHMS, &spire_adapter::tls::SIGNATURE_SCHEMES)?,
+            // Without it the former counts for certificates too, and an authority may sign by PKCS #1 v1.5.
+            extension(SIGNATURE_ALGORITHMS_CERT, &spire_adapter::tls::certificate_schemes())?,
+        ]
+        .concat();
+        message(Self::kind(prover), &[vector::<1>(context)?, vector::<2>(&extensions)?].concat())
     }
 
     /// Extensions that are not known here are skipped, as they must be.

@@ -154,12 +154,24 @@ fn each_implementation_believes_the_other() {
     }
 }
 
-/// Type, length, context, one extension: signature_algorithms with five schemes.
+/// Type, length, context, two extensions: signature_algorithms with five schemes, and signature_algorithms_cert with
+/// all that our verifier knows, among them PKCS #1 v1.5.
 #[test]
 fn a_request_is_that_of_the_rfc() {
     let schemes = [4, 3, 5, 3, 8, 4, 8, 5, 8, 6];
+    let known = spire_adapter::tls::certificate_schemes();
+    assert!(known.contains(&SignatureScheme::RSA_PKCS1_SHA256));
+    let of_certificates: Vec<u8> =
+        known.into_iter().flat_map(|scheme| u16::from(scheme).to_be_bytes()).collect();
+    let length = u8::try_from(of_certificates.len()).unwrap();
     for (role, kind) in [(Role::Client, 13), (Role::Server, 17)] {
-        let expected = [&[kind, 0, 0, 21, 2, 9, 9, 0, 16, 0, 13, 0, 12, 0, 10][..], &schemes].concat();
+        let expected = [
+            &[kind, 0, 0, 27 + length, 2, 9, 9, 0, 22 + length, 0, 13, 0, 12, 0, 10][..],
+            &schemes,
+            &[0, 50, 0, 2 + length, 0, length],
+            &of_certificates,
+        ]
+        .concat();
         assert_eq!(request(role, &[9, 9]).unwrap(), expected);
         assert_eq!(context_of(role, &expected), Ok(&[9, 9][..]));
     }

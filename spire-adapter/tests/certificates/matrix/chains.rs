@@ -81,9 +81,13 @@ pub(super) fn signatures(authorities: &Authorities) -> Vec<Row> {
     let mut above =
         a.int("62 a bit of the issuer's signature flipped", Some("bad_signature"), "spiffe://a.test", |_| {});
     above.chain[1] = der::forged(&above.chain[1]);
+    let rsa = a.rsa_intermediate("spiffe://a.test");
+    let mut below_rsa = rsa.row("56 below a CA with an RSA key", None, |_| {});
+    below_rsa.chain.push(rsa.certificate);
     vec![
         forged,
         above,
+        below_rsa,
         a.spliced("54 SHA-1", "signature_algorithm", |parts| parts.claim_algorithm(der::ECDSA_WITH_SHA1)),
         a.spliced("55 MD5", "signature_algorithm", |parts| parts.claim_algorithm(der::RSA_WITH_MD5)),
         a.spliced("64 two signature algorithms", "signature_algorithm", |parts| {

@@ -34,13 +34,28 @@ impl Ca {
         id: &str,
         edit: impl Fn(&mut CertificateParams),
     ) -> Self {
+        self.keyed_intermediate(KeyPair::generate().unwrap(), name, id, edit)
+    }
+
+    fn keyed_intermediate(
+        &self,
+        key: KeyPair,
+        name: &str,
+        id: &str,
+        edit: impl Fn(&mut CertificateParams),
+    ) -> Self {
         let mut params = ca_params(name, id);
         edit(&mut params);
-        let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
         // Whatever the certificate says, this one signs.
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         Self { issuer: Issuer::new(params, key), certificate }
+    }
+
+    /// An intermediate that signs as TLS 1.3 has certificates signed, but no handshakes: PKCS #1 v1.5.
+    pub(super) fn rsa_intermediate(&self, id: &str) -> Self {
+        let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
+        self.keyed_intermediate(key, "intermediate", id, |_| {})
     }
 
     /// A leaf below a new intermediate.
