@@ -1,4 +1,5 @@
-//! A process that speaks TLS and verifies with go-spiffe, asked in JSON; see `tests/peers/gospiffe`.
+//! A process that speaks TLS, verifies with go-spiffe and has exported authenticators, asked in JSON; see
+//! `tests/peers/gospiffe`.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -47,6 +48,14 @@ impl GoSpiffe {
     #[must_use]
     pub fn base64(bytes: &[u8]) -> String {
         BASE64_STANDARD.encode(bytes)
+    }
+
+    /// Bytes as Go writes them into JSON.
+    ///
+    /// # Errors
+    /// When it has written something else.
+    pub fn bytes(written: &Value) -> Result<Vec<u8>> {
+        Ok(BASE64_STANDARD.decode(written.as_str().context("not a string")?)?)
     }
 
     /// Asks and waits for the answer.

@@ -6,7 +6,9 @@
 //! is a MAC over all of it under another exporter. Exporters and types of requests differ by which end is asked, so
 //! an answer counts on its own connection, for its own request and from its own end only.
 //!
-//! Empty authenticators are not made, and refused: a refusal is a message of the session.
+//! Of the RFC these are left out, and refused: spontaneous and empty authenticators (a refusal is a message of the
+//! session), extensions of certificates, and empty contexts. A prover has one chain, however it is signed, and keeps
+//! no record of contexts: whoever asks draws each anew, and takes one answer.
 
 // With its path, so that the fuzz targets can have this file too.
 #[path = "authenticator/message.rs"]

@@ -1,4 +1,4 @@
-// A peer with go-spiffe's verifier, for the tests and benchmarks of ours. scripts/peers builds it.
+// A peer with go-spiffe's verifier and exported authenticators, for the tests and benchmarks of ours. scripts/peers builds it.
 module authd.test/peers/gospiffe
 
 go 1.26.0

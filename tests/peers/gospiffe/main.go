@@ -1,5 +1,5 @@
-// A peer with go-spiffe's verifier, told what to do by one JSON object a line on standard input; each is
-// answered by one line on standard output.
+// A peer with go-spiffe's verifier and with exported authenticators, told what to do by one JSON object a line
+// on standard input; each is answered by one line on standard output.
 package main
 
 import (
@@ -27,7 +27,7 @@ import (
 const patience = 10 * time.Second
 
 type request struct {
-	// verify, time, listen, accept, dial or handshakes.
+	// verify, time, listen, accept, dial, handshakes, ask, prove, decline or judge.
 	Do string
 	// Certificates, the leaf first, and its key (PKCS#8): what is verified, or presented.
 	Chain [][]byte
@@ -42,24 +42,41 @@ type request struct {
 	Times int
 	// Of handshakes: what is presented each time, with its key read once.
 	presented *tls.Certificate
+	// Of ask, prove, decline and judge: which connection, as dial and accept have numbered it.
+	Connection int
+	// Of ask: its context, and the signature schemes that it offers.
+	Context []byte
+	Schemes []tls.SignatureScheme
+	// Of prove, decline and judge: the authenticator request. Of judge: the authenticator.
+	Request, Authenticator []byte
+	// Of prove: what it does against the rules.
+	Lies lies
 }
 
 type answer struct {
 	// Why not; empty if all is well.
 	Error string
-	// Of verify: whose chain it is. Of dial and accept: who the peer is.
+	// Of verify and judge: whose chain it is. Of dial and accept: who the peer is.
 	ID string `json:",omitempty"`
 	// Of listen: where.
 	Address string `json:",omitempty"`
 	// Of dial and accept: what was negotiated, and 32 bytes of the exporter in hex.
 	Group, Version, Exporter string `json:",omitempty"`
 	Resumed                  bool
+	// Of dial and accept: which connection it is, for what is proven on it later.
+	Connection int
+	state      tls.ConnectionState
+	// Of ask, prove and decline: what to hand to the peer.
+	Message []byte `json:",omitempty"`
+	// Of judge: how it was signed.
+	Scheme tls.SignatureScheme `json:",omitempty"`
 	// Of time: nanoseconds of one verification, median. Of handshakes: of processor time of one, mean.
 	Nanoseconds float64 `json:",omitempty"`
 }
 
 type peer struct {
-	listener *net.TCPListener
+	listener    *net.TCPListener
+	connections []*connection
 }
 
 func main() {
@@ -103,11 +120,21 @@ func (p *peer) do(request *request, answer *answer) error {
 		}
 		return err
 	case "accept":
-		return p.accept(request, bundles, answer)
+		if err := p.accept(request, bundles, answer); err != nil {
+			return err
+		}
+		p.keep(answer, false)
+		return nil
 	case "dial":
-		return dial(request, bundles, answer)
+		if err := dial(request, bundles, answer); err != nil {
+			return err
+		}
+		p.keep(answer, true)
+		return nil
 	case "handshakes":
 		return handshakes(request, bundles, answer)
+	case "ask", "prove", "decline", "judge":
+		return p.authenticate(request, bundles, answer)
 	}
 	return fmt.Errorf("unknown request %q", request.Do)
 }
@@ -194,6 +221,43 @@ func dial(request *request, bundles *x509bundle.Set, answer *answer) error {
 	return meet(tls.Client(dialled, prepared(config, request)), request, answer)
 }
 
+// What is proven on a connection holds for its exporters, which outlive it.
+func (p *peer) keep(answer *answer, client bool) {
+	answer.Connection = len(p.connections)
+	p.connections = append(p.connections, &connection{
+		state: answer.state, client: client, done: make(map[string]bool),
+	})
+}
+
+func (p *peer) authenticate(request *request, bundles *x509bundle.Set, answer *answer) (err error) {
+	if request.Connection < 0 || request.Connection >= len(p.connections) {
+		return errors.New("no such connection")
+	}
+	connection := p.connections[request.Connection]
+	switch request.Do {
+	case "ask":
+		answer.Message = connection.ask(request.Context, request.Schemes)
+		return nil
+	case "prove":
+		key, err := x509.ParsePKCS8PrivateKey(request.Key)
+		if err != nil {
+			return err
+		}
+		answer.Message, err = connection.prove(request.Request, request.Chain, key, request.Lies)
+		return err
+	case "decline":
+		answer.Message, err = connection.decline(request.Request)
+		return err
+	}
+	chain, scheme, err := connection.judge(request.Request, request.Authenticator)
+	if err != nil {
+		return err
+	}
+	id, _, err := x509svid.Verify(chain, bundles)
+	answer.ID, answer.Scheme = id.String(), scheme
+	return err
+}
+
 // Both ends on one core.
 func handshakes(asked *request, bundles *x509bundle.Set, found *answer) error {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
@@ -266,5 +330,6 @@ func meet(connection *tls.Conn, request *request, answer *answer) error {
 	answer.Version = tls.VersionName(state.Version)
 	answer.Exporter = hex.EncodeToString(exporter)
 	answer.Resumed = state.DidResume
+	answer.state = state
 	return nil
 }

@@ -1,4 +1,7 @@
-//! Against a second implementation, made from the RFC's words alone, and against those who have the session's keys.
+//! Against a second implementation, made from the RFC's words alone, and against those who have the session's keys;
+//! `go` has a third one, on another TLS.
+
+mod go;
 
 use std::time::Duration;
 
@@ -13,6 +16,9 @@ use spire_adapter::authority::CertificateAuthority;
 use super::*;
 
 const LABELS: [(Role, &str); 2] = [(Role::Client, "client"), (Role::Server, "server")];
+
+/// Writes what a session exports under a label.
+type Exporter<'a> = Box<dyn Fn(&mut [u8], &[u8]) -> Result<(), rustls::Error> + 'a>;
 
 /// The exporter of a session that never was.
 fn exporter(session: u8) -> impl Fn(&mut [u8], &[u8]) -> Result<(), rustls::Error> {
@@ -42,18 +48,18 @@ fn prove(by: &Authenticators, role: Role, request: &[u8], svid: &Svid) -> Vec<u8
 }
 
 /// RFC 9261 as it stands there, without regard to speed or to what is ours.
-struct Naive {
+struct Naive<'a> {
     algorithm: &'static Algorithm,
     block: usize,
-    session: u8,
+    exporter: Exporter<'a>,
     sender: &'static str,
 }
 
-impl Naive {
+impl Naive<'_> {
     fn export(&self, what: &str) -> Vec<u8> {
         let mut output = vec![0; self.algorithm.output_len()];
         let label = format!("EXPORTER-{} authenticator {what}", self.sender);
-        exporter(self.session)(&mut output, label.as_bytes()).unwrap();
+        (self.exporter)(&mut output, label.as_bytes()).unwrap();
         output
     }
 
@@ -91,6 +97,17 @@ impl Naive {
         [vec![11], three(body.len()), body].concat()
     }
 
+    /// The same with an extension of its last certificate, which nobody asks for; its context has 36 bytes.
+    fn extended(certificate: &[u8]) -> Vec<u8> {
+        let mut extended = certificate[..certificate.len() - 2].to_vec();
+        extended.extend([0, 4, 0, 5, 0, 0]);
+        for at in [3, 3 + 37 + 3] {
+            let length = u16::from_be_bytes([extended[at - 1], extended[at]]) + 4;
+            extended[at - 1..=at].copy_from_slice(&length.to_be_bytes());
+        }
+        extended
+    }
+
     fn verify_message(signature: &[u8]) -> Vec<u8> {
         let two = |number: usize| u16::try_from(number).unwrap().to_be_bytes().to_vec();
         let body = [two(0x0403), two(signature.len()), signature.to_vec()].concat();
@@ -99,12 +116,14 @@ impl Naive {
 
     /// Made with the key of `signer`, whoever's `chain` is shown.
     fn prove(&self, request: &[u8], context: &[u8], chain: &[CertificateDer<'_>], signer: &Svid) -> Vec<u8> {
-        let certificate = Self::certificate(context, chain);
+        self.prove_certificate(request, &Self::certificate(context, chain), signer)
+    }
+
+    fn prove_certificate(&self, request: &[u8], certificate: &[u8], signer: &Svid) -> Vec<u8> {
         let key = signer.signing_key();
         let signer = key.choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256]).unwrap();
-        let verify = Self::verify_message(&signer.sign(&self.signed(request, &certificate)).unwrap());
-        let finished = self.finished(request, &certificate, &verify);
-        [certificate, verify, finished].concat()
+        let verify = Self::verify_message(&signer.sign(&self.signed(request, certificate)).unwrap());
+        self.finish(request, certificate, &verify)
     }
 
     /// What has been changed, with a MAC that fits: whoever is at the other end of the session has its keys.
@@ -131,10 +150,15 @@ impl Naive {
     }
 }
 
-fn naive(hash: Hash, session: u8, sender: &'static str) -> Naive {
+fn naive<'a>(
+    hash: Hash,
+    exporter: impl Fn(&mut [u8], &[u8]) -> Result<(), rustls::Error> + 'a,
+    sender: &'static str,
+) -> Naive<'a> {
+    let exporter = Box::new(exporter);
     match hash {
-        Hash::Sha256 => Naive { algorithm: &SHA256, block: 64, session, sender },
-        Hash::Sha384 => Naive { algorithm: &SHA384, block: 128, session, sender },
+        Hash::Sha256 => Naive { algorithm: &SHA256, block: 64, exporter, sender },
+        Hash::Sha384 => Naive { algorithm: &SHA384, block: 128, exporter, sender },
     }
 }
 
@@ -146,7 +170,7 @@ fn each_implementation_believes_the_other() {
         for (role, sender) in LABELS {
             let context = [7; 36];
             let request = request(role, &context).unwrap();
-            let naive = naive(hash, 1, sender);
+            let naive = naive(hash, exporter(1), sender);
             naive.check(&request, &context, &svid, &prove(&ours, role, &request, &svid));
             let theirs = naive.prove(&request, &context, svid.chain(), &svid);
             assert_eq!(ours.verify(role, &request, &theirs).unwrap(), svid.chain());
@@ -226,7 +250,7 @@ fn it_counts_on_its_own_session_from_its_own_end_and_for_its_own_request_only() 
 fn who_has_the_sessions_keys_has_not_the_identitys() {
     let (victim, own) = svids();
     let ours = authenticators(Hash::Sha384, 1);
-    let naive = naive(Hash::Sha384, 1, "server");
+    let naive = naive(Hash::Sha384, exporter(1), "server");
     let (context, old) = ([7; 36], [8; 36]);
     let asked = request(Role::Server, &context).unwrap();
     let refused = |authenticator: &[u8], reason| {
@@ -258,14 +282,7 @@ fn who_has_the_sessions_keys_has_not_the_identitys() {
     let verify = take(&honest, &certificate);
     let longer = Naive::certificate(&context, &both);
     refused(&naive.finish(&asked, &longer, &verify), Invalid::Signature);
-    let mut extended = certificate.clone();
-    let end = extended.len();
-    extended.splice(end - 2.., [0, 4, 0, 5, 0, 0]);
-    for at in [3, 3 + 37 + 3] {
-        let length = u16::from_be_bytes([extended[at - 1], extended[at]]) + 4;
-        extended[at - 1..=at].copy_from_slice(&length.to_be_bytes());
-    }
-    refused(&naive.finish(&asked, &extended, &verify), Invalid::Malformed);
+    refused(&naive.finish(&asked, &Naive::extended(&certificate), &verify), Invalid::Malformed);
     // A scheme that was not offered.
     let mut scheme = verify.clone();
     scheme[4..6].copy_from_slice(&[2, 3]);
@@ -324,7 +341,7 @@ proptest! {
     ) {
         let asked = request(Role::Client, &[7; 36]).unwrap();
         let wrap = |kind: u8, body: &[u8]| [&[kind, 0, 0, u8::try_from(body.len()).unwrap()][..], body].concat();
-        let naive = naive(Hash::Sha384, 1, "client");
+        let naive = naive(Hash::Sha384, exporter(1), "client");
         let bytes = naive.finish(&asked, &wrap(11, &certificate), &wrap(15, &verify));
         let refused = authenticators(Hash::Sha384, 1).verify(Role::Client, &asked, &bytes);
         prop_assert!(refused.is_err() && refused != Err(Invalid::Finished), "{refused:?}");
