@@ -2,6 +2,7 @@
 //! last bit of the checksums, and that it remembers what the host's decision remembers.
 
 use std::path::PathBuf;
+use std::thread;
 
 use auth_ebpf_abi::packet::{icmp as types, tcp as flags};
 use auth_ebpf_abi::{
@@ -308,3 +309,37 @@ fn a_backend_that_has_gone_keeps_connections_and_loses_datagrams_and_clients() {
 }
 
 type Make = fn((Address, u16), (Address, u16)) -> Parts;
+
+/// A connection's entry moves from one table to another with the packet after its first answer, which may be just
+/// when the daemon goes through the tables.
+#[test]
+fn no_datagram_keeps_to_a_backend_that_has_gone() {
+    in_namespaces("no_datagram_keeps_to_a_backend_that_has_gone", |pin_dir| {
+        let mut datapath = open(pin_dir, service());
+        let maps = datapath.maps().clone();
+        let serve = |backend| {
+            let group = group(&[service_key(SERVICE, 80, 17)], 0, &[backend]);
+            maps.change_services(&[group]).unwrap();
+        };
+        let (service, old, new) = ((SERVICE, 80), (THERE, 8080), (THERE, 8081));
+        for round in 0..10 {
+            let clients = (1..=100).map(|port| (HERE, round * 100 + port));
+            serve(old);
+            for client in clients.clone() {
+                goes(&mut datapath, &udp(client, service), &udp(client, old));
+                comes(&mut datapath, &udp(old, client), &udp(service, client));
+            }
+            thread::scope(|scope| {
+                let change = scope.spawn(|| serve(new));
+                for client in clients.clone() {
+                    let frame = sealed(&udp(client, service).ethernet());
+                    assert_eq!(run(&mut datapath, Hook::FromPod, HERE_IFINDEX, &frame).0, Verdict::Forwarded);
+                }
+                change.join().unwrap();
+            });
+            for client in clients {
+                goes(&mut datapath, &udp(client, service), &udp(client, new));
+            }
+        }
+    });
+}

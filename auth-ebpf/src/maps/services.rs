@@ -6,6 +6,7 @@ use auth_ebpf_abi::packet::protocol;
 use auth_ebpf_abi::{
     Address, AffinityKey, BackendEntry, BackendKey, ConnectionEntry, ConnectionKey, ServiceEntry, ServiceKey,
 };
+use auth_ebpf_memory::wait_for_programs;
 
 use crate::error::Error;
 use crate::maps::Maps;
@@ -25,11 +26,18 @@ pub struct Backends {
 /// A backend: its address, and its port in network order.
 type End = (Address, [u8; 2]);
 
-/// The backends that have gone, by set of backends, and by service's port.
+/// The backends that have gone and may be remembered: by set of backends, where clients keep theirs, and by
+/// service's port, of datagrams.
 #[derive(Debug, Default)]
 struct Gone {
     sets: BTreeMap<u32, BTreeSet<End>>,
     ports: BTreeMap<ServiceKey, BTreeSet<End>>,
+}
+
+impl Gone {
+    fn is_nothing(&self) -> bool {
+        self.sets.is_empty() && self.ports.is_empty()
+    }
 }
 
 impl Maps {
@@ -50,34 +58,43 @@ impl Maps {
         self.backends().reconcile(&both)?;
         let changes = self.services().reconcile(&services)?;
         self.backends().reconcile(&backends)?;
-        self.forget(&gone((&before, &there), (&services, &backends)))?;
+        // Also of sets that no longer are: they may be again before a client's time is over.
+        let mut keeping: BTreeSet<u32> = self.affinities().keys()?.iter().map(|client| client.set).collect();
+        keeping.extend(before.values().filter(|entry| entry.affinity != 0).map(|entry| entry.set));
+        let gone = gone((&before, &there), (&services, &backends), &keeping);
+        while !gone.is_nothing() {
+            // What runs now may have found one that has gone, and write it down.
+            wait_for_programs();
+            if !self.forget(&gone)? {
+                break;
+            }
+        }
         if changes.added > 0 {
             self.reopen_connections()?;
         }
         Ok(changes)
     }
 
-    fn forget(&self, gone: &Gone) -> Result<(), Error> {
-        if gone.sets.is_empty() {
-            return Ok(());
-        }
+    /// Whether anything had to be forgotten.
+    fn forget(&self, gone: &Gone) -> Result<bool, Error> {
+        let mut forgotten = false;
         for (key, kept) in self.affinities().entries()? {
             let AffinityKey { set, .. } = key;
             if gone.sets.get(&set).is_some_and(|ends| ends.contains(&(kept.address, kept.port))) {
-                self.affinities().remove(&key)?;
+                forgotten |= self.affinities().remove(&key)?;
             }
         }
-        if gone.ports.is_empty() {
-            return Ok(());
+        // In this order: entries move from the first to the second.
+        for table in [self.half_open(), self.connections()] {
+            forgotten |= forget_datagrams(table, gone)?;
         }
-        for table in [self.connections(), self.half_open()] {
-            forget_datagrams(table, gone)?;
-        }
-        Ok(())
+        Ok(forgotten)
     }
 }
 
-fn forget_datagrams(table: &Table<ConnectionKey, ConnectionEntry>, gone: &Gone) -> Result<(), Error> {
+/// Whether there were any.
+fn forget_datagrams(table: &Table<ConnectionKey, ConnectionEntry>, gone: &Gone) -> Result<bool, Error> {
+    let mut forgotten = false;
     for key in table.keys()? {
         let port = ServiceKey {
             address: key.remote,
@@ -94,10 +111,10 @@ fn forget_datagrams(table: &Table<ConnectionKey, ConnectionEntry>, gone: &Gone) 
                 && ends.contains(&(entry.translation, entry.translation_port))
         };
         if table.get(&key)?.is_some_and(goes_there) {
-            table.remove(&key)?;
+            forgotten |= table.remove(&key)?;
         }
     }
-    Ok(())
+    Ok(forgotten)
 }
 
 type Numbered = (BTreeMap<ServiceKey, ServiceEntry>, BTreeMap<BackendKey, BackendEntry>);
@@ -132,7 +149,8 @@ fn number(desired: &[Backends], before: &BTreeMap<ServiceKey, ServiceEntry>) -> 
 
 type Held<'a> = (&'a BTreeMap<ServiceKey, ServiceEntry>, &'a BTreeMap<BackendKey, BackendEntry>);
 
-fn gone(before: Held<'_>, now: Held<'_>) -> Gone {
+/// What has gone between these two; clients keep backends of `keeping`.
+fn gone(before: Held<'_>, now: Held<'_>, keeping: &BTreeSet<u32>) -> Gone {
     let (old, new) = (by_set(before.1), by_set(now.1));
     let none = BTreeSet::new();
     let without = |set: u32, others: u32| -> BTreeSet<End> {
@@ -140,7 +158,7 @@ fn gone(before: Held<'_>, now: Held<'_>) -> Gone {
         had - new.get(&others).unwrap_or(&none)
     };
     let mut gone = Gone::default();
-    for set in old.keys() {
+    for set in keeping {
         let ends = without(*set, *set);
         if !ends.is_empty() {
             gone.sets.insert(*set, ends);
