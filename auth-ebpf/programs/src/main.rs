@@ -35,6 +35,9 @@ const ETH_P_8021Q: u16 = 0x8100_u16.to_be();
 /// The address families.
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
+/// The size of segments where there are several packets in one, each in a buffer of its own: SCTP's. Only the headers
+/// that they share are in the linear part.
+const GSO_BY_FRAGS: u32 = 0xffff;
 /// The type of IPv4, in network order, as a context has it.
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 
@@ -273,12 +276,13 @@ impl<'a> SocketBuffer<'a> {
     #[inline(always)]
     fn new(ctx: &'a TcContext, hook: Hook) -> Self {
         // SAFETY: the kernel hands a valid context to the program, for as long as it runs.
-        let protocol = unsafe { &*ctx.skb.skb }.protocol;
+        let skb = unsafe { &*ctx.skb.skb };
         let at_ethernet = !matches!(hook, Hook::FromWireguard | Hook::ToWireguard);
         // No more: of what a sender of TCP keeps to send again, its headers alone are in the linear part, and
         // bringing payload there copies them.
-        let wanted = ctx.len().min(read_directly(at_ethernet, protocol == ETH_P_IP));
-        if ctx.data() + wanted as usize > ctx.data_end() {
+        let wanted = ctx.len().min(read_directly(at_ethernet, skb.protocol == ETH_P_IP));
+        // What is brought from a packet's own buffer is missing in that packet.
+        if skb.gso_size != GSO_BY_FRAGS && ctx.data() + wanted as usize > ctx.data_end() {
             // What can't be brought there can't be read either, and drops.
             let _there = ctx.pull_data(wanted);
         }
