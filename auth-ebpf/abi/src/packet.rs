@@ -189,7 +189,7 @@ pub struct Packet {
     pub protocol: u8,
     /// Time to live, or hop limit.
     pub hop_limit: u8,
-    /// Flags of TCP.
+    /// Flags of TCP. An INIT of SCTP counts as SYN.
     pub tcp_flags: u8,
     /// Where the transport header begins in the frame.
     pub transport: u16,
@@ -310,10 +310,10 @@ impl Packet {
         self.protocol == protocol::ICMPV6 && matches!(self.fragment, Fragment::Whole) && !self.source.is_v4()
     }
 
-    /// Whether this is TCP's first segment of a connection.
+    /// Whether this is the first packet of a connection by its own account: TCP's first segment, SCTP's INIT.
     #[must_use]
     #[inline(always)]
     pub const fn is_syn(&self) -> bool {
-        self.protocol == protocol::TCP && self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+        self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
     }
 }

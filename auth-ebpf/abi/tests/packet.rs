@@ -265,13 +265,14 @@ proptest! {
         ports: (u16, u16),
         options in (0..3_usize).prop_map(|words| vec![1; words * 4]),
         extended: bool,
-        kind in 0..3_usize,
+        kind in 0..4_usize,
         is_tagged: bool,
     ) {
         let (from, to) = ((source, ports.0), (destination, ports.1));
         let parts = match kind {
             0 => syn(from, to),
             1 => udp(from, to),
+            2 => frames::init(from, to),
             _ => frames::icmp(source, destination, if source.is_v4() { icmp::ECHO } else { icmp::V6_ECHO }, 7),
         };
         let extensions = if extended { vec![(protocol::DESTINATION_OPTIONS, vec![0; 7])] } else { vec![] };

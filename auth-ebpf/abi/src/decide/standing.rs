@@ -195,7 +195,7 @@ const fn ends(source: &Address, destination: &Address, direction: Direction) -> 
 
 /// Whether a packet that passes may be the first of a connection. Who opened a TCP connection is clear from
 /// its first segment alone: a later one that nobody knows must not turn its direction round, and with it
-/// the rules that apply.
+/// the rules that apply. Of SCTP there may be none: an association goes over to another of its addresses by HEARTBEAT.
 #[inline(always)]
 pub(super) fn may_open(packet: &Packet) -> bool {
     if matches!(packet.fragment, Fragment::Later) || !is_tracked(packet) {

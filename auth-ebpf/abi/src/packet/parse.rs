@@ -1,7 +1,7 @@
 //! The parser: Ethernet, at most one VLAN tag, IPv4 with options, IPv6 with a bounded number of extension
 //! headers, and what tells flows of the transport protocols apart.
 
-use super::{Bytes, Embedded, Fragment, Frame, Packet, Ports, ethertype, icmp, protocol};
+use super::{Bytes, Embedded, Fragment, Frame, Packet, Ports, ethertype, icmp, protocol, tcp};
 use crate::Address;
 
 /// IPv6 extension headers before a packet counts as unparsable.
@@ -245,6 +245,13 @@ fn transport<B: Bytes + ?Sized>(bytes: &B, offset: u32, left: u32, packet: &mut 
         let [ports, _, _, flags] = numbers_near(bytes, offset)?;
         packet.ports = Ports::from_word(ports);
         packet.tcp_flags = (u32::from_be(flags) >> 16) as u8;
+        return Some(());
+    }
+    if packet.protocol == protocol::SCTP {
+        let [ports, tag] = numbers_near(bytes, offset)?;
+        packet.ports = Ports::from_word(ports);
+        // RFC 9260, section 8.5.1: an INIT has no other tag, and nothing else has this.
+        packet.tcp_flags = if tag == 0 { tcp::SYN } else { tcp::ACK };
         return Some(());
     }
     let [first] = numbers_near(bytes, offset)?;

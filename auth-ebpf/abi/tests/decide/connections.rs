@@ -2,11 +2,11 @@
 
 use auth_ebpf_abi::packet::{icmp as types, tcp as flags};
 use auth_ebpf_abi::{
-    AuthType, CONNECTION_QUOTA, CONNECTION_TIMEOUT, ConnectionEntry, Direction, DropReason, Hook,
+    Address, AuthType, CONNECTION_QUOTA, CONNECTION_TIMEOUT, ConnectionEntry, Direction, DropReason, Hook,
     LAST_SEEN_STEP, Setting, TCP_CLOSED_TIMEOUT, TCP_OPENING_TIMEOUT, TCP_TIMEOUT, Verdict, identity,
 };
 
-use super::frames::{Parts, ack, error, icmp, syn, syn_ack, tcp, udp};
+use super::frames::{Parts, ack, data, error, icmp, init, syn, syn_ack, tcp, udp};
 use super::scene::*;
 use super::tables::Tables;
 
@@ -43,6 +43,27 @@ fn out(port: u16) -> Parts {
 
 fn back(port: u16) -> Parts {
     ack((THERE, 80), (HERE, port))
+}
+
+/// Ends that both know their ports beforehand, as SCTP's often do, may each begin.
+#[test]
+fn who_begins_is_judged_as_that_whoever_has_begun_before() {
+    type Make = fn((Address, u16), (Address, u16)) -> Parts;
+    let protocols: [(Make, Make, Make); 2] = [(syn, syn_ack, ack), (init, data, data)];
+    for (first, answer, next) in protocols {
+        let mut tables = outwards(AuthType::Disabled);
+        let (here, there) = ((HERE, 80), (THERE, 80));
+        assert_eq!(sends(&tables, &first(here, there)), PASSES);
+        assert_eq!(receives(&tables, &answer(there, here)), PASSES);
+        assert_eq!(receives(&tables, &first(there, here)), drops(DropReason::PolicyDenied));
+        assert_eq!(receives(&tables, &next(there, here)), PASSES);
+        allow(&mut tables, HERE_ID, Direction::Ingress, THERE_ID, AuthType::Disabled);
+        assert_eq!(receives(&tables, &first(there, here)), PASSES);
+        assert_eq!(connections(&tables)[0].1.direction, Direction::Ingress as u8);
+    }
+    let tables = outwards(AuthType::Disabled);
+    assert_eq!(sends(&tables, &data((HERE, 1), (THERE, 80))), PASSES);
+    assert_eq!(receives(&tables, &data((THERE, 80), (HERE, 1))), PASSES, "another way of an association");
 }
 
 /// Each write to an entry is one that another CPU has to fetch.

@@ -61,6 +61,26 @@ pub(crate) fn udp(source: (Address, u16), destination: (Address, u16)) -> Parts 
     packet(source.0, destination.0, protocol::UDP, payload)
 }
 
+/// SCTP's INIT.
+pub(crate) fn init(source: (Address, u16), destination: (Address, u16)) -> Parts {
+    sctp(source, destination, 0, 1)
+}
+
+/// SCTP's DATA.
+pub(crate) fn data(source: (Address, u16), destination: (Address, u16)) -> Parts {
+    sctp(source, destination, 7, 0)
+}
+
+fn sctp(source: (Address, u16), destination: (Address, u16), tag: u8, chunk: u8) -> Parts {
+    let mut payload = vec![0; 16];
+    payload[..2].copy_from_slice(&source.1.to_be_bytes());
+    payload[2..4].copy_from_slice(&destination.1.to_be_bytes());
+    payload[7] = tag;
+    payload[12] = chunk;
+    payload[15] = 4;
+    packet(source.0, destination.0, protocol::SCTP, payload)
+}
+
 pub(crate) fn icmp(source: Address, destination: Address, kind: u8, identifier: u16) -> Parts {
     let number = if source.is_v4() { protocol::ICMP } else { protocol::ICMPV6 };
     let [high, low] = identifier.to_be_bytes();

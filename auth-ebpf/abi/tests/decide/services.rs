@@ -8,11 +8,13 @@ use auth_ebpf_abi::{
 };
 use proptest::prelude::*;
 
-use super::frames::{Parts, ack, error, icmp, packet, syn, syn_ack, tcp, udp};
+use super::frames::{Parts, ack, data, error, icmp, init, packet, syn, syn_ack, tcp, udp};
 use super::scene::*;
 use super::tables::Tables;
 
 const SET: u32 = 3;
+
+type Make = fn((Address, u16), (Address, u16)) -> Parts;
 
 /// THERE's port 8080 behind the service's port 80, in both families, and HERE may send to it.
 fn service(auth_type: AuthType) -> Tables {
@@ -71,14 +73,9 @@ fn end_of(parts: &Parts, translation: &Translation, outwards: bool) -> (Address,
     }
 }
 
-fn sctp(source: (Address, u16), destination: (Address, u16)) -> Parts {
-    Parts { protocol: protocol::SCTP, ..udp(source, destination) }
-}
-
 #[test]
 fn what_is_sent_to_a_service_goes_to_a_backend_and_comes_back_from_the_service() {
-    type Make = fn((Address, u16), (Address, u16)) -> Parts;
-    let protocols: [(Make, Make); 3] = [(syn, syn_ack), (udp, udp), (sctp, sctp)];
+    let protocols: [(Make, Make); 3] = [(syn, syn_ack), (udp, udp), (init, data)];
     for auth_type in [AuthType::Disabled, AuthType::Spire] {
         for (address, here, there) in [(SERVICE, HERE, THERE), (SERVICE_V6, HERE_V6, THERE_V6)] {
             for (first, answer) in protocols {
@@ -86,10 +83,10 @@ fn what_is_sent_to_a_service_goes_to_a_backend_and_comes_back_from_the_service()
                 assert_eq!(goes_to(&tables, &first((here, 1), (address, 80))), (there, 8080));
                 assert_eq!(comes_from(&tables, &answer((there, 8080), (here, 1))), (address, 80));
                 for _ in 0..3 {
-                    let next = if first((here, 1), (address, 80)).protocol == protocol::TCP {
-                        ack((here, 1), (address, 80))
-                    } else {
-                        first((here, 1), (address, 80))
+                    let next = match first((here, 1), (address, 80)).protocol {
+                        protocol::TCP => ack((here, 1), (address, 80)),
+                        protocol::SCTP => data((here, 1), (address, 80)),
+                        _ => first((here, 1), (address, 80)),
                     };
                     assert_eq!(goes_to(&tables, &next), (there, 8080));
                 }
@@ -192,22 +189,25 @@ fn a_settled_connection_asks_no_service() {
 
 #[test]
 fn a_connection_keeps_its_backend_and_is_decided_anew_about_it() {
-    let mut tables = service(AuthType::Disabled);
-    goes_to(&tables, &syn((HERE, 1), (SERVICE, 80)));
-    comes_from(&tables, &syn_ack((THERE, 8080), (HERE, 1)));
-    // The backend goes, another comes, and everything is looked at again.
-    serve(&mut tables, SERVICE, 80, SET, 0, &[(NEIGHBOUR, 8080)]);
-    reopen_all(&mut tables);
-    assert_eq!(goes_to(&tables, &ack((HERE, 1), (SERVICE, 80))), (THERE, 8080));
-    assert_eq!(comes_from(&tables, &ack((THERE, 8080), (HERE, 1))), (SERVICE, 80));
-    tables.policy.clear();
-    reopen_all(&mut tables);
-    assert_eq!(sends(&tables, &ack((HERE, 1), (SERVICE, 80))), drops(DropReason::PolicyDenied));
-    let back = ack((THERE, 8080), (HERE, 1));
-    let (fate, _) = at(&tables, context(Hook::ToPod, WIREGUARD_IFINDEX), &back);
-    assert_eq!(fate, drops(DropReason::PolicyDenied));
-    allow(&mut tables, HERE_ID, Direction::Egress, NEIGHBOUR_ID, AuthType::Disabled);
-    assert_eq!(goes_to(&tables, &syn((HERE, 1), (SERVICE, 80))), (NEIGHBOUR, 8080), "what opens chooses");
+    for (first, answer, next) in [(syn as Make, syn_ack as Make, ack as Make), (init, data, data)] {
+        let mut tables = service(AuthType::Disabled);
+        goes_to(&tables, &first((HERE, 1), (SERVICE, 80)));
+        comes_from(&tables, &answer((THERE, 8080), (HERE, 1)));
+        // The backend goes, another comes, and everything is looked at again.
+        serve(&mut tables, SERVICE, 80, SET, 0, &[(NEIGHBOUR, 8080)]);
+        reopen_all(&mut tables);
+        assert_eq!(goes_to(&tables, &next((HERE, 1), (SERVICE, 80))), (THERE, 8080));
+        assert_eq!(comes_from(&tables, &next((THERE, 8080), (HERE, 1))), (SERVICE, 80));
+        tables.policy.clear();
+        reopen_all(&mut tables);
+        assert_eq!(sends(&tables, &next((HERE, 1), (SERVICE, 80))), drops(DropReason::PolicyDenied));
+        let back = next((THERE, 8080), (HERE, 1));
+        let (fate, _) = at(&tables, context(Hook::ToPod, WIREGUARD_IFINDEX), &back);
+        assert_eq!(fate, drops(DropReason::PolicyDenied));
+        allow(&mut tables, HERE_ID, Direction::Egress, NEIGHBOUR_ID, AuthType::Disabled);
+        let opened = goes_to(&tables, &first((HERE, 1), (SERVICE, 80)));
+        assert_eq!(opened, (NEIGHBOUR, 8080), "what opens chooses");
+    }
 }
 
 #[test]
