@@ -44,6 +44,8 @@ mod flows;
 mod forwarding;
 mod opening;
 mod outside;
+#[cfg(feature = "sctp")]
+mod sctp;
 mod service_flows;
 mod services;
 mod slots;

@@ -16,12 +16,12 @@ use super::tables::Tables;
 use super::{in_namespaces, ip, with_each_mechanism};
 use crate::{Datapath, Options, TestPacket};
 
-const NEIGHBOUR_V6: Address = v6(1, 0x11);
+pub(super) const NEIGHBOUR_V6: Address = v6(1, 0x11);
 const LIMIT: Duration = Duration::from_millis(300);
 const PORT: u16 = 7;
 
 /// Two pods of this node, behind these interfaces, of which packets go straight if `mtu` is not 0.
-fn two_pods(here: u32, neighbour: u32, mtu: u32) -> Tables {
+pub(super) fn two_pods(here: u32, neighbour: u32, mtu: u32) -> Tables {
     let mut tables = cluster();
     tables.addresses.insert(NEIGHBOUR_V6, tables.addresses[&NEIGHBOUR]);
     tables.endpoints.insert(NEIGHBOUR_V6, tables.endpoints[&NEIGHBOUR]);
@@ -66,8 +66,12 @@ fn the_kernel_redirects_what_the_host_says_goes_straight() {
     });
 }
 
-/// A pod behind `interface`, with a socket of each family.
-fn pod(interface: &str, v4: &'static str, v6: &'static str) -> [UdpSocket; 2] {
+/// Does `work` in a pod behind `interface`.
+pub(super) fn in_pod<T: Send + 'static>(
+    interface: &str,
+    [v4, v6]: [&'static str; 2],
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
     let of_host = [
         format!("address add 192.168.0.1/32 dev {interface}"),
         format!("address add fe80::1/64 dev {interface} nodad"),
@@ -80,7 +84,14 @@ fn pod(interface: &str, v4: &'static str, v6: &'static str) -> [UdpSocket; 2] {
         ip("link set eth0 up");
         ip("route add default via 192.168.0.1 dev eth0 onlink");
         ip("route add default via fe80::1 dev eth0");
-        [v4, v6].map(|address| {
+        work()
+    })
+}
+
+/// A pod behind `interface`, with a socket of each family.
+fn pod(interface: &str, addresses: [&'static str; 2]) -> [UdpSocket; 2] {
+    in_pod(interface, addresses, move || {
+        addresses.map(|address| {
             let at = SocketAddr::new(address.parse().unwrap(), PORT);
             let socket = UdpSocket::bind(at).unwrap();
             socket.set_read_timeout(Some(LIMIT)).unwrap();
@@ -92,8 +103,8 @@ fn pod(interface: &str, v4: &'static str, v6: &'static str) -> [UdpSocket; 2] {
 #[test]
 fn packets_go_straight_between_namespaces() {
     with_each_mechanism("packets_go_straight_between_namespaces", |pin_dir, mechanism| {
-        let here = pod("here", "10.0.1.10", "fd00:0:0:1::10");
-        let neighbour = pod("neighbour", "10.0.1.11", "fd00:0:0:1::11");
+        let here = pod("here", ["10.0.1.10", "fd00:0:0:1::10"]);
+        let neighbour = pod("neighbour", ["10.0.1.11", "fd00:0:0:1::11"]);
         let mut datapath = super::open(&pin_dir, mechanism);
         let index = |name: &str| nix::net::if_::if_nametoindex(name).unwrap();
         let tables = |mtu| two_pods(index("here"), index("neighbour"), mtu);
