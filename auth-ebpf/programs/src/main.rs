@@ -282,7 +282,7 @@ impl<'a> SocketBuffer<'a> {
         // bringing payload there copies them.
         let wanted = ctx.len().min(read_directly(at_ethernet, skb.protocol == ETH_P_IP));
         // What is brought from a packet's own buffer is missing in that packet.
-        if skb.gso_size != GSO_BY_FRAGS && ctx.data() + wanted as usize > ctx.data_end() {
+        if ctx.data() + wanted as usize > ctx.data_end() && skb.gso_size != GSO_BY_FRAGS {
             // What can't be brought there can't be read either, and drops.
             let _there = ctx.pull_data(wanted);
         }
