@@ -11,7 +11,7 @@ use auth_ebpf_abi::{
 };
 use proptest::prelude::*;
 
-use super::frames::{Parts, error, icmp, tcp, udp};
+use super::frames::{Parts, data, error, icmp, init, tcp, udp};
 use super::life::Life;
 use super::scene::*;
 
@@ -72,6 +72,9 @@ impl End {
 pub(crate) enum Kind {
     Tcp(u8),
     Udp,
+    Sctp {
+        init: bool,
+    },
     Echo {
         request: bool,
     },
@@ -196,6 +199,8 @@ struct Seen {
     /// Of an echo, whether its request goes out.
     asked: Option<bool>,
     opens: bool,
+    /// It says itself that it is the first of its connection.
+    first: bool,
 }
 
 impl Model {
@@ -288,12 +293,24 @@ impl Model {
 
     /// What can be seen of it; a later fragment shows nothing unless its first one has.
     fn see(&self, sent: &Sent) -> Option<Seen> {
-        let mut seen = Seen { ports: sent.ports, protocol: protocol::UDP, tcp: 0, asked: None, opens: true };
+        let mut seen = Seen {
+            ports: sent.ports,
+            protocol: protocol::UDP,
+            tcp: 0,
+            asked: None,
+            opens: true,
+            first: false,
+        };
         match sent.kind {
             Kind::Tcp(flags) => {
                 seen.protocol = protocol::TCP;
                 seen.tcp = flags;
                 seen.opens = flags & flags::SYN != 0 && flags & flags::ACK == 0;
+                seen.first = seen.opens;
+            }
+            Kind::Sctp { init } => {
+                seen.protocol = protocol::SCTP;
+                seen.first = init;
             }
             Kind::Udp | Kind::First => {}
             Kind::Echo { request } => {
@@ -353,13 +370,16 @@ impl Model {
         let known =
             self.connections.get(&key).copied().filter(|it| it.life.is_alive(seen.protocol, self.now));
         // What bears the host's address and is the world's, is answered as that.
-        let first = seen.protocol == protocol::TCP && seen.opens;
-        if sent.out && end == End::Host && !first && known.is_some_and(|it| it.identity == identity::WORLD) {
+        if sent.out
+            && end == End::Host
+            && !seen.first
+            && known.is_some_and(|it| it.identity == identity::WORLD)
+        {
             owner.identity = identity::WORLD;
         }
         let theirs = known.filter(|known| (known.identity, known.node) == (owner.identity, owner.node));
-        // What opens a TCP connection is judged as that, whoever has opened one there before.
-        let by_us = if first { sent.out } else { theirs.map_or(sent.out, |known| known.opened_by_us) };
+        // What says that it is the first is judged as that, whoever has opened one there before.
+        let by_us = if seen.first { sent.out } else { theirs.map_or(sent.out, |known| known.opened_by_us) };
         let rests_until = self.may(by_us, sent, seen, owner)?;
         self.remember(key, sent, seen, owner, by_us, rests_until);
         Ok(())
@@ -430,7 +450,6 @@ impl Model {
             rests_until,
             stale: false,
         };
-        let first = seen.protocol == protocol::TCP && seen.opens;
         let goes_on = |known: &Connection| {
             known.life.is_alive(seen.protocol, now)
                 && (known.identity, known.node) == (owner.identity, owner.node)
@@ -444,7 +463,7 @@ impl Model {
             _ if !seen.opens => return,
             _ => fresh,
         };
-        if first || connection.stale || now >= connection.rests_until {
+        if seen.first || connection.stale || now >= connection.rests_until {
             (connection.stale, connection.rests_until) = (false, rests_until);
         }
         let reply = by_us != sent.out;
@@ -555,11 +574,14 @@ impl Sent {
         match self.kind {
             Kind::Tcp(flags) => tcp(from, to, flags),
             Kind::Udp => udp(from, to),
+            Kind::Sctp { init: true } => init(from, to),
+            Kind::Sctp { init: false } => data(from, to),
             Kind::Echo { request } => echo(request, from.0, to.0),
             Kind::Error { about, .. } => {
                 let about = match about {
                     protocol::TCP => tcp(to, from, flags::ACK),
                     protocol::UDP => udp(to, from),
+                    protocol::SCTP => data(to, from),
                     _ => echo(true, to.0, from.0),
                 };
                 let kind = if v6 { types::V6_ERROR_FIRST } else { types::UNREACHABLE };
@@ -618,8 +640,9 @@ fn packets() -> impl Strategy<Value = Sent> {
     let kinds = prop_oneof![
         6 => flags.prop_map(Kind::Tcp),
         4 => Just(Kind::Udp),
+        3 => any::<bool>().prop_map(|init| Kind::Sctp { init }),
         2 => any::<bool>().prop_map(|request| Kind::Echo { request }),
-        3 => (prop::sample::select(vec![protocol::TCP, protocol::UDP, 1]), any::<bool>())
+        3 => (prop::sample::select(vec![protocol::TCP, protocol::UDP, protocol::SCTP, 1]), any::<bool>())
             .prop_map(|(about, by_router)| Kind::Error { about, by_router }),
         2 => Just(Kind::First),
         3 => prop::sample::select(vec![16, 32, 32, 48]).prop_map(Kind::Later),
@@ -678,6 +701,8 @@ fn changes() -> impl Strategy<Value = Change> {
 fn conversations(between: impl Strategy<Value = Step>) -> impl Strategy<Value = Vec<Step>> {
     const BOTH: u8 = flags::SYN | flags::ACK;
     const END: u8 = flags::FIN | flags::ACK;
+    const INIT: Kind = Kind::Sctp { init: true };
+    const DATA: Kind = Kind::Sctp { init: false };
     let tcp =
         |flags: &[(bool, u8)]| flags.iter().map(|(by_opener, it)| (*by_opener, Kind::Tcp(*it))).collect();
     let courses: Vec<Vec<(bool, Kind)>> = vec![
@@ -698,6 +723,15 @@ fn conversations(between: impl Strategy<Value = Step>) -> impl Strategy<Value = 
             (false, flags::ACK),
         ]),
         vec![(true, Kind::Udp), (false, Kind::Udp), (true, Kind::Udp), (false, Kind::Udp)],
+        vec![
+            (true, INIT),
+            (false, DATA),
+            (true, DATA),
+            (false, INIT),
+            (true, DATA),
+            (false, DATA),
+            (true, INIT),
+        ],
         vec![(true, Kind::Udp), (false, Kind::First), (false, Kind::Later(32)), (false, Kind::Later(48))],
         vec![
             (true, Kind::First),
