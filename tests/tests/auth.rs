@@ -14,7 +14,7 @@ use std::fs;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use authd_tests::issuer::Kind;
 use authd_tests::lab::Options;
 use authd_tests::lab::node::Family;
@@ -186,8 +186,11 @@ fn rotates_without_loss(name: &str, kind: Kind) -> Result<()> {
         }
         Ok(())
     })?;
-    let lost = stream.lost();
-    ensure!(lost.is_empty(), "{} of {} datagrams are lost", lost.len(), stream.sent());
+    if !stream.lost().is_empty() {
+        let dropped: Result<Vec<String>> =
+            NODES.into_iter().map(|node| scene.authctl(node, &["drops"])).collect();
+        bail!("{}; dropped by the nodes:\n{}", stream.gaps(), dropped?.join("\n"));
+    }
     let renewed = |log: &str| {
         let of_event = |line: &Value| line.get("event").is_some_and(|event| event == "pair_renewed");
         log::lines(log).filter(of_event).count()

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::holder::Holder;
 use super::marked;
@@ -250,12 +251,18 @@ impl Namespace {
         self.bind(|| TcpListener::bind(at)).with_context(|| format!("listen in {} at {at}", self.name()))
     }
 
-    /// Opens a datagram socket here.
+    /// Opens a datagram socket here, with room for what comes while nobody reads.
     ///
     /// # Errors
     /// When the address is taken.
     pub fn udp_bind(&self, at: SocketAddr) -> Result<UdpSocket> {
-        self.bind(|| UdpSocket::bind(at)).with_context(|| format!("bind in {} at {at}", self.name()))
+        /// A machine that is busy with other tests gives a reader no processor for half a second and more, and by
+        /// default the kernel keeps less than 300 datagrams, however small.
+        const ROOM: usize = 8 << 20;
+        let socket =
+            self.bind(|| UdpSocket::bind(at)).with_context(|| format!("bind in {} at {at}", self.name()))?;
+        setsockopt(&socket, sockopt::RcvBufForce, &ROOM).context("make room for datagrams")?;
+        Ok(socket)
     }
 
     /// Waits for an address that is in use: a child that another test's thread has forked keeps a

@@ -103,6 +103,26 @@ impl Stream {
         self.0.iter().filter(|(_, came)| !came).map(|(at, _)| *at).collect()
     }
 
+    /// What is missing, in words: of how many, and for how long each time.
+    pub(crate) fn gaps(&self) -> String {
+        let Some((begun, _)) = self.0.first() else { return "nothing was sent".to_owned() };
+        let mut gaps: Vec<(Instant, Instant, u32)> = Vec::new();
+        for pair in self.0.windows(2) {
+            let [(before, came_before), (at, came)] = pair else { continue };
+            if *came {
+                continue;
+            }
+            match gaps.last_mut().filter(|_| !came_before) {
+                Some((_, until, count)) => (*until, *count) = (*at, *count + 1),
+                None => gaps.push((*before, *at, 1)),
+            }
+        }
+        let told = gaps.iter().map(|(from, until, count)| {
+            format!("{count} in {:?} from {:?}", *until - *from, from.duration_since(*begun))
+        });
+        format!("{} of {} are lost: {}", self.lost().len(), self.sent(), told.collect::<Vec<_>>().join(", "))
+    }
+
     /// When the last one was sent that came back, of those from before `until`.
     pub(crate) fn last_before(&self, until: Instant) -> Option<Instant> {
         self.0.iter().filter(|(at, came)| *came && *at < until).map(|(at, _)| *at).next_back()
