@@ -84,6 +84,9 @@ impl Maps {
                 forgotten |= self.affinities().remove(&key)?;
             }
         }
+        if gone.ports.is_empty() {
+            return Ok(forgotten);
+        }
         // In this order: entries move from the first to the second.
         for table in [self.half_open(), self.connections()] {
             forgotten |= forget_datagrams(table, gone)?;
